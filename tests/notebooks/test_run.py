@@ -1,0 +1,47 @@
+"""Every notebook runs from top to bottom in a fresh kernel, as a reader would run it."""
+
+import os
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+from vitviz_nb.publish import find_notebooks
+
+ROOT = Path(__file__).parents[2]
+NOTEBOOKS = find_notebooks(ROOT)
+SECONDS = 300  # to end what hangs, not a measure of speed
+MOST_MEMORY = {"00_start_here": 1.2e9}  # bytes: Binder stops a kernel at 2 GB, and JupyterLab itself runs beside it
+MEASURE = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+
+
+def run(path: Path) -> float:
+    """Run a notebook where it lies; returns its kernel's peak resident memory in bytes. Raises at the first error."""
+    notebook = nbformat.read(path, as_version=4)
+    notebook.cells.append(nbformat.v4.new_code_cell(MEASURE))
+    where = {"metadata": {"path": str(path.parent)}}
+    began = time.monotonic()
+    NotebookClient(
+        notebook, timeout=SECONDS, kernel_name="python3", resources=where, store_widget_state=False
+    ).execute()
+    assert time.monotonic() - began < SECONDS
+    # An error that a raises-exception tag lets pass is an error here too: a reader would see it.
+    assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
+    peak = float(notebook.cells[-1].outputs[-1].text)
+    return peak if sys.platform == "darwin" else peak * 1024
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path, monkeypatch):
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs(path):
+    peak = run(path)
+    print(f"{path.stem}: the kernel's peak resident memory was {peak / 1e9:.2f} GB")
+    assert peak <= MOST_MEMORY.get(path.stem, float("inf"))

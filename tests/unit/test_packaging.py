@@ -1,0 +1,125 @@
+import ast
+import re
+import subprocess
+import sys
+import tomllib
+import zipfile
+from pathlib import Path
+
+import pytest
+from hatchling.builders.wheel import WheelBuilder
+from packaging.requirements import Requirement
+
+import vitviz_nb
+from vitviz_nb.paths import data_dir
+
+ROOT = Path(__file__).parents[2]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
+EXTRAS = PROJECT["project"]["optional-dependencies"]
+CONDA_NAME = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
+IMPORT_NAME = {"pillow": "PIL"}
+
+
+def requirements(*lists: list[str]) -> dict[str, Requirement]:
+    return {r.name: r for r in (Requirement(line) for lines in lists for line in lines)}
+
+
+def conda(path: str) -> dict[str, tuple[str, str]]:
+    """Name -> (version, reason) of the packages in an environment file."""
+    lines = (ROOT / path).read_text().split("dependencies:\n")[1].splitlines()
+    found = [re.fullmatch(r"  - ([a-z0-9_-]+)([<>=!].*?)?(?:  # (.+))?", line).groups(default="") for line in lines]
+    return {name: (version, reason) for name, version, reason in found}
+
+
+def test_only_lower_bounds():
+    for requirement in requirements(PROJECT["project"]["dependencies"], *EXTRAS.values()).values():
+        assert [s.operator for s in requirement.specifier] == [">="], requirement
+    assert PROJECT["project"]["requires-python"] == ">=3.11"
+
+
+def test_binder_has_the_root_environment_and_cpu_torch():
+    root, binder = conda("environment.yml"), conda("binder/environment.yml")
+    assert "pytorch-cpu" in binder
+    del binder["pytorch-cpu"]
+    assert binder == root
+    names = [(ROOT / path).read_text().split("name:")[1].split("dependencies:")[0] for path in
+             ("environment.yml", "binder/environment.yml")]  # fmt: skip
+    assert names[0] == names[1]  # name and channels
+
+
+def test_environment_has_the_packages_dependencies():
+    environment = conda("environment.yml")
+    for name, requirement in requirements(PROJECT["project"]["dependencies"], EXTRAS["lab"]).items():
+        assert environment[CONDA_NAME.get(name, name)][0] == str(requirement.specifier)
+
+
+@pytest.mark.parametrize("path", ["environment.yml", "binder/environment.yml"])
+def test_every_conda_package_has_its_reason(path):
+    assert not [name for name, (_, reason) in conda(path).items() if len(reason) < 10]
+
+
+def test_post_build_stops_at_errors_and_installs_without_dependencies():
+    script = ROOT / "binder/postBuild"
+    assert script.stat().st_mode & 0o111
+    assert script.read_text().startswith("#!/bin/bash\n")
+    assert "\nset -ex\n" in script.read_text()
+    assert "pip install --no-deps --no-cache-dir ." in script.read_text()
+
+
+def test_every_import_of_the_package_is_declared():
+    imported = {"vitviz_nb"}
+    for path in (ROOT / "vitviz_nb").rglob("*.py"):
+        for node in ast.walk(ast.parse(path.read_text())):
+            if isinstance(node, ast.Import):
+                imported |= {alias.name.split(".")[0] for alias in node.names}
+            elif isinstance(node, ast.ImportFrom) and not node.level:
+                imported.add(node.module.split(".")[0])
+    declared = {IMPORT_NAME.get(name, name) for name in requirements(PROJECT["project"]["dependencies"])}
+    assert imported - declared - set(sys.stdlib_module_names) == {"vitviz_nb"}
+
+
+def test_import_is_light():
+    code = "import sys, vitviz_nb; print({'torch', 'numpy', 'timm', 'matplotlib', 'ipywidgets'} & set(sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "set()"
+
+
+def test_public_names_all_exist():
+    for name in vitviz_nb.__all__:
+        getattr(vitviz_nb, name)  # raises when the lazy table names a wrong module
+
+
+@pytest.fixture(scope="module")
+def wheel(tmp_path_factory) -> Path:
+    folder = tmp_path_factory.mktemp("wheel")
+    return Path(next(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
+
+
+def test_wheel_carries_its_data_and_nothing_of_the_checkout(wheel, tmp_path):
+    with zipfile.ZipFile(wheel) as archive:
+        names = archive.namelist()
+        archive.extractall(tmp_path)
+    assert "vitviz_nb/data/emoji_world/concepts.csv" in names
+    assert "vitviz_nb/data/emoji_world/LICENSES.md" in names
+    assert f"vitviz_nb-{vitviz_nb.__version__}.dist-info/licenses/LICENSE" in names
+    assert {name.split("/")[0] for name in names} == {"vitviz_nb", f"vitviz_nb-{vitviz_nb.__version__}.dist-info"}
+    assert "__pycache__" not in "".join(names)
+    code = "from vitviz_nb.paths import data_dir; print((data_dir() / 'emoji_world' / 'concepts.csv').resolve())"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert Path(done.stdout.strip()) == (tmp_path / "vitviz_nb/data/emoji_world/concepts.csv").resolve()
+
+
+def test_editable_install_reads_the_checkout(tmp_path):
+    editable = next(WheelBuilder(str(ROOT)).build(directory=str(tmp_path), versions=["editable"]))
+    with zipfile.ZipFile(editable) as archive:
+        names = archive.namelist()
+        pth = [name for name in names if name.endswith(".pth")]
+        assert [archive.read(name).decode().strip() for name in pth] == [str(ROOT)]
+    assert not [name for name in names if name.startswith("vitviz_nb/")]  # no second copy of code or data
+    assert data_dir() == ROOT / "data"
+
+
+def test_command_is_installed(wheel):
+    with zipfile.ZipFile(wheel) as archive:
+        entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
+        assert "vitviz = vitviz_nb.cli:main" in archive.read(entry).decode()

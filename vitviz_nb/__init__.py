@@ -1,0 +1,41 @@
+"""vitviz_nb: see what vision transformers learn.
+
+>>> import vitviz_nb as vv
+>>> model = vv.load("emoji-vit")
+>>> vv.Visualizer(model).render(layer=7, neurons=range(16))
+
+Names are imported when first used, so that ``import vitviz_nb`` takes milliseconds and torch loads only when needed.
+"""
+
+import importlib
+
+__version__ = "0.1.0"
+
+_HOME = {  # public name: the submodule it lives in
+    "EmojiWorld": "emoji_world",
+    "Scenes": "emoji_world",
+    "VisionModel": "models",
+    "load": "models",
+    "list_models": "models",
+    "Recipe": "recipe",
+    "Visualizer": "visualizer",
+    "Rendering": "rendering",
+    "Explorer": "explorer",
+    "explore": "explorer",
+    "image_folder": "images",
+    "top_images": "scores",
+    "setup": "notebook",
+    "check": "notebook",
+    "VitvizError": "errors",
+}
+__all__ = sorted(_HOME)
+
+
+def __getattr__(name: str):
+    if name not in _HOME:
+        raise AttributeError(f"vitviz_nb has no {name!r}; it has {', '.join(__all__)}")
+    return getattr(importlib.import_module(f"vitviz_nb.{_HOME[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return [*__all__, "__version__"]

@@ -1,0 +1,155 @@
+"""The command ``vitviz``: see what vision transformers learn, without a notebook."""
+
+import argparse
+import sys
+import warnings
+from pathlib import Path
+
+from .errors import VitvizError
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run one command; returns the exit code: 0, 2 for what a user can mend (said on one line), 130 when interrupted."""
+    parser = _parser()
+    options = parser.parse_args(arguments)
+    warnings.showwarning = lambda message, *_, **__: print(f"vitviz: {message}", file=sys.stderr)
+    try:
+        options.run(options)
+    except VitvizError as error:
+        print(f"vitviz: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("vitviz: interrupted; finished pictures are in the cache.", file=sys.stderr)
+        return 130
+    except BrokenPipeError:  # vitviz models | head
+        sys.stderr.close()
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="vitviz", description="See what vision transformers learn: pictures of what their neurons respond to.",
+        epilog="The notebooks in notebooks/ explain what the pictures mean; begin with 00_start_here.ipynb.")
+    commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
+
+    def command(name: str, run, description: str, **more) -> argparse.ArgumentParser:
+        sub = commands.add_parser(name, help=description, description=f"{description[0].upper()}{description[1:]}.",
+                                  formatter_class=argparse.RawDescriptionHelpFormatter, **more)
+        sub.set_defaults(run=run)
+        return sub
+
+    command("doctor", _doctor, "say what this machine has and what is missing")
+    sub = command("models", _models, "list the models that can be loaded by name")
+    sub.add_argument("pattern", nargs="?", help="also list timm's pretrained models that match, such as '*clip*'")
+
+    sub = command("render", _render, "make pictures of neurons",
+                  epilog="examples:\n  vitviz render emoji-vit --layer -1 --neurons 0-15 --out pictures\n"
+                         "  vitviz render emoji-vit --layer 3 --kind key --neurons 2,5,7 --recipe paper --out keys\n"
+                         "  vitviz render vit_base_patch16_224 --layer 10 --neurons 0-3 --images photos --out pictures\n\n"
+                         "writes sheet.png (all pictures with captions), neuron_N.png, pictures.npz and manifest.json.")
+    sub.add_argument("model", help="an embedded model, or any timm name (its weights are downloaded)")
+    sub.add_argument("--layer", type=int, required=True, help="counted from 0 in forward order; -1 is the last")
+    sub.add_argument("--neurons", required=True, type=_ranges, help="numbers and ranges: 0-15 or 2,5,7-9")
+    sub.add_argument("--kind", default="mlp",
+                     help="mlp (default), query, key, value, attention, residual; channel for CNNs")
+    sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
+    sub.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another picture of the same neuron (default 0)")
+    sub.add_argument("--images", type=Path, help="folder of images that scores are measured against (default: Emoji World)")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    sub.add_argument("--untrained", action="store_true", help="random weights, to see what training changes")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the pictures; made if missing")
+
+    sub = command("train", _train, "train an embedded model on Emoji World; goes on from its checkpoint if there is one")
+    sub.add_argument("model", help="a model that has a recipe: emoji-vit")
+    sub.add_argument("--out", type=Path, help="folder for weights, card and checkpoint (default: the kit's data/models)")
+    sub.add_argument("--steps", type=int, help="fewer updates than the recipe's, to try it out")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+
+    sub = command("publish", _publish, "write badges and the Colab address into the README and every notebook")
+    sub.add_argument("target", nargs="?", metavar="OWNER/REPO", help="on GitHub (default: the git remote 'origin')")
+    return parser
+
+
+def _ranges(text: str) -> list[int]:
+    """``0-15`` or ``2,5,7-9`` as a list."""
+    numbers = []
+    for part in text.split(","):
+        first, dash, last = part.strip().partition("-")
+        if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of neurons; write numbers and ranges such as 0-15 or 2,5,7-9")
+        if dash and int(last) - int(first) >= 1_000_000:
+            raise argparse.ArgumentTypeError(f"{part.strip()!r} names more neurons than any layer has")
+        numbers += range(int(first), int(last or first) + 1)
+    return numbers
+
+
+def _doctor(options) -> None:
+    from .notebook import status
+
+    for what, how in status():
+        print(f"{what + ':':<17}{how}")
+
+
+def _models(options) -> None:
+    from .models import embedded_names, list_models, read_card
+
+    for name in embedded_names():
+        card = read_card(name)
+        share = card["accuracy"]["unoccluded"]
+        low, high = share["interval95"]
+        print(f"{name:<20} {card['parameters'] / 1e6:.1f} M parameters, {100 * share['top1']:.1f} % of unoccluded scenes right "
+              f"(95 % interval {100 * low:.1f} to {100 * high:.1f})")
+    if options.pattern is None:
+        print("and any timm model: vitviz models '*clip*' searches their names")
+        return
+    found = list_models(options.pattern)[len(embedded_names()):]
+    if not found:
+        raise VitvizError(f"No pretrained timm model matches {options.pattern!r}; '*' stands for any letters, as in '*clip*'.")
+    print("\n".join(found))
+
+
+def _render(options) -> None:
+    import dataclasses
+
+    from .images import image_folder
+    from .models import load
+    from .recipe import Recipe
+    from .sites import check_neurons, site
+    from .visualizer import Visualizer
+
+    recipe = Recipe.named(options.recipe)
+    if options.steps is not None:
+        recipe = dataclasses.replace(recipe, steps=options.steps)
+    if options.out.exists() and not options.out.is_dir():
+        raise VitvizError(f"--out {options.out} is a file; name a folder.")
+    model = load(options.model, pretrained=not options.untrained, device=options.device)
+    place = site(model, options.layer, options.kind)
+    neurons = check_neurons(place, options.neurons)
+    images = image_folder(options.images, model.image_size) if options.images else None
+    rendering = Visualizer(model, recipe, images).render(place.layer, neurons, place.kind, options.seed)
+    rendering.save(options.out)
+    counts = ", ".join(f"{rendering.scores.status.count(s)} {s}" for s in ("alive", "weak", "dead"))
+    left = "" if rendering.finished else "; interrupted, the same command goes on from the finished ones"
+    print(f"{len(neurons)} pictures of {model.title} {place} in {options.out} ({counts}){left}")
+
+
+def _train(options) -> None:
+    from .models import models_dir
+    from .training import train
+
+    card = train(options.model, options.out or models_dir(), options.device, options.steps)
+    for group, row in card["accuracy"].items():
+        low, high = row["interval95"]
+        print(f"{group:<24}{100 * row['top1']:5.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {row['n']})")
+
+
+def _publish(options) -> None:
+    from .publish import publish
+
+    changed = publish(options.target, Path.cwd())
+    print("\n".join(map(str, changed)) if changed else "nothing to change: badges and addresses are as they should be")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+"""The one kind of error a user of the kit is meant to meet."""
+
+import difflib
+from collections.abc import Iterable
+
+
+class VitvizError(ValueError):
+    """Something a user can mend: the message says what was wrong, what is allowed and what to do next.
+
+    The command line prints it on one line and exits with 2; a notebook shows it without a stack trace.
+    """
+
+    def _render_traceback_(self) -> list[str]:
+        """What IPython prints instead of a stack trace (its documented hook for exceptions)."""
+        return [f"{type(self).__name__}: {self}"]
+
+
+def nearest(word: str, allowed: Iterable[str], n: int = 3) -> str:
+    """'Did you mean a, b?' with the up to ``n`` names closest to ``word``, or '' when none is close."""
+    close = difflib.get_close_matches(word, list(allowed), n=n, cutoff=0.5)
+    return f" Did you mean {', '.join(close)}?" if close else ""

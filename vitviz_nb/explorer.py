@@ -1,0 +1,168 @@
+"""Sliders for layer and neuron that drive one visualizer and show its pictures as they form."""
+
+import asyncio
+import html
+import sys
+import threading
+
+import ipywidgets as widgets
+from PIL import Image
+
+from .drawing import png, to_image
+from .errors import VitvizError
+from .models import VisionModel
+from .recipe import RECIPES, Recipe
+from .rendering import Rendering
+from .scores import top_images
+from .sites import KINDS, site, sites
+from .visualizer import Visualizer
+
+_SIDE = 288  # px of the picture on the page
+_DEBOUNCE = 0.2  # s without a further change before work begins
+_EVERY = 5  # steps between previews
+_HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
+         "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of the "
+         "same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
+
+
+class Explorer(widgets.VBox):
+    """The visualizer behind sliders.
+
+    A change starts a new picture after 0.2 s of rest; the latest request wins and earlier ones stop. The picture forms in
+    place; when it is finished its scores and the scenes that raise the neuron most appear, with activation maps under
+    them. ``result`` hands the last picture back to Python.
+
+    On ipywidgets 8 the work runs in a thread, so the page stays live while other cells run. On ipywidgets 7 (Colab), where
+    a thread's updates do not reach the page, it runs in slices on the kernel's own event loop.
+
+    Args:
+        model: whose neurons to show.
+        images: what scores and scenes are taken from (see ``scores.Reference``); by default Emoji World.
+
+    Attributes:
+        result: the last finished or stopped ``Rendering``, or None.
+    """
+
+    def __init__(self, model: VisionModel, images=None):
+        self.model, self.images, self.result = model, images, None
+        self._visualizers: dict[str, Visualizer] = {}
+        self._request, self._stopped, self._working = 0, False, threading.Lock()
+        self._threaded = int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules
+        kinds = list(sites(model))
+        last = len(sites(model)[kinds[0]]) - 1
+        place = site(model, last, kinds[0])
+        wide = widgets.Layout(width="420px")
+        self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
+        self._layer = widgets.IntSlider(description="Layer", max=last, value=last, continuous_update=False, layout=wide)
+        self._neuron = widgets.IntSlider(description="Neuron", max=place.units - 1, continuous_update=False, layout=wide)
+        recipes = [(f"{name}: {make().steps} steps of {make().copies} copies", name) for name, make in RECIPES.items()]
+        self._recipe = widgets.Dropdown(description="Recipe", options=recipes, layout=wide)
+        self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
+        self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
+        blank = png(Image.new("RGB", (2, 2), "#dddddd"))
+        self._picture = widgets.Image(value=blank, format="png", width=_SIDE, height=_SIDE)
+        self._scenes = widgets.Image(value=blank, format="png", layout=widgets.Layout(min_height="300px", max_width="560px"))
+        self._status, self._scores = widgets.HTML("ready"), widgets.HTML()
+        for widget, name in ((self._picture, "picture"), (self._scenes, "scenes"), (self._status, "status"),
+                             (self._scores, "scores"), (self, "explorer")):
+            widget.add_class(f"vitviz-{name}")
+        self._kind.observe(self._on_site, "value")
+        self._layer.observe(self._on_site, "value")
+        for control in (self._neuron, self._recipe, self._seed):
+            control.observe(lambda change: self._start(), "value")
+        self._stop.on_click(self._on_stop)
+        controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe,
+                                 widgets.HBox([self._seed, self._stop]), widgets.HTML(f"<small>{_HELP}</small>", layout=wide)])
+        picture = widgets.VBox([self._picture, self._status, self._scores], layout=widgets.Layout(width="320px", min_height="380px"))
+        super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
+        self._start()
+
+    def _on_site(self, change) -> None:
+        """Keep the sliders within what the model has at the new kind and layer."""
+        self._layer.max = len(sites(self.model)[self._kind.value]) - 1
+        self._neuron.max = site(self.model, self._layer.value, self._kind.value).units - 1
+        self._start()
+
+    def _on_stop(self, button) -> None:
+        self._stopped = True
+
+    def _start(self) -> None:
+        """Make the picture the controls ask for, unless they change again at once."""
+        self._request += 1
+        self._stopped = False
+        self._say("waiting")
+        if self._threaded:
+            timer = threading.Timer(_DEBOUNCE, self._run_in_thread, [self._request])
+            timer.daemon = True
+            timer.start()
+            return
+        try:
+            asyncio.get_running_loop().create_task(self._run_in_slices(self._request))
+        except RuntimeError:  # no event loop: a plain Python program
+            for _ in self._work(self._request):
+                pass
+
+    def _run_in_thread(self, request: int) -> None:
+        with self._working:  # the job before sees that it is out of date and ends at its next preview
+            for _ in self._work(request):
+                pass
+
+    async def _run_in_slices(self, request: int) -> None:
+        await asyncio.sleep(_DEBOUNCE)
+        for _ in self._work(request):
+            await asyncio.sleep(0.001)  # lets the kernel handle a slider or the Stop button
+
+    def _work(self, request: int):
+        """One request from first to last preview; ends early when a later one has come. Errors end up in the status."""
+        if request != self._request:
+            return
+        kind, layer, neuron, seed = self._kind.value, self._layer.value, self._neuron.value, self._seed.value
+        try:
+            visualizer = self._visualizer(self._recipe.value)
+            self._say(f"step 0 of {visualizer.recipe.steps}")
+            for frame in visualizer.stream(layer, neuron, kind, seed, every=_EVERY):
+                if request != self._request:
+                    return
+                self._picture.value = png(to_image(frame.pictures[0], _SIDE))
+                if frame.scores:
+                    break
+                if self._stopped:
+                    frame = visualizer.score(frame)
+                    break
+                self._say(f"step {frame.steps[0]} of {frame.recipe.steps}")
+                yield
+            if request != self._request:
+                return
+            self.result = frame
+            self._show(frame)
+            best = top_images(self.model, layer, neuron, kind, self.images)
+            if request == self._request:
+                self._scenes.value = png(best.sheet())
+        except VitvizError as error:
+            self._say(f"error: {error}")
+        except Exception as error:  # a thread's error would be lost: show it where the learner looks
+            self._say(f"error: {type(error).__name__}: {error}")
+
+    def _visualizer(self, name: str) -> Visualizer:
+        if name not in self._visualizers:
+            self._visualizers[name] = Visualizer(self.model, Recipe.named(name), self.images)
+        return self._visualizers[name]
+
+    def _say(self, text: str) -> None:
+        where = f"layer {self._layer.value}, neuron {self._neuron.value}"
+        self._status.value = f"<span role='status'>{html.escape(f'{where}: {text}')}</span>"
+
+    def _show(self, frame: Rendering) -> None:
+        scores = frame.scores
+        done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps}"
+        verdict = {"alive": "", "weak": " A weak picture: many scenes do better.",
+                   "dead": " A dead neuron: nothing in the scenes moves it."}[scores.status[0]]
+        self._scores.value = (
+            f"Activation {scores.activation[0]:.2f}: above {scores.percentile[0]:.1f} % of {scores.reference}; its neuron is "
+            f"number {scores.rank[0]} of the layer's units by how far the picture raises them.{verdict}")
+        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}")
+
+
+def explore(model: VisionModel, images=None) -> Explorer:
+    """Sliders for layer and neuron over ``model``; see ``Explorer``."""
+    return Explorer(model, images)

@@ -1,0 +1,130 @@
+"""Photographs of one's own, as tensors: every function that takes Emoji World scenes takes these too."""
+
+import os
+import threading
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image, ImageOps
+
+from .errors import VitvizError
+
+_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
+_OTHERS = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg"}  # named, not silently left out
+_ALLOWED = "JPEG, PNG, WebP or BMP"
+_HINT = f"Give a folder of {_ALLOWED} images, flat or with a subfolder per class."
+_MEGAPIXELS = 100  # a picture of that size takes 400 MB while it is decoded
+_NAMED = 5  # skipped files that the summary names; .skipped has all
+_OPENING = threading.Lock()
+
+
+@dataclass(frozen=True, eq=False)
+class ImageFolder:
+    """What ``image_folder`` read.
+
+    ``images``: (N, 3, S, S) float32 RGB in [0, 1]. ``paths``: the N files. ``labels``: for each, the name of the
+    subfolder of the given folder that it lies in, "" when it lies in none. ``skipped``: (file, why) of the others.
+    """
+
+    images: torch.Tensor
+    paths: list[Path]
+    labels: list[str]
+    skipped: list[tuple[Path, str]]
+
+
+def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = None) -> ImageFolder:
+    """Read the images in a folder and its subfolders, sorted by path: the first ``limit`` of them, or all.
+
+    Each is turned as its EXIF says, laid over white where transparent, resized (bicubic, antialiased) until its
+    shorter side has ``size`` px, and cropped to the centre. Files that are not images by name and hidden ones are
+    passed over; images that cannot be read, or of more than 100 megapixels, are skipped with one warning.
+    The result takes 12 * size**2 bytes per image. Raises VitvizError when there is no image to be had.
+    """
+    folder = Path(path).expanduser()
+    if not folder.is_dir():
+        problem = "is a file, not a folder" if folder.exists() else "does not exist"
+        raise VitvizError(f"{folder} {problem}. {_HINT}")
+    if size < 1 or (limit is not None and limit < 1):
+        raise VitvizError(f"size and limit must be at least 1, not size={size} and limit={limit}.")
+    pictures, paths, skipped = [], [], []
+    for file in _image_files(folder):
+        if len(paths) == limit:
+            break
+        try:
+            pictures.append(_read(file, size))
+            paths.append(file)
+        except Exception as error:  # on damaged files Pillow raises anything from OSError to struct.error
+            skipped.append((file, _reason(error)))
+    summary = _summary(folder, skipped, len(paths) + len(skipped))
+    if not paths:
+        raise VitvizError(f"No image in {folder} can be read. {_HINT} {summary}".rstrip())
+    if skipped:
+        warnings.warn(summary, stacklevel=2)
+    images = torch.stack(pictures).float().div_(255)
+    relative = [file.relative_to(folder).parts for file in paths]
+    return ImageFolder(images, paths, [parts[0] if len(parts) > 1 else "" for parts in relative], skipped)
+
+
+def _image_files(folder: Path) -> list[Path]:
+    """Files that are images by name, none of them hidden, in an order that is the same on every system."""
+    files = {file.relative_to(folder).parts: file for file in folder.rglob("*")}
+    return [
+        file
+        for parts, file in sorted(files.items())
+        if file.suffix.lower() in _FORMATS.keys() | _OTHERS
+        and not any(part.startswith(".") for part in parts)
+        and file.is_file()
+    ]
+
+
+def _read(file: Path, size: int) -> torch.Tensor:
+    """One image as (3, size, size) uint8."""
+    if file.suffix.lower() not in _FORMATS:
+        raise VitvizError(f"not {_ALLOWED}")
+    with _open(file) as image:
+        width, height = image.size
+        if width * height > _MEGAPIXELS * 1e6:
+            raise VitvizError(
+                f"{width} x {height} px = {width * height / 1e6:.0f} megapixels, the limit is {_MEGAPIXELS}"
+            )
+        image.draft("RGB", (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is enough
+        ImageOps.exif_transpose(image, in_place=True)
+        if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
+            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+        transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+        mode = "RGBA" if transparent else "RGB"
+        image = image if image.mode == mode else image.convert(mode)  # convert() always copies, up to 400 MB
+        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+    if transparent:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+
+
+def _open(file: Path) -> Image.Image:
+    """Pillow's image with only its header read, whatever its size."""
+    with _OPENING:  # Pillow's own limit is global; ours, applied to what this returns, is lower and says the size
+        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            return Image.open(file, formats=sorted(set(_FORMATS.values())))
+        finally:
+            Image.MAX_IMAGE_PIXELS = limit
+
+
+def _reason(error: Exception) -> str:
+    if isinstance(error, VitvizError):
+        return str(error)
+    if isinstance(error, Image.UnidentifiedImageError):  # its message is the path once more
+        return f"its content is not {_ALLOWED}"
+    return f"damaged: {error}"
+
+
+def _summary(folder: Path, skipped: list[tuple[Path, str]], tried: int) -> str:
+    """One sentence that counts and names what was skipped, "" when nothing was."""
+    if not skipped:
+        return ""
+    named = "; ".join(f"{file.relative_to(folder)} ({why})" for file, why in skipped[:_NAMED])
+    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
+    return f"{len(skipped)} of {tried} images in {folder} skipped: {named}{more}."

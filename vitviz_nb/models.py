@@ -1,0 +1,188 @@
+"""Models by name: the embedded ones, and any timm model."""
+
+import hashlib
+import importlib
+import json
+import threading
+from functools import cache, cached_property
+from pathlib import Path
+
+import timm
+import torch
+from safetensors.torch import load_file
+from timm.data import ImageNetInfo, resolve_model_data_config
+from torch import nn
+
+from .errors import VitvizError, nearest
+from .paths import data_dir
+
+
+class VisionModel:
+    """A frozen classifier with all that is needed to show it pictures.
+
+    Args:
+        module: any ``nn.Module`` from normalised images (N, 3, H, W) to logits (N, classes); it is frozen in place.
+        name: what the model is called in captions and caches.
+        image_size: side of its square input, px.
+        mean, std: per-channel normalisation of RGB in [0, 1].
+        class_names: one name per logit, where known.
+        license: of the weights, as their source states it.
+        trained: False for random weights; every caption then says "untrained".
+        card: for an embedded model, what ``data/models/NAME.json`` says of it.
+
+    Raises:
+        VitvizError: weights that are not finite.
+    """
+
+    def __init__(self, module: nn.Module, name: str, image_size: int, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+                 class_names: list[str] | None = None, license: str = "unknown", trained: bool = True,
+                 card: dict | None = None):
+        for key, value in module.state_dict().items():
+            if value.is_floating_point() and not value.isfinite().all():
+                raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
+                                  f"made from them; train or download the model again.")
+        self.module = module.eval().requires_grad_(False)
+        self.name, self.image_size, self.trained = name, image_size, trained
+        self.class_names, self.license, self.card = class_names, license, card
+        self.lock = threading.RLock()  # one forward pass at a time: hooks of two threads would read each other's
+        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+
+    @property
+    def title(self) -> str:
+        """The name as captions show it."""
+        return self.name if self.trained else f"{self.name} (untrained)"
+
+    @property
+    def device(self) -> torch.device:
+        return next(iter(self.module.parameters()), torch.empty(0)).device
+
+    def to(self, device: str | torch.device) -> "VisionModel":
+        """Move the weights; returns the model itself."""
+        self.module.to(device)
+        return self
+
+    def normalize(self, images: torch.Tensor) -> torch.Tensor:
+        """RGB in [0, 1], (..., 3, H, W), as the network expects it, on the images' device."""
+        return (images - self.mean.to(images)) / self.std.to(images)
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        """Logits (N, classes) of RGB images (N, 3, image_size, image_size) in [0, 1]."""
+        return self.module(self.normalize(images.to(self.device)))
+
+    @cached_property
+    def weights_hash(self) -> str:
+        """Eight bytes, in hex, of the SHA-256 of every weight: part of the key of all that is cached."""
+        digest = hashlib.sha256()
+        for key, value in sorted(self.module.state_dict().items()):
+            digest.update(key.encode())
+            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+        return digest.hexdigest()[:16]
+
+    def __repr__(self) -> str:
+        parameters = sum(p.numel() for p in self.module.parameters()) / 1e6
+        return (f"VisionModel({self.title}: {type(self.module).__name__}, {parameters:.1f} M parameters, "
+                f"{self.image_size} px, on {self.device}, licence {self.license})")
+
+
+def models_dir() -> Path:
+    return data_dir() / "models"
+
+
+def embedded_names() -> list[str]:
+    """The models that ship with the kit, the default one first."""
+    names = sorted(path.stem for path in models_dir().glob("*.json"))
+    return sorted(names, key=lambda name: name != "emoji-vit")
+
+
+def read_card(name: str) -> dict:
+    """What is known of an embedded model: architecture, data, recipe, accuracy, licence, SHA-256 of its weights."""
+    return json.loads((models_dir() / f"{name}.json").read_text(encoding="utf-8"))
+
+
+@cache
+def _timm_names() -> list[str]:
+    return timm.list_models() + timm.list_pretrained()
+
+
+def list_models(pattern: str = "*") -> list[str]:
+    """Names that ``load`` takes: the embedded models, then timm's pretrained ones that match ``pattern`` (``*`` is any)."""
+    return [*embedded_names(), *timm.list_pretrained(pattern)]
+
+
+def default_device() -> str:
+    """CUDA where there is a card, else MPS, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None) -> VisionModel:
+    """A model by name.
+
+    Args:
+        name: an embedded model (``vv.list_models()`` starts with them; these work offline) or any timm name, such as
+            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads.
+        pretrained: False gives random weights (seed 0), labelled "untrained" wherever they appear.
+        device: "cpu", "cuda", "mps", …; by default the fastest there is.
+
+    Raises:
+        VitvizError: no such model (with the nearest names); weights out of reach, changed or not finite.
+    """
+    embedded = embedded_names()
+    if name in embedded:
+        model = _load_embedded(name, pretrained)
+    elif timm.is_model(name):
+        model = _load_timm(name, pretrained)
+    else:
+        raise VitvizError(f"There is no model called {name!r}.{nearest(name, [*embedded, *_timm_names()])} Embedded models: "
+                          f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
+    try:
+        return model.to(device or default_device())
+    except (RuntimeError, AssertionError) as error:
+        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
+                          f"this machine has {default_device()}.") from None
+
+
+def build(architecture: dict) -> nn.Module:
+    """The timm module a card describes: ``{"class": "timm.models.….Class", "arguments": {…}}``, with random weights."""
+    module, _, name = architecture["class"].rpartition(".")
+    if not module.startswith("timm.models."):
+        raise VitvizError(f"An embedded model's class must come from timm.models, not {architecture['class']!r}.")
+    return getattr(importlib.import_module(module), name)(**architecture["arguments"])
+
+
+def _seeded(make) -> nn.Module:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return make()
+
+
+def _load_embedded(name: str, pretrained: bool) -> VisionModel:
+    card = read_card(name)
+    module = _seeded(lambda: build(card["architecture"]))
+    if pretrained:
+        path = models_dir() / f"{name}.safetensors"
+        if not path.exists():
+            raise VitvizError(f"The weights of {name} are missing: {path} should come with the kit; "
+                              f"restore it (git checkout) or train it: vitviz train {name}.")
+        found = hashlib.sha256(path.read_bytes()).hexdigest()
+        if found != card["sha256"]:
+            raise VitvizError(f"{path} is not the file its card describes (SHA-256 {found[:12]}…, expected "
+                              f"{card['sha256'][:12]}…), so it was not loaded; restore it with git checkout.")
+        module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+    return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"],
+                       card["license"], trained=pretrained, card=card)
+
+
+def _load_timm(name: str, pretrained: bool) -> VisionModel:
+    if pretrained:
+        from .hub import create_pretrained
+
+        module = create_pretrained(name)
+    else:
+        module = _seeded(lambda: timm.create_model(name, pretrained=False))
+    config = resolve_model_data_config(module)
+    licence = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "see the model's page"
+    names = None
+    if getattr(module, "num_classes", 0) == 1000:
+        info = ImageNetInfo("imagenet-1k")
+        names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
+    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], names, licence, trained=pretrained)

@@ -1,0 +1,158 @@
+"""How good a picture is, and which images raise a neuron most: both measured against reference images."""
+
+import hashlib
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from PIL import Image
+from tqdm import tqdm
+
+from . import cache
+from .drawing import Tile, bundle, contact_sheet, with_map
+from .emoji_world import EmojiWorld
+from .errors import VitvizError
+from .images import ImageFolder
+from .models import VisionModel
+from .sites import Site, activations, check_neurons, site, sites, tokens
+
+WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Measured on the finished picture, without augmentation.
+
+    Attributes:
+        activation: (K,), mean over patch tokens, in the network's own units.
+        percentile: (K,), share of reference images, in percent, that raise the neuron less than its picture does.
+        rank: (K,), 1 where the picture raises its own neuron most of all units of the layer, counted in standard
+            deviations over the reference images.
+        status: "alive", "weak" (percentile below 95) or "dead" (the neuron does not vary over the reference images, and
+            its picture does not wake it).
+        reference: what the percentiles refer to.
+    """
+
+    activation: list[float]
+    percentile: list[float]
+    rank: list[int]
+    status: list[str]
+    reference: str
+
+
+class Reference:
+    """A fixed set of images that pictures are measured against.
+
+    Args:
+        model: whose size the images take.
+        images: an ``EmojiWorld`` (its first scenes are used), an ``ImageFolder``, or a tensor (N, 3, S, S) in [0, 1]; by
+            default the validation scenes of Emoji World.
+    """
+
+    def __init__(self, model: VisionModel, images: EmojiWorld | ImageFolder | torch.Tensor | None = None):
+        size = model.image_size
+        source = EmojiWorld("val", size=size) if images is None else images
+        if isinstance(source, EmojiWorld):
+            if source.size != size:
+                raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
+            self.n = 1024 if size <= 96 else 128  # a large network on a CPU takes a second for a few images
+            self.name, self.key = f"{self.n:,} Emoji World scenes", repr(source)
+            self.batch = lambda numbers: source.batch(numbers, model.device).images
+        else:
+            stack = source.images if isinstance(source, ImageFolder) else source
+            if stack.dim() != 4 or tuple(stack.shape[1:]) != (3, size, size) or not len(stack):
+                raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(stack.shape)}.")
+            self.n, self.name = len(stack), f"{len(stack):,} images"
+            self.key = hashlib.sha256(stack.contiguous().numpy().tobytes()).hexdigest()
+            self.batch = lambda numbers: stack[list(numbers)]
+
+
+@lru_cache(maxsize=8)
+def _activations(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
+    path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": reference.key, "n": reference.n}, "references")
+    if (stored := cache.read(path)) and len(stored) == len(sites(model)[kind]):
+        return [torch.from_numpy(stored[f"layer{i}"]) for i in range(len(stored))]
+    starts = range(0, reference.n, 64)
+    bar = tqdm(starts, desc=f"{model.name} sees {reference.name}", unit="batch", leave=False, delay=2)
+    parts = [activations(model, kind, reference.batch(range(i, min(i + 64, reference.n)))) for i in bar]
+    layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+    cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
+    return layers
+
+
+@lru_cache(maxsize=8)
+def default_reference(model: VisionModel) -> Reference:
+    return Reference(model)
+
+
+def reference_activations(model: VisionModel, place: Site, reference: Reference) -> torch.Tensor:
+    """Activations (n, units) of one site over the reference images; computed once for all layers of a kind, then cached."""
+    return _activations(model, place.kind, reference)[place.layer]
+
+
+def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.Tensor, reference: Reference) -> Scores:
+    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``."""
+    known = reference_activations(model, place, reference)
+    with torch.inference_mode():
+        inputs = model.normalize(pictures.to(model.device))
+        found = torch.cat([tokens(model, place, part).float().mean(1).cpu() for part in inputs.split(64)])
+    own = found[torch.arange(len(neurons)), neurons]
+    percentile = 100 * (known[:, neurons] < own).float().mean(0)
+    spread = known.std(0)
+    typical = spread.median().clamp_min(1e-12)
+    raised = (found - known.mean(0)) / spread.clamp_min(0.01 * typical)
+    rank = 1 + (raised > raised[torch.arange(len(neurons)), neurons][:, None]).sum(1)
+    still = (spread[neurons] < 0.01 * typical) & (raised[torch.arange(len(neurons)), neurons] < 1)
+    status = ["dead" if s else "alive" if p >= WEAK_BELOW else "weak" for s, p in zip(still, percentile, strict=True)]
+    return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
+
+
+@dataclass(frozen=True)
+class TopImages:
+    """The reference images that raise a neuron most.
+
+    Attributes:
+        images: (k, 3, S, S) in [0, 1], the strongest first.
+        activations: (k,).
+        maps: (k, rows, columns), the neuron's activation at each patch; None where tokens do not lie on the image.
+        indices: (k,), their numbers in the reference.
+    """
+
+    images: torch.Tensor
+    activations: list[float]
+    maps: torch.Tensor | None
+    indices: list[int]
+    title: str
+
+    def sheet(self, columns: int = 3) -> Image.Image:
+        """Rows of images, each row with its activation maps beneath where there are any."""
+        tiles = []
+        for start in range(0, len(self.images), columns):
+            row = range(start, min(start + columns, len(self.images)))
+            tiles += [Tile(self.images[i], [f"{self.activations[i]:.2f}"]) for i in row]
+            if self.maps is not None:
+                tiles += [Tile(with_map(self.images[i], self.maps[i]), ["where"]) for i in row]
+        return contact_sheet(tiles, self.title, side=128, columns=columns)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return bundle(self.sheet(columns=6), f"{self.title}, with activation maps")
+
+
+def top_images(model: VisionModel, layer: int, neuron: int, kind: str = "mlp", images=None, k: int = 6) -> TopImages:
+    """The ``k`` images that raise one neuron most, with its activation at every patch.
+
+    ``images`` is what ``Reference`` takes; by default scenes of Emoji World.
+    """
+    place = site(model, layer, kind)
+    (neuron,) = check_neurons(place, neuron)
+    reference = default_reference(model) if images is None else Reference(model, images)
+    known = reference_activations(model, place, reference)[:, neuron]
+    best = known.topk(min(k, len(known)))
+    shown = reference.batch(best.indices.tolist()).cpu()
+    maps = None
+    if place.grid:
+        with torch.inference_mode():
+            maps = tokens(model, place, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
+        maps = maps.view(len(shown), *place.grid)
+    title = f"{model.title}, {place}, neuron {neuron}: strongest of {reference.name}"
+    return TopImages(shown, best.values.tolist(), maps, best.indices.tolist(), title)

@@ -1,0 +1,227 @@
+"""Activation maximisation: gradient ascent on images, many neurons at once."""
+
+from collections.abc import Iterator
+from contextlib import nullcontext
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+from . import cache, hashing
+from .errors import VitvizError
+from .models import VisionModel
+from .objective import Draws, augment, begin, draw, loss
+from .recipe import Recipe
+from .rendering import Rendering
+from .scores import Reference, default_reference, score
+from .sites import KINDS, Site, check_neurons, site, tokens
+
+_BETA1, _BETA2, _EPSILON = 0.5, 0.99, 1e-8
+_READ_EVERY = 10  # steps between two points of a curve
+_IMAGES_AT_ONCE = {"cpu": 64, "mps": 64, "cuda": 512}
+
+
+@dataclass(frozen=True)
+class _State:
+    """Where the ascent of K pictures stands. Never changed in place, so an interrupt finds a whole one."""
+
+    pictures: torch.Tensor  # (K, 3, S, S) in [0, 1]
+    first: torch.Tensor  # Adam's running mean of the slope
+    second: torch.Tensor  # … and of its square
+    step: int
+    curve: dict[int, torch.Tensor]  # step: activation (K,)
+
+    def pick(self, rows: list[int]) -> "_State":
+        curve = {step: values[rows] for step, values in self.curve.items()}
+        return _State(self.pictures[rows], self.first[rows], self.second[rows], self.step, curve)
+
+    @staticmethod
+    def join(states: list["_State"]) -> "_State":
+        def cat(name):
+            return torch.cat([getattr(s, name) for s in states])
+
+        curve = {step: torch.cat([s.curve[step] for s in states]) for step in states[0].curve}
+        return _State(cat("pictures"), cat("first"), cat("second"), states[0].step, curve)
+
+
+class Visualizer:
+    """Makes pictures of a model's neurons.
+
+    Args:
+        model: from ``vv.load``, or any ``VisionModel``.
+        recipe: ``Recipe.quick()`` unless given.
+        images: what scores are measured against (see ``scores.Reference``); by default scenes of Emoji World.
+
+    Pictures are kept in the cache folder, keyed by weights, site, neuron, recipe and seed, and never made twice.
+    """
+
+    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None):
+        self.model, self.recipe = model, recipe or Recipe.quick()
+        self._images, self._reference = images, None
+        self._unfinished: dict[tuple, _State] = {}
+
+    @property
+    def reference(self) -> Reference:
+        """What scores are measured against; made when first needed."""
+        if self._reference is None:
+            self._reference = default_reference(self.model) if self._images is None else Reference(self.model, self._images)
+        return self._reference
+
+    def render(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:
+        """Pictures of ``neurons`` of one layer, scored.
+
+        Interrupting (the Stop button of Jupyter, or Ctrl-C) returns the pictures so far; the same call then goes on from there.
+
+        Args:
+            layer: counted from 0 in forward order; -1 is the last.
+            neurons: an int, or several.
+            kind: one of ``sites.KINDS`` that the model has.
+            seed: another seed gives other random numbers, so another picture of the same neuron.
+
+        Raises:
+            VitvizError: an address the model does not have; a cache folder that cannot be written.
+        """
+        place, neurons = self._address(layer, neurons, kind)
+        bar = tqdm(total=len(neurons) * self.recipe.steps, unit="step", leave=False, delay=1,
+                   desc=f"{self.model.name} {place}")
+        try:
+            for frame in self.stream(layer, neurons, kind, seed):
+                bar.update(sum(frame.steps) - bar.n)
+        except KeyboardInterrupt:
+            frame = self.score(self._frame(place, neurons, seed))
+        finally:
+            bar.close()
+        return frame
+
+    def stream(self, layer: int, neurons, kind: str = "mlp", seed: int = 0, every: int = _READ_EVERY) -> Iterator[Rendering]:
+        """The same, watched: yields the pictures every ``every`` steps, unscored, and at the end scored.
+
+        Leaving the loop early loses nothing: a later call with the same arguments goes on.
+        """
+        place, neurons = self._address(layer, neurons, kind)
+        cache.ready()
+        waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
+        waiting.sort(key=lambda n: self._state(place, n, seed).step)
+        at_once = max(1, _IMAGES_AT_ONCE.get(self.model.device.type, 64) // self.recipe.copies)
+        while waiting:
+            step = self._state(place, waiting[0], seed).step
+            chunk = [n for n in waiting[:at_once] if self._state(place, n, seed).step == step]
+            try:
+                for _ in self._ascend(place, chunk, seed, every):
+                    yield self._frame(place, neurons, seed)
+            except (torch.OutOfMemoryError, RuntimeError) as error:
+                if not _out_of_memory(error):
+                    raise
+                if len(chunk) == 1:
+                    raise VitvizError(f"There is not enough memory for one picture with {self.recipe.copies} copies at "
+                                      f"{self.model.image_size} px; use fewer copies or a smaller model.") from None
+                at_once = len(chunk) // 2
+                continue
+            waiting = waiting[len(chunk):]
+        frame = self._frame(place, neurons, seed)
+        for neuron in neurons:
+            self._unfinished.pop((place.kind, place.layer, neuron, seed))
+        yield self.score(frame)
+
+    def score(self, rendering: Rendering) -> Rendering:
+        """The rendering with its scores measured."""
+        place = site(self.model, rendering.layer, rendering.kind)
+        return rendering.with_scores(score(self.model, place, rendering.neurons, rendering.pictures, self.reference))
+
+    def _address(self, layer, neurons, kind) -> tuple[Site, list[int]]:
+        place = site(self.model, layer, kind)
+        return place, check_neurons(place, neurons)
+
+    def _key(self, place: Site, neuron: int, seed: int) -> np.ndarray:
+        return hashing.keys(seed, list(KINDS).index(place.kind), place.layer, neuron)
+
+    def _path(self, place: Site, neuron: int, seed: int):
+        facts = {"weights": self.model.weights_hash, "kind": place.kind, "layer": place.layer, "neuron": neuron,
+                 "recipe": self.recipe.as_dict(), "seed": seed, "size": self.model.image_size}
+        return cache.path_of(facts, "renderings")
+
+    def _state(self, place: Site, neuron: int, seed: int) -> _State:
+        """How far one neuron's picture is: finished (also by an earlier session), begun, or not begun."""
+        key = (place.kind, place.layer, neuron, seed)
+        if key not in self._unfinished:
+            stored = cache.read(self._path(place, neuron, seed))
+            if stored is not None and {"picture", "curve_steps", "curve"} <= stored.keys():
+                picture = torch.from_numpy(stored["picture"])[None]
+                curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
+                self._unfinished[key] = _State(picture, picture * 0, picture * 0, self.recipe.steps, curve)
+            else:
+                start = begin(self._key(place, neuron, seed), self.model.image_size)
+                self._unfinished[key] = _State(start, start * 0, start * 0, 0, {})
+        return self._unfinished[key]
+
+    def _draws(self, place: Site, neurons: list[int], seed: int) -> Draws:
+        keys = np.concatenate([self._key(place, n, seed) for n in neurons])
+        return draw(self.recipe, keys, self.model.image_size, self.model.mean, self.model.std, self.model.device)
+
+    def _ascend(self, place: Site, neurons: list[int], seed: int, every: int) -> Iterator[None]:
+        """Finish the pictures of ``neurons`` together; yields every ``every`` steps with the states put away."""
+        device = self.model.device
+        joined = _State.join([self._state(place, n, seed) for n in neurons])
+        state = _State(*(getattr(joined, f).to(device) for f in ("pictures", "first", "second")), joined.step, joined.curve)
+        draws = self._draws(place, neurons, seed)
+        units = torch.tensor(neurons, device=device).repeat_interleave(self.recipe.copies)[:, None]
+        try:
+            while state.step < self.recipe.steps:
+                state = self._step(place, state, draws, units)
+                if state.step % every == 0 and state.step < self.recipe.steps:
+                    self._put_away(place, neurons, seed, state)
+                    yield
+        finally:
+            self._put_away(place, neurons, seed, state)
+
+    def _step(self, place: Site, state: _State, draws: Draws, units: torch.Tensor) -> _State:
+        recipe, precision = self.recipe, _precision(self.model.device)
+        # float16 has too little range for slopes this small; Adam does not mind the factor, which is taken out again.
+        scale = 1024.0 if precision is torch.float16 else 1.0
+        pictures = state.pictures.detach().requires_grad_()
+        with torch.autocast("cuda", precision) if precision else nullcontext():
+            found = tokens(self.model, place, augment(pictures, draws, state.step))
+        own = found.float().mean(1).gather(1, units)[:, 0]
+        # A sum, not a mean: no picture's slope depends on how many others are made beside it.
+        slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale
+        # Adam written out on whole new tensors, because torch.optim's changes its state in place, piece by piece.
+        n = state.step + 1
+        first = state.first + (slope - state.first) * (1 - _BETA1)
+        second = state.second + (slope.square() - state.second) * (1 - _BETA2)
+        rate = recipe.lr * 0.5 * (1 + np.cos(np.pi * state.step / recipe.steps))
+        move = first / (1 - _BETA1**n) / ((second / (1 - _BETA2**n)).sqrt() + _EPSILON)
+        curve = state.curve
+        if n % _READ_EVERY == 0 or n == recipe.steps:
+            curve = {**curve, n: own.detach().view(len(pictures), -1).mean(1)}
+        return _State((state.pictures - rate * move).clamp(0, 1), first, second, n, curve)
+
+    def _put_away(self, place: Site, neurons: list[int], seed: int, state: _State) -> None:
+        """Keep each picture's state, and finished pictures on disk."""
+        here = _State(state.pictures.cpu(), state.first.cpu(), state.second.cpu(), state.step,
+                      {step: values.cpu() for step, values in state.curve.items()})
+        for k, neuron in enumerate(neurons):
+            mine = here.pick([k])
+            self._unfinished[place.kind, place.layer, neuron, seed] = mine
+            if mine.step == self.recipe.steps:
+                cache.write(self._path(place, neuron, seed), {
+                    "picture": mine.pictures[0].numpy(), "curve_steps": np.array(list(mine.curve), np.int64),
+                    "curve": np.array([float(v) for v in mine.curve.values()], np.float32)})
+
+    def _frame(self, place: Site, neurons: list[int], seed: int) -> Rendering:
+        states = [self._state(place, n, seed) for n in neurons]
+        read = sorted({step for s in states for step in s.curve})
+        curves = torch.tensor([[float(s.curve[step]) if step in s.curve else float("nan") for step in read] for s in states])
+        return Rendering(self.model.title, place.kind, place.layer, neurons, torch.cat([s.pictures for s in states]),
+                         [s.step for s in states], read, curves, self.recipe, seed)
+
+
+def _precision(device: torch.device) -> torch.dtype | None:
+    """bfloat16 on cards that have it (compute capability 8), float16 on older ones, None (float32) elsewhere."""
+    if device.type != "cuda":
+        return None
+    return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _out_of_memory(error: BaseException) -> bool:
+    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
