@@ -77,7 +77,7 @@ def _ranges(text: str) -> list[int]:
     for part in text.split(","):
         first, dash, last = part.strip().partition("-")
         if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of neurons; write numbers and ranges such as 0-15 or 2,5,7-9")
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of neurons; write numbers and ranges: 0-15 or 2,5,7-9")
         if dash and int(last) - int(first) >= 1_000_000:
             raise argparse.ArgumentTypeError(f"{part.strip()!r} names more neurons than any layer has")
         numbers += range(int(first), int(last or first) + 1)
@@ -85,10 +85,9 @@ def _ranges(text: str) -> list[int]:
 
 
 def _doctor(options) -> None:
-    from .notebook import status
+    from .notebook import setup
 
-    for what, how in status():
-        print(f"{what + ':':<17}{how}")
+    setup()
 
 
 def _models(options) -> None:

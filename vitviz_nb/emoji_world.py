@@ -39,7 +39,7 @@ _STYLE_WORDS = {"3d": ("3D model", "3D models"), "cartoon": ("cartoon", "cartoon
                 "line": ("line drawing", "line drawings"), "word": ("written word", "written words")}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Scenes:
     """A batch of N scenes and the truth about them. All tensors lie on one device.
 
@@ -228,8 +228,8 @@ class EmojiWorld:
     def _draw(self, f: dict[str, np.ndarray], device: torch.device) -> tuple[torch.Tensor, torch.Tensor]:
         """Images and masks of one chunk, on ``device``."""
         pyramid, backgrounds = self._assets(device)
-        t = {k: torch.as_tensor(v, device=device, dtype=torch.float32 if v.dtype == np.float64 else None)
-             for k, v in f.items()}
+        # Rounded before they move, because not every device knows float64 (MPS does not).
+        t = {k: torch.as_tensor(v.astype(np.float32) if v.dtype == np.float64 else v).to(device) for k, v in f.items()}
         images = self._backgrounds(t, backgrounds)
         n, masks = len(images), torch.zeros(len(images), self.size, self.size, device=device)
         for slot in range(int(f["objects"].max(initial=0))):

@@ -21,8 +21,8 @@ _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _EVERY = 5  # steps between previews
 _HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
-         "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of the "
-         "same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
+         "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of "
+         "the same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
 
 
 class Explorer(widgets.VBox):
@@ -73,7 +73,8 @@ class Explorer(widgets.VBox):
         self._stop.on_click(self._on_stop)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe,
                                  widgets.HBox([self._seed, self._stop]), widgets.HTML(f"<small>{_HELP}</small>", layout=wide)])
-        picture = widgets.VBox([self._picture, self._status, self._scores], layout=widgets.Layout(width="320px", min_height="380px"))
+        tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
+        picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
         self._start()
 
@@ -119,7 +120,7 @@ class Explorer(widgets.VBox):
         kind, layer, neuron, seed = self._kind.value, self._layer.value, self._neuron.value, self._seed.value
         try:
             visualizer = self._visualizer(self._recipe.value)
-            self._say(f"step 0 of {visualizer.recipe.steps}")
+            self._say(f"step 0 of {visualizer.recipe.steps}", request)
             for frame in visualizer.stream(layer, neuron, kind, seed, every=_EVERY):
                 if request != self._request:
                     return
@@ -129,30 +130,33 @@ class Explorer(widgets.VBox):
                 if self._stopped:
                     frame = visualizer.score(frame)
                     break
-                self._say(f"step {frame.steps[0]} of {frame.recipe.steps}")
+                self._say(f"step {frame.steps[0]} of {frame.recipe.steps}", request)
                 yield
             if request != self._request:
                 return
             self.result = frame
-            self._show(frame)
+            self._show(frame, request)
             best = top_images(self.model, layer, neuron, kind, self.images)
             if request == self._request:
                 self._scenes.value = png(best.sheet())
         except VitvizError as error:
-            self._say(f"error: {error}")
+            self._say(f"error: {error}", request)
         except Exception as error:  # a thread's error would be lost: show it where the learner looks
-            self._say(f"error: {type(error).__name__}: {error}")
+            self._say(f"error: {type(error).__name__}: {error}", request)
 
     def _visualizer(self, name: str) -> Visualizer:
         if name not in self._visualizers:
             self._visualizers[name] = Visualizer(self.model, Recipe.named(name), self.images)
         return self._visualizers[name]
 
-    def _say(self, text: str) -> None:
+    def _say(self, text: str, request: int | None = None) -> None:
+        """Show the state of a request, by default the latest; a request out of date says nothing."""
+        if request is not None and request != self._request:
+            return
         where = f"layer {self._layer.value}, neuron {self._neuron.value}"
         self._status.value = f"<span role='status'>{html.escape(f'{where}: {text}')}</span>"
 
-    def _show(self, frame: Rendering) -> None:
+    def _show(self, frame: Rendering, request: int) -> None:
         scores = frame.scores
         done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps}"
         verdict = {"alive": "", "weak": " A weak picture: many scenes do better.",
@@ -160,7 +164,7 @@ class Explorer(widgets.VBox):
         self._scores.value = (
             f"Activation {scores.activation[0]:.2f}: above {scores.percentile[0]:.1f} % of {scores.reference}; its neuron is "
             f"number {scores.rank[0]} of the layer's units by how far the picture raises them.{verdict}")
-        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}")
+        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}", request)
 
 
 def explore(model: VisionModel, images=None) -> Explorer:

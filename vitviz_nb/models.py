@@ -44,6 +44,7 @@ class VisionModel:
         self.module = module.eval().requires_grad_(False)
         self.name, self.image_size, self.trained = name, image_size, trained
         self.class_names, self.license, self.card = class_names, license, card
+        self.memo: dict = {}  # what was found out about the model once: its sites, its answers to reference images
         self.lock = threading.RLock()  # one forward pass at a time: hooks of two threads would read each other's
         self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
 

@@ -18,8 +18,8 @@ from .scores import top_images
 from .sites import sites
 
 
-def status() -> list[tuple[str, str]]:
-    """Rows of (what, how it stands) about this machine, for ``setup`` and ``vitviz doctor``."""
+def _status() -> list[tuple[str, str]]:
+    """Rows of (what, how it stands) about this machine."""
     host = "Colab" if "google.colab" in sys.modules else "Binder" if "BINDER_SERVICE_HOST" in os.environ else "this machine"
     device = default_device()
     if device == "cuda":
@@ -45,8 +45,8 @@ def status() -> list[tuple[str, str]]:
 
 
 def setup() -> None:
-    """Print what this notebook runs on, and what to do where something is missing. Safe to run twice."""
-    for what, how in status():
+    """Print what the kit runs on, and what to do where something is missing. Safe to run twice; ``vitviz doctor``."""
+    for what, how in _status():
         print(f"{what + ':':<17}{how}")
 
 

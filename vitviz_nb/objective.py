@@ -43,7 +43,7 @@ def loss(activation: torch.Tensor, pictures: torch.Tensor, recipe: Recipe) -> to
     return recipe.tv * total_variation(pictures) - activation.view(len(pictures), recipe.copies).mean(1)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Draws:
     """All random numbers of K pictures, made once before the first step so that no step waits for the device.
 
@@ -78,7 +78,7 @@ def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: t
     scale, offset = 1 / (s * std), (noise - m / s - mean) / std
 
     def there(array, kind):
-        return torch.as_tensor(array).to(device, kind)
+        return torch.as_tensor(array).to(kind).to(device)  # in this order, because MPS knows no float64
 
     return Draws(there(shift, torch.int64), there(scale, torch.float32)[..., None, None],
                  there(offset, torch.float32)[..., None, None])

@@ -15,7 +15,7 @@ from .recipe import Recipe
 from .scores import Scores
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Rendering:
     """Pictures of K neurons of one layer. Shows itself in a notebook; ``save`` and ``load`` keep it.
 

@@ -2,7 +2,6 @@
 
 import hashlib
 from dataclasses import dataclass
-from functools import lru_cache
 
 import torch
 from PIL import Image
@@ -67,8 +66,15 @@ class Reference:
             self.batch = lambda numbers: stack[list(numbers)]
 
 
-@lru_cache(maxsize=8)
 def _activations(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
+    """Per layer of a kind (n, units): from memory, else from the cache folder, else from the network."""
+    known = model.memo.setdefault("references", {})
+    if (kind, reference.key) not in known:
+        known[kind, reference.key] = _read_or_measure(model, kind, reference)
+    return known[kind, reference.key]
+
+
+def _read_or_measure(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
     path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": reference.key, "n": reference.n}, "references")
     if (stored := cache.read(path)) and len(stored) == len(sites(model)[kind]):
         return [torch.from_numpy(stored[f"layer{i}"]) for i in range(len(stored))]
@@ -80,9 +86,11 @@ def _activations(model: VisionModel, kind: str, reference: Reference) -> list[to
     return layers
 
 
-@lru_cache(maxsize=8)
 def default_reference(model: VisionModel) -> Reference:
-    return Reference(model)
+    """Emoji World's validation scenes at the model's size; made once a model."""
+    if "reference" not in model.memo:
+        model.memo["reference"] = Reference(model)
+    return model.memo["reference"]
 
 
 def reference_activations(model: VisionModel, place: Site, reference: Reference) -> torch.Tensor:
@@ -107,7 +115,7 @@ def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.T
     return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TopImages:
     """The reference images that raise a neuron most.
 

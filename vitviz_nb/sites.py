@@ -10,6 +10,7 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from numbers import Integral
 
 import torch
 from timm.layers import Mlp
@@ -70,9 +71,9 @@ class _Stop(Exception):
 
 def sites(model: VisionModel) -> dict[str, list[Site]]:
     """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Found once a model."""
-    if not hasattr(model, "_sites"):
-        model._sites = _find(model)
-    return model._sites
+    if "sites" not in model.memo:
+        model.memo["sites"] = _find(model)
+    return model.memo["sites"]
 
 
 def site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
@@ -86,6 +87,8 @@ def site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
         hint = "" if kind in KINDS else nearest(kind, KINDS)
         raise VitvizError(f"{model.name} has no sites of kind {kind!r}; it has {', '.join(found) or 'none'}.{hint}")
     layers = found[kind]
+    if not isinstance(layer, Integral):
+        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {layer!r}.")
     if not -len(layers) <= layer < len(layers):
         raise VitvizError(f"{model.name} has no {kind} layer {layer}; its layers are 0 to {len(layers) - 1} "
                           f"(or -1 for the last).")
@@ -94,7 +97,10 @@ def site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
 
 def check_neurons(place: Site, neurons) -> list[int]:
     """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none."""
-    neurons = [neurons] if isinstance(neurons, int) else [int(n) for n in neurons]
+    neurons = [neurons] if isinstance(neurons, Integral) else list(neurons)
+    if any(not isinstance(n, Integral) for n in neurons):
+        raise VitvizError(f"Neurons are whole numbers, 0 to {place.units - 1}, got {neurons!r}.")
+    neurons = [int(n) for n in neurons]
     outside = [n for n in neurons if not 0 <= n < place.units]
     if outside or not neurons or len(set(neurons)) < len(neurons):
         wrong = f"neuron {outside[0]} is out of range" if outside else "the same neuron twice" if neurons else "none was named"

@@ -22,7 +22,7 @@ _READ_EVERY = 10  # steps between two points of a curve
 _IMAGES_AT_ONCE = {"cpu": 64, "mps": 64, "cuda": 512}
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class _State:
     """Where the ascent of K pictures stands. Never changed in place, so an interrupt finds a whole one."""
 
@@ -94,7 +94,8 @@ class Visualizer:
             bar.close()
         return frame
 
-    def stream(self, layer: int, neurons, kind: str = "mlp", seed: int = 0, every: int = _READ_EVERY) -> Iterator[Rendering]:
+    def stream(self, layer: int, neurons, kind: str = "mlp", seed: int = 0,
+               every: int = _READ_EVERY) -> Iterator[Rendering]:
         """The same, watched: yields the pictures every ``every`` steps, unscored, and at the end scored.
 
         Leaving the loop early loses nothing: a later call with the same arguments goes on.

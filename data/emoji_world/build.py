@@ -99,7 +99,8 @@ CONTEXT_OF_CONCEPT = {  # by short name, where the subcategory's context would b
                     "curling_stone snow_capped_mountain mount_fuji christmas_tree bear wolf snowflake mountain "
                     "ice_hockey_stick_and_puck snow_cloud polar_bear".split(), "snow"),
     **dict.fromkeys("camel dromedary_camel cactus scorpion desert beach_with_umbrella umbrella_on_ground desert_island "
-                    "shell crab volcano footprints european_castle palm_tree lizard volleyball sauropod t-rex".split(), "sand"),
+                    "shell crab volcano footprints european_castle palm_tree lizard volleyball sauropod t-rex"
+                    .split(), "sand"),
     **dict.fromkeys("full_moon crescent_moon full_moon_with_face first_quarter_moon_with_face new_moon_with_face "
                     "last_quarter_moon_with_face star stars star2 comet milky_way owl bat rocket flying_saucer "
                     "satellite jack_o_lantern crystal_ball fireworks sparkler bowling space_invader alien ghost".split(), "night"),
