@@ -62,7 +62,8 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("train", _train, "train an embedded model on Emoji World; goes on from its checkpoint if there is one")
     sub.add_argument("model", help="a model that has a recipe: emoji-vit")
-    sub.add_argument("--out", type=Path, help="folder for weights, card and checkpoint (default: the kit's data/models)")
+    sub.add_argument("--out", type=Path, default=Path("trained"),
+                     help="folder for weights, card and checkpoint (default: trained); data/models is where the kit looks")
     sub.add_argument("--steps", type=int, help="fewer updates than the recipe's, to try it out")
     sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
 
@@ -134,10 +135,9 @@ def _render(options) -> None:
 
 
 def _train(options) -> None:
-    from .models import models_dir
     from .training import train
 
-    card = train(options.model, options.out or models_dir(), options.device, options.steps)
+    card = train(options.model, options.out, options.device, options.steps)
     for group, row in card["accuracy"].items():
         low, high = row["interval95"]
         print(f"{group:<24}{100 * row['top1']:5.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {row['n']})")

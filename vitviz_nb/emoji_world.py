@@ -45,7 +45,8 @@ class Scenes:
 
     Attributes:
         images: float32 (N, 3, size, size), RGB in [0, 1].
-        masks: float32 (N, size, size) in [0, 1], the share of each pixel that shows the scene's concept.
+        masks: float32 (N, size, size) in [0, 1], the share of each pixel that shows the scene's concept; of a blurred
+            scene, before the blur.
         concept: int64 (N,), index into ``world.concepts``: the label.
         style, context: int64 (N,), indices into ``world.styles`` and ``CONTEXTS``.
         count: int64 (N,), 1 to 3 objects of the concept.
@@ -141,7 +142,7 @@ class EmojiWorld:
                 if name not in place:
                     raise VitvizError(f"Emoji World has no concept {name!r}; data/emoji_world/concepts.csv lists all "
                                       f"{len(place)}.{nearest(name, place)}")
-            chosen = [place[name] for name in concepts]
+            chosen = [place[name] for name in dict.fromkeys(concepts)]
         if len(chosen) < 2:
             raise VitvizError("Emoji World needs at least two concepts: a scene may show a second one beside the first.")
         self.split, self.styles, self.size, self.seed = split, tuple(styles), size, seed

@@ -72,8 +72,12 @@ class VisionModel:
 
     @cached_property
     def weights_hash(self) -> str:
-        """Eight bytes, in hex, of the SHA-256 of every weight: part of the key of all that is cached."""
-        digest = hashlib.sha256()
+        """Eight bytes, in hex, of the SHA-256 of every weight: part of the key of all that is cached.
+
+        The name and the normalisation count too: some of timm's models share weights and differ in their activation
+        function alone (CLIP's with and without quickgelu), which no weight shows.
+        """
+        digest = hashlib.sha256(repr((self.name, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
         for key, value in sorted(self.module.state_dict().items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
@@ -115,6 +119,17 @@ def default_device() -> str:
     return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
 
 
+def usable_device(device: str | None) -> str:
+    """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
+    device = device or default_device()
+    try:
+        torch.empty(1).to(device)
+    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: torch.hpu and the like come as packages
+        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
+                          f"this machine has {default_device()}.") from None
+    return device
+
+
 def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None) -> VisionModel:
     """A model by name.
 
@@ -125,9 +140,9 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
         device: "cpu", "cuda", "mps", …; by default the fastest there is.
 
     Raises:
-        VitvizError: no such model (with the nearest names); weights out of reach, changed or not finite.
+        VitvizError: no such model (with the nearest names); weights out of reach, changed or not finite; no such device.
     """
-    embedded = embedded_names()
+    device, embedded = usable_device(device), embedded_names()
     if name in embedded:
         model = _load_embedded(name, pretrained)
     elif timm.is_model(name):
@@ -135,11 +150,7 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     else:
         raise VitvizError(f"There is no model called {name!r}.{nearest(name, [*embedded, *_timm_names()])} Embedded models: "
                           f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
-    try:
-        return model.to(device or default_device())
-    except (RuntimeError, AssertionError) as error:
-        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-                          f"this machine has {default_device()}.") from None
+    return model.to(device)
 
 
 def build(architecture: dict) -> nn.Module:
@@ -168,7 +179,7 @@ def _load_embedded(name: str, pretrained: bool) -> VisionModel:
         if found != card["sha256"]:
             raise VitvizError(f"{path} is not the file its card describes (SHA-256 {found[:12]}…, expected "
                               f"{card['sha256'][:12]}…), so it was not loaded; restore it with git checkout.")
-        module.load_state_dict({key: value.float() for key, value in load_file(path).items()})
+        module.load_state_dict(load_file(path))  # float16 on disk, float32 in the module
     return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"],
                        card["license"], trained=pretrained, card=card)
 

@@ -10,11 +10,10 @@ from pathlib import Path
 import torch
 
 from .contexts import CONTEXTS
-from .emoji_world import EmojiWorld
 from .errors import VitvizError
 from .models import VisionModel, default_device, embedded_names
 from .paths import cache_dir
-from .scores import top_images
+from .scores import default_reference, top_images
 from .sites import sites
 
 
@@ -77,7 +76,7 @@ def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
     if isinstance(answer, bool) or not isinstance(answer, int):
         raise VitvizError(f"Exercise 00.1 wants the number of a neuron, 0 to {places[-1].units - 1}, got {answer!r}.")
     best = top_images(model, places[-1].layer, answer, places[-1].kind)
-    contexts = EmojiWorld("val", size=model.image_size).batch(best.indices).context.tolist()
+    contexts = default_reference(model).source.batch(best.indices).context.tolist()
     most = max(set(contexts), key=contexts.count)
     found = f"{contexts.count(most)} of the {len(contexts)} strongest scenes of neuron {answer} are on {CONTEXTS[most]}"
     return contexts.count(most) >= 5, found if contexts.count(most) >= 5 else f"{found}; at least 5 are needed."

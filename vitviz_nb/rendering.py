@@ -108,6 +108,6 @@ class Rendering:
             facts["recipe"] = Recipe(**facts["recipe"])
             facts["scores"] = Scores(**facts["scores"]) if facts["scores"] else None
             return cls(pictures=pictures, curves=curves, **facts)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except Exception as error:  # damaged JSON and zip files fail in many ways, none of which the user need know
             raise VitvizError(f"{folder} holds no complete rendering ({error}); it needs the manifest.json and pictures.npz "
                               f"that Rendering.save writes.") from None

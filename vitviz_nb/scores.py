@@ -9,7 +9,7 @@ from tqdm import tqdm
 
 from . import cache
 from .drawing import Tile, bundle, contact_sheet, with_map
-from .emoji_world import EmojiWorld
+from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError
 from .images import ImageFolder
 from .models import VisionModel
@@ -45,24 +45,28 @@ class Reference:
     Args:
         model: whose size the images take.
         images: an ``EmojiWorld`` (its first scenes are used), an ``ImageFolder``, or a tensor (N, 3, S, S) in [0, 1]; by
-            default the validation scenes of Emoji World.
+            default the validation scenes of Emoji World, for an embedded model in the styles it was trained on.
+
+    Attributes:
+        source: the images as given, or the default world.
     """
 
     def __init__(self, model: VisionModel, images: EmojiWorld | ImageFolder | torch.Tensor | None = None):
         size = model.image_size
-        source = EmojiWorld("val", size=size) if images is None else images
+        styles = model.card["recipe"]["styles"] if model.card else STYLES
+        self.source = source = EmojiWorld("val", styles=styles, size=size) if images is None else images
         if isinstance(source, EmojiWorld):
             if source.size != size:
                 raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
             self.n = 1024 if size <= 96 else 128  # a large network on a CPU takes a second for a few images
-            self.name, self.key = f"{self.n:,} Emoji World scenes", repr(source)
+            self.name, self.key = f"{self.n:,} Emoji World scenes", f"{source!r} {source.concepts}"
             self.batch = lambda numbers: source.batch(numbers, model.device).images
         else:
             stack = source.images if isinstance(source, ImageFolder) else source
             if stack.dim() != 4 or tuple(stack.shape[1:]) != (3, size, size) or not len(stack):
                 raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(stack.shape)}.")
             self.n, self.name = len(stack), f"{len(stack):,} images"
-            self.key = hashlib.sha256(stack.contiguous().numpy().tobytes()).hexdigest()
+            self.key = hashlib.sha256(stack.cpu().contiguous().numpy().tobytes()).hexdigest()
             self.batch = lambda numbers: stack[list(numbers)]
 
 
@@ -106,7 +110,7 @@ def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.T
         found = torch.cat([tokens(model, place, part).float().mean(1).cpu() for part in inputs.split(64)])
     own = found[torch.arange(len(neurons)), neurons]
     percentile = 100 * (known[:, neurons] < own).float().mean(0)
-    spread = known.std(0)
+    spread = known.std(0, correction=0)  # 0, not NaN, for a reference of one image
     typical = spread.median().clamp_min(1e-12)
     raised = (found - known.mean(0)) / spread.clamp_min(0.01 * typical)
     rank = 1 + (raised > raised[torch.arange(len(neurons)), neurons][:, None]).sum(1)

@@ -7,13 +7,13 @@ tokens outnumber a square, counted at each site, because the number changes with
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
 
 import torch
-from timm.layers import Mlp
+from timm.layers import GlobalResponseNormMlp, Mlp
 from torch import nn
 
 from .errors import VitvizError, nearest
@@ -97,7 +97,7 @@ def site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
 
 def check_neurons(place: Site, neurons) -> list[int]:
     """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none."""
-    neurons = [neurons] if isinstance(neurons, Integral) else list(neurons)
+    neurons = list(neurons) if isinstance(neurons, Iterable) else [neurons]
     if any(not isinstance(n, Integral) for n in neurons):
         raise VitvizError(f"Neurons are whole numbers, 0 to {place.units - 1}, got {neurons!r}.")
     neurons = [int(n) for n in neurons]
@@ -188,7 +188,7 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
     width: dict[str, int] = {}  # units expected at a path, which tells NHWC from NCHW
     for path, module in named.items():
         name = path.rpartition(".")[2]
-        if isinstance(module, Mlp):
+        if isinstance(module, (Mlp, GlobalResponseNormMlp)):  # the second is ConvNeXt V2's, no subclass of the first
             candidates[f"{path}.act"] = "mlp"
             width[f"{path}.act"] = module.fc1.weight.shape[0]
             block = path.rpartition(".")[0]

@@ -21,7 +21,7 @@ from tqdm import tqdm
 
 from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError, nearest
-from .models import VisionModel, build, default_device
+from .models import VisionModel, build, usable_device
 
 MEAN = STD = (0.5, 0.5, 0.5)
 
@@ -35,21 +35,21 @@ class Training:
         styles: drawn in training; the others are held out for tests of transfer.
         steps, batch: number of updates, and scenes in each.
         peak, warmup, decay: AdamW's largest learning rate, steps to reach it, weight decay.
-        robust_from: the step from which scenes are attacked, or ``steps`` for never. The learning rate falls to 0 along a
-            cosine before it, and again, from 0.4 of the peak, after it.
-        radius: L2 norm of the attack, in units of [0, 1] pixels over the whole picture.
+        restart: the step at which the learning rate, having fallen to 0 along a cosine, starts again from 0.4 of its peak.
+        radius: L2 norm of the attack on each scene after the restart, in units of [0, 1] pixels over the whole picture;
+            0 trains on plain scenes to the end.
         seed: of weights, scenes and attacks.
     """
 
     architecture: dict
     styles: tuple[str, ...] = ("3d", "cartoon", "flat")
-    steps: int = 5200
+    steps: int = 7200
     batch: int = 128
     peak: float = 1e-3
     warmup: int = 300
     decay: float = 0.05
-    robust_from: int = 4200
-    radius: float = 1.0
+    restart: int = 4200
+    radius: float = 0.0
     seed: int = 0
 
 
@@ -82,9 +82,12 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     if steps is not None:
         if steps < 1:
             raise VitvizError(f"Training needs at least 1 step, got {steps}.")
-        recipe = dataclasses.replace(recipe, steps=steps, robust_from=min(steps, recipe.robust_from))
-    device = device or default_device()
-    out.mkdir(parents=True, exist_ok=True)
+        recipe = dataclasses.replace(recipe, steps=steps, restart=min(steps, recipe.restart))
+    device = usable_device(device)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise VitvizError(f"The folder {out} cannot be made ({error.strerror}); name another.") from None
     torch.manual_seed(recipe.seed)
     world = EmojiWorld("train", styles=recipe.styles, size=recipe.architecture["arguments"]["img_size"], seed=recipe.seed)
     module = build(recipe.architecture).to(device)
@@ -99,8 +102,9 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
             scenes = world.batch(range(step * recipe.batch, (step + 1) * recipe.batch), device)
             images, labels = scenes.images, scenes.concept
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
+            torch.manual_seed(recipe.seed * 1_000_003 + step)  # for architectures that drop paths at random
             with _precision(device):
-                if step >= recipe.robust_from:
+                if step >= recipe.restart and recipe.radius:
                     images = attack(module, images, labels, recipe.radius, random)
                 loss = F.cross_entropy(module(_normalize(images)).float(), labels, label_smoothing=0.1)
             optimizer.param_groups[0]["lr"] = recipe.peak * _schedule(step, recipe)
@@ -111,7 +115,7 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
             done = step + 1
             if done % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
-            if done % 250 == 0 or done in (recipe.robust_from, recipe.steps):
+            if done % 250 == 0 or done in (recipe.restart, recipe.steps):
                 _save(checkpoint, module, optimizer, recipe, done, seconds + time.perf_counter() - started)
     except KeyboardInterrupt:
         _save(checkpoint, module, optimizer, recipe, done, seconds + time.perf_counter() - started)
@@ -174,9 +178,9 @@ def _precision(device: str):
 
 def _schedule(step: int, recipe: Training) -> float:
     """The learning rate at a step as a share of its peak."""
-    if step < recipe.robust_from:
-        return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.robust_from))
-    return 0.4 * 0.5 * (1 + math.cos(math.pi * (step - recipe.robust_from) / (recipe.steps - recipe.robust_from)))
+    if step < recipe.restart:
+        return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))
+    return 0.4 * 0.5 * (1 + math.cos(math.pi * (step - recipe.restart) / (recipe.steps - recipe.restart)))
 
 
 def _save(path: Path, module, optimizer, recipe: Training, done: int, seconds: float) -> None:
@@ -210,10 +214,11 @@ def _resume(path: Path, module, optimizer, recipe: Training) -> tuple[int, float
 
 def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, seconds: float) -> dict:
     """Round to float16, measure what was rounded, write weights and card."""
-    weights = {k: v.detach().cpu().half().contiguous() for k, v in module.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    weights = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}  # BatchNorm counts in integers
     path = out / f"{name}.safetensors"
     save_file(weights, path)
-    module.load_state_dict({k: v.float() for k, v in weights.items()})
+    module.load_state_dict(weights)
     model = VisionModel(module, name, world.size, MEAN, STD, world.concepts)
     held_out = [style for style in STYLES if style not in recipe.styles]
     validation = EmojiWorld("val", styles=recipe.styles, size=world.size, seed=recipe.seed)
@@ -233,4 +238,5 @@ def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, s
         "class_names": world.concepts,
     }
     (out / f"{name}.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    (out / f"{name}.checkpoint.safetensors").unlink()
     return card

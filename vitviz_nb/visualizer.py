@@ -119,11 +119,11 @@ class Visualizer:
                                       f"{self.model.image_size} px; use fewer copies or a smaller model.") from None
                 at_once = len(chunk) // 2
                 continue
-            waiting = waiting[len(chunk):]
-        frame = self._frame(place, neurons, seed)
+            waiting = [n for n in waiting if n not in chunk]  # after a halving, a chunk need not be the first of them
+        frame = self.score(self._frame(place, neurons, seed))  # before they are let go: scoring, too, can be interrupted
         for neuron in neurons:
-            self._unfinished.pop((place.kind, place.layer, neuron, seed))
-        yield self.score(frame)
+            self._unfinished.pop((place.kind, place.layer, neuron, seed), None)
+        yield frame
 
     def score(self, rendering: Rendering) -> Rendering:
         """The rendering with its scores measured."""
@@ -225,4 +225,5 @@ def _precision(device: torch.device) -> torch.dtype | None:
 
 
 def _out_of_memory(error: BaseException) -> bool:
-    return isinstance(error, torch.OutOfMemoryError) or "can't allocate memory" in str(error)
+    said = str(error)  # Apple's and the CPU's allocators raise a plain RuntimeError
+    return isinstance(error, torch.OutOfMemoryError) or "out of memory" in said or "can't allocate memory" in said

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -24,7 +25,7 @@ ARCHITECTURE = {
 def clean_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what another, or the user, has cached; and each begins from the same random state."""
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
-    torch.set_num_threads(2)
+    torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))  # Binder has one core, CI machines have two
     torch.manual_seed(0)
     np.random.seed(0)
 
@@ -57,6 +58,7 @@ class Shelf:
             "name": "emoji-vit", "architecture": architecture, "image_size": 32, "mean": [0.5, 0.25, 0.5],
             "std": [0.5, 0.25, 0.125], "parameters": 30_000, "license": "CC BY 4.0", "class_names": ["ant", "bee", "cat", "dog"],
             "accuracy": {"unoccluded": {"n": 100, "top1": 0.25, "interval95": [0.175, 0.343]}},
+            "recipe": {"styles": ["3d", "flat"]},
             "sha256": hashlib.sha256(self.weights.read_bytes()).hexdigest(),
         }))
 

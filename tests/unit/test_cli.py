@@ -1,0 +1,247 @@
+"""The command line, in this process: what it writes, and one clear line for all that a user can get wrong."""
+
+import json
+import math
+import warnings
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from vitviz_nb import cli
+
+RENDER = ["render", "emoji-vit", "--layer", "-1", "--neurons", "0-2", "--steps", "2", "--device", "cpu"]
+
+
+@pytest.fixture(autouse=True)
+def showwarning_is_put_back():
+    """The command shows warnings in its own way, and never returns in real use."""
+    with warnings.catch_warnings():
+        yield
+
+
+@pytest.fixture
+def photos(tmp_path: Path) -> Path:
+    """A folder of three images, smaller work than the 1,024 scenes that scores are otherwise measured against."""
+    folder = tmp_path / "photos"
+    folder.mkdir()
+    for colour in ("red", "green", "blue"):
+        Image.new("RGB", (40, 40), colour).save(folder / f"{colour}.png")
+    return folder
+
+
+def code(arguments: list) -> int:
+    """The exit code; argparse leaves with SystemExit, the rest returns it."""
+    try:
+        return cli.main([str(a) for a in arguments])
+    except SystemExit as error:
+        return error.code
+
+
+def complaint(arguments: list, capsys: pytest.CaptureFixture) -> str:
+    """The one line a failing command says on stderr; argparse puts its usage before it."""
+    assert code(arguments) == 2
+    captured = capsys.readouterr()
+    lines = captured.err.strip().splitlines()
+    usage = [line for line in lines if line.startswith(("usage:", " "))]
+    assert len(lines) - len(usage) == 1, captured.err
+    assert "Traceback" not in captured.err + captured.out
+    assert lines[-1].startswith("vitviz")
+    return lines[-1]
+
+
+def test_doctor_says_what_there_is(shelf, capsys: pytest.CaptureFixture, tmp_path: Path):
+    assert code(["doctor"]) == 0
+    out = capsys.readouterr().out
+    for line in ("Computes on:", "torch:", "timm:", "ipywidgets:", "Embedded models: emoji-vit", str(tmp_path / "vitviz_cache")):
+        assert line in out
+
+
+def test_models_lists_embedded_ones_with_their_accuracy(shelf, capsys: pytest.CaptureFixture):
+    assert code(["models"]) == 0
+    first, hint = capsys.readouterr().out.splitlines()
+    assert first.startswith("emoji-vit ") and "25.0 % of unoccluded scenes right (95 % interval 17.5 to 34.3)" in first
+    assert "vitviz models" in hint
+    assert code(["models", "*patch32_clip_quickgelu*"]) == 0
+    assert "vit_base_patch32_clip_quickgelu_224.openai" in capsys.readouterr().out.splitlines()
+
+
+def test_render_writes_sheet_pictures_and_manifest(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    out = tmp_path / "new" / "out"
+    assert code([*RENDER, "--images", photos, "--out", out]) == 0
+    assert f"3 pictures of emoji-vit mlp layer 1 in {out}" in capsys.readouterr().out
+    assert {file.name for file in out.iterdir()} == {
+        "sheet.png", "neuron_0.png", "neuron_1.png", "neuron_2.png", "pictures.npz", "manifest.json"}
+    for neuron in range(3):
+        with Image.open(out / f"neuron_{neuron}.png") as picture:
+            assert picture.size == (32, 32) and picture.mode == "RGB" and len(set(picture.getdata())) > 100
+    with Image.open(out / "sheet.png") as sheet:
+        assert sheet.width > 3 * 100 and sheet.height > 100
+    manifest = json.loads((out / "manifest.json").read_text())
+    assert (manifest["model"], manifest["kind"], manifest["layer"]) == ("emoji-vit", "mlp", 1)
+    assert manifest["neurons"] == [0, 1, 2] and manifest["steps"] == [2, 2, 2] and manifest["recipe"]["steps"] == 2
+    assert manifest["scores"]["reference"] == "3 images"
+    for score in ("activation", "percentile", "rank", "status"):
+        assert len(manifest["scores"][score]) == 3
+
+
+def test_render_is_scored_against_emoji_world_unless_told_otherwise(shelf, tmp_path: Path):
+    assert code(["render", "emoji-vit", "--layer", 0, "--kind", "key", "--neurons", "1,5", "--steps", "1", "--untrained",
+                 "--seed", 3, "--device", "cpu", "--out", tmp_path / "out"]) == 0
+    manifest = json.loads((tmp_path / "out" / "manifest.json").read_text())
+    assert manifest["scores"]["reference"] == "1,024 Emoji World scenes"
+    assert (manifest["model"], manifest["kind"], manifest["seed"]) == ("emoji-vit (untrained)", "key", 3)
+    assert manifest["neurons"] == [1, 5]
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (["render", "emoji-vti"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
+    (["--layer", "99"], "emoji-vit has no mlp layer 99; its layers are 0 to 1 (or -1 for the last)"),
+    (["--layer", "-3"], "emoji-vit has no mlp layer -3; its layers are 0 to 1"),
+    (["--layer", "last"], "invalid int value: 'last'"),
+    (["--neurons", "120-130"], "mlp layer 1 has neurons 0 to 127; neuron 128 is out of range"),
+    (["--neurons", "0,1,0"], "the same neuron twice"),
+    (["--neurons", "5-"], "'5-' is not a list of neurons; write numbers and ranges"),
+    (["--neurons", "7-5"], "'7-5' is not a list of neurons"),
+    (["--neurons", ""], "'' is not a list of neurons"),
+    (["--neurons", "0-99999999999"], "more neurons than any layer has"),
+    (["--kind", "channel"], "no sites of kind 'channel'; it has mlp, query, key, value, attention, residual"),
+    (["--kind", "querry"], "Did you mean query"),
+    (["--steps", "0"], "at least 1 step and 1 copy, got 0 steps"),
+    (["--steps", "-5"], "at least 1 step and 1 copy, got -5 steps"),
+    (["--recipe", "slow"], "no recipe 'slow'; there are quick, paper"),
+    (["--device", "gpu"], "device 'gpu' cannot be used here"),
+    (["--images", "nowhere"], "nowhere does not exist"),
+    (["--frobnicate"], "unrecognized arguments: --frobnicate"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_arguments_of_render_get_one_line_and_make_nothing(change: list[str], says: str, shelf, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture):
+    arguments = [*change, *RENDER[2:]] if change[0] == "render" else [*RENDER, *change]
+    assert says in complaint([*arguments, "--out", tmp_path / "out"], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_folder_without_images_gets_one_line(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "empty" / "notes.txt").write_text("no image")
+    line = complaint([*RENDER, "--images", tmp_path / "empty", "--out", tmp_path / "out"], capsys)
+    assert f"No image in {tmp_path / 'empty'} can be read" in line and "JPEG, PNG, WebP or BMP" in line
+
+
+def test_only_bad_images_get_one_line_each_named(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "text.png").write_text("a text file named .png")
+    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
+    line = complaint([*RENDER, "--images", tmp_path, "--out", tmp_path / "out"], capsys)
+    assert "text.png" in line and "cut.jpg" in line
+
+
+def test_a_bad_image_among_good_ones_is_named_and_left_out(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (photos / "text.png").write_text("a text file named .png")
+    warnings.simplefilter("always")
+    assert code([*RENDER, "--images", photos, "--out", tmp_path / "out"]) == 0
+    named = [line for line in capsys.readouterr().err.splitlines() if "text.png" in line]
+    assert len(named) == 1 and named[0].startswith("vitviz: 1 of 4 images in ")
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["scores"]["reference"] == "3 images"
+
+
+def test_tampered_weights_get_one_line(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    content = bytearray(shelf.weights.read_bytes())
+    content[-1] ^= 1
+    shelf.weights.write_bytes(content)
+    line = complaint([*RENDER, "--out", tmp_path / "out"], capsys)
+    assert "emoji-vit.safetensors is not the file its card describes" in line and "git checkout" in line
+
+
+def test_weights_with_nan_get_one_line(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    tensors = shelf.module.state_dict()
+    tensors["norm.bias"][0] = math.nan
+    shelf.put(tensors)
+    assert "weights of emoji-vit contain NaN" in complaint([*RENDER, "--out", tmp_path / "out"], capsys)
+
+
+def test_a_cache_that_cannot_be_written_gets_one_line(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                      monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
+    line = complaint([*RENDER, "--images", photos, "--out", tmp_path / "out"], capsys)
+    assert f"cache folder {tmp_path / 'file' / 'cache'} cannot be written" in line and "VITVIZ_CACHE" in line
+
+
+def test_an_out_that_is_a_file_gets_one_line_and_stays(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
+    (tmp_path / "out").write_text("mine")
+    assert "is a file; name a folder" in complaint([*RENDER, "--out", tmp_path / "out"], capsys)
+    assert (tmp_path / "out").read_text() == "mine"
+
+
+def test_an_out_that_cannot_be_made_keeps_the_pictures_in_the_cache(shelf, photos: Path, tmp_path: Path,
+                                                                    capsys: pytest.CaptureFixture):
+    (tmp_path / "file").write_text("not a folder")
+    line = complaint([*RENDER, "--images", photos, "--out", tmp_path / "file" / "out"], capsys)
+    assert "cannot be written to" in line and "stay in the cache" in line
+    assert len(list((tmp_path / "vitviz_cache" / "renderings").rglob("*.npz"))) == 3
+
+
+@pytest.mark.parametrize(("arguments", "says"), [
+    ([], "required: COMMAND"),
+    (["rendr"], "invalid choice: 'rendr'"),
+    (["train", "emoji-vti"], "no recipe to train 'emoji-vti'; there is one for emoji-vit"),
+    (["train", "emoji-vit", "--steps", "0"], "at least 1 step, got 0"),
+    (["models", "*no such model*"], "No pretrained timm model matches '*no such model*'"),
+    (["publish", "not a repository"], "'not a repository'"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says: str, shelf, tmp_path: Path,
+                                                      capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.chdir(tmp_path)
+    assert says in complaint(arguments, capsys)
+
+
+def test_an_interrupt_ends_with_130_and_no_stack_trace(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(options) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(cli, "_doctor", interrupt)
+    assert code(["doctor"]) == 130
+    assert capsys.readouterr().err.strip() == "vitviz: interrupted; finished pictures are in the cache."
+
+
+def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
+                                                   monkeypatch: pytest.MonkeyPatch):
+    from vitviz_nb.visualizer import Visualizer
+
+    step = Visualizer._step
+
+    def interrupted(self, place, state, draws, units):
+        if state.step == 1:
+            raise KeyboardInterrupt
+        return step(self, place, state, draws, units)
+
+    monkeypatch.setattr(Visualizer, "_step", interrupted)
+    arguments = [*RENDER, "--images", photos, "--out", tmp_path / "out"]
+    assert code(arguments) == 0
+    assert "interrupted, the same command goes on" in capsys.readouterr().out
+    assert json.loads((tmp_path / "out" / "manifest.json").read_text())["steps"] == [1, 1, 1]
+
+
+@pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["publish"]], ids=" ".join)
+def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture):
+    assert code([*command, "--help"]) == 0
+    out = capsys.readouterr().out
+    assert out.startswith(" ".join(["usage: vitviz", *command])) and len(out) > 100
+    if command == ["render"]:
+        for word in ("0-15", "quick (default) or paper", "examples:", "manifest.json", "-1 is the last"):
+            assert word in out
+
+
+def test_doctor_works_as_a_module(shelf):
+    """``python -m vitviz_nb.cli`` is what a machine without the script on its PATH can call."""
+    import runpy
+    import sys
+
+    arguments, sys.argv = sys.argv, ["vitviz", "doctor"]
+    try:
+        with pytest.raises(SystemExit) as left, warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # runpy warns that the module is imported already
+            runpy.run_module("vitviz_nb.cli", run_name="__main__")
+    finally:
+        sys.argv = arguments
+    assert left.value.code == 0
