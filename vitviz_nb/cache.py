@@ -39,8 +39,8 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
     if not path.exists():
         return None
     try:
-        with np.load(path, allow_pickle=False) as file:
-            return dict(file)
+        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load(path) leaks a corrupt file open
+            return dict(arrays)
     except Exception:  # a damaged zip fails in many ways, none of which the user need know
         path.unlink(missing_ok=True)
         return None

@@ -288,10 +288,8 @@ class EmojiWorld:
     def _assets(self, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
         """Sprites at 64, 32 and 16 px, uint8 (styles, concepts, 4, side, side), premultiplied; background tiles."""
         if str(device) not in self._on_device:
-            full = torch.stack([torch.stack([_sheet(style)[i] for i in self._rows.tolist()]) for style in self.styles])
-            half = F.avg_pool2d(full.flatten(0, 1).float(), 2)
-            quarter = F.avg_pool2d(half, 2)
-            pyramid = [full, *(p.round().to(torch.uint8).view(*full.shape[:3], *p.shape[2:]) for p in (half, quarter))]
+            levels = zip(*(_sprites(style, tuple(self._rows.tolist())) for style in self.styles), strict=True)
+            pyramid = [torch.stack(level) for level in levels]
             backgrounds = _split_tiles(SPLITS.index(self.split), self.seed)
             self._on_device[str(device)] = [p.to(device) for p in pyramid], backgrounds.to(device)
         return self._on_device[str(device)]
@@ -317,6 +315,14 @@ def _split_tiles(split: int, seed: int) -> torch.Tensor:
 
 
 @cache
+def _sprites(style: str, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """The sprites of these concepts at 64, 32 and 16 px: uint8 (concepts, 4, side, side), premultiplied."""
+    full = _sheet(style)[list(rows)]
+    half = F.avg_pool2d(full.float(), 2)
+    quarter = F.avg_pool2d(half, 2)
+    return full, half.round().to(torch.uint8), quarter.round().to(torch.uint8)
+
+
 def _sheet(style: str) -> torch.Tensor:
     """All sprites of a style: uint8 (concepts, 4, 64, 64), colours premultiplied by opacity."""
     folder = data_dir() / "emoji_world"

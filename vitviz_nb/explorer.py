@@ -3,7 +3,8 @@
 import asyncio
 import html
 import sys
-import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import ipywidgets as widgets
 from PIL import Image
@@ -46,7 +47,9 @@ class Explorer(widgets.VBox):
     def __init__(self, model: VisionModel, images=None):
         self.model, self.images, self.result = model, images, None
         self._visualizers: dict[str, Visualizer] = {}
-        self._request, self._stopped, self._working = 0, False, threading.Lock()
+        self._request, self._stopped = 0, False
+        # One thread for all requests: each new one would cost torch a pool of threads, and memory that never comes back.
+        self._worker = ThreadPoolExecutor(1, thread_name_prefix="explorer")
         self._threaded = int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules
         kinds = list(sites(model))
         last = len(sites(model)[kinds[0]]) - 1
@@ -93,9 +96,7 @@ class Explorer(widgets.VBox):
         self._stopped = False
         self._say("waiting")
         if self._threaded:
-            timer = threading.Timer(_DEBOUNCE, self._run_in_thread, [self._request])
-            timer.daemon = True
-            timer.start()
+            self._worker.submit(self._run_in_thread, self._request)
             return
         try:
             asyncio.get_running_loop().create_task(self._run_in_slices(self._request))
@@ -104,9 +105,10 @@ class Explorer(widgets.VBox):
                 pass
 
     def _run_in_thread(self, request: int) -> None:
-        with self._working:  # the job before sees that it is out of date and ends at its next preview
-            for _ in self._work(request):
-                pass
+        if request == self._request:
+            time.sleep(_DEBOUNCE)
+        for _ in self._work(request):  # ends at its next preview once it is out of date
+            pass
 
     async def _run_in_slices(self, request: int) -> None:
         await asyncio.sleep(_DEBOUNCE)

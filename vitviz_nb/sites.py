@@ -7,7 +7,7 @@ tokens outnumber a square, counted at each site, because the number changes with
 """
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from numbers import Integral
@@ -152,21 +152,28 @@ def activations(model: VisionModel, kind: str, images: torch.Tensor) -> list[tor
         images: RGB in [0, 1], (N, 3, image_size, image_size).
     """
     places = sites(model)[kind]
-    found: dict[tuple[str, int], torch.Tensor] = {}
-    with model.lock, _watch({p.path: model.module.get_submodule(p.path) for p in places}) as calls:
+    def mean(path, call, output):
+        # At once: all layers' tokens together fill a memory, and a later layer may work in place on this one's.
+        here = [p for p in places if (p.path, p.call) == (path, call)]
+        return {p.layer: _patch_tokens(p, output, len(images)).float().mean(1).cpu() for p in here}
+
+    with model.lock, _watch({p.path: model.module.get_submodule(p.path) for p in places}, mean) as calls:
         model.module(model.normalize(images.to(model.device)))
-        found = {(path, call): output for path, call, output in calls}
-    return [_patch_tokens(p, found[p.path, p.call], len(images)).float().mean(1).cpu() for p in places]
+    found = {layer: values for _, _, means in calls for layer, values in means.items()}
+    return [found[p.layer] for p in places]
 
 
 @contextmanager
-def _watch(modules: dict[str, nn.Module]) -> Iterator[list[tuple[str, int, torch.Tensor]]]:
-    """Record (path, call number, output) of each call of ``modules``, in order; hooks go on success and on error."""
+def _watch(modules: dict[str, nn.Module], keep: Callable) -> Iterator[list[tuple]]:
+    """Record (path, call number, ``keep(path, call number, output)``) of each call of ``modules``, in order.
+
+    Hooks go on success and on error.
+    """
     calls, counts, handles = [], dict.fromkeys(modules, 0), []
 
     def hook(path):
         def record(module, arguments, output):
-            calls.append((path, counts[path], output))
+            calls.append((path, counts[path], keep(path, counts[path], output)))
             counts[path] += 1
 
         return record
@@ -201,7 +208,7 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
     if "mlp" not in candidates.values():
         candidates = {path: "channel" for path, module in named.items() if isinstance(module, _ACTIVATIONS)}
     size = model.image_size
-    with model.lock, _watch({path: named[path] for path in candidates}) as calls:
+    with model.lock, _watch({path: named[path] for path in candidates}, lambda path, call, output: output) as calls:
         model.module(torch.zeros(1, 3, size, size, device=model.device))
     found: dict[str, list[Site]] = {}
     for path, call, output in calls:

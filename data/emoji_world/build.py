@@ -103,7 +103,8 @@ CONTEXT_OF_CONCEPT = {  # by short name, where the subcategory's context would b
                     .split(), "sand"),
     **dict.fromkeys("full_moon crescent_moon full_moon_with_face first_quarter_moon_with_face new_moon_with_face "
                     "last_quarter_moon_with_face star stars star2 comet milky_way owl bat rocket flying_saucer "
-                    "satellite jack_o_lantern crystal_ball fireworks sparkler bowling space_invader alien ghost".split(), "night"),
+                    "satellite jack_o_lantern crystal_ball fireworks sparkler bowling space_invader alien ghost"
+                    .split(), "night"),
     **dict.fromkeys("turtle frog duck swan surfer swimmer rowboat water_polo fishing_pole_and_fish merperson anchor "
                     "ocean droplet sweat_drops sushi trident speedboat".split(), "sea"),
     **dict.fromkeys("monkey gorilla tiger tiger2 leopard panda_face tent camping deer squirrel snake mushroom mage "

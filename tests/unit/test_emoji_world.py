@@ -145,8 +145,8 @@ def test_splits_and_seeds_share_no_background():
 @pytest.mark.parametrize("held_out", STYLES)
 def test_a_held_out_style_is_never_drawn(held_out: str, monkeypatch: pytest.MonkeyPatch):
     opened = []
-    sheet = emoji_world._sheet
-    monkeypatch.setattr(emoji_world, "_sheet", lambda style: (opened.append(style), sheet(style))[1])
+    sprites = emoji_world._sprites
+    monkeypatch.setattr(emoji_world, "_sprites", lambda style, rows: (opened.append(style), sprites(style, rows))[1])
     world = EmojiWorld("train", concepts=["dog face", "pizza"], styles=[s for s in STYLES if s != held_out])
     scenes = world.batch(range(40))
     assert {world.styles[i] for i in scenes.style} == set(STYLES) - {held_out} == set(opened)

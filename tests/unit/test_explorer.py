@@ -2,7 +2,6 @@
 
 import asyncio
 import sys
-import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -113,8 +112,7 @@ def session(request, model, images, monkeypatch) -> Iterator[Session]:
 
 async def leave(explorer: Explorer) -> None:
     explorer._request += 1
-    with explorer._working:
-        pass
+    explorer._worker.shutdown(wait=True)
 
 
 def test_explorer_starts_with_a_picture_of_the_last_layer(session):
@@ -356,18 +354,3 @@ def test_clamping_asks_for_one_picture_within_range(session):
         assert not any("error" in text for text in desk.said)
 
     session(play)
-
-
-def test_threads_end_with_their_work(model, images):
-    if int(widgets.__version__.split(".")[0]) < 8:
-        pytest.skip("threads are for ipywidgets 8")
-    before = threading.active_count()
-
-    async def play():
-        desk = Desk(Explorer(model, images))
-        for neuron in (1, 2, 3):
-            desk.explorer._neuron.value = neuron
-        await desk.finished(3)
-        await desk.until(lambda: threading.active_count() <= before)
-
-    asyncio.run(play())

@@ -1,6 +1,7 @@
 """The visualizer finds planted optima; a picture does not depend on how it was made; and nothing stays behind."""
 
 import math
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 
@@ -13,12 +14,14 @@ from timm.models import coat, convit, deit, pit, resnet, swin_transformer, twins
 from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
+from vitviz_nb import hashing
 from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
+from vitviz_nb.objective import augment, draw, loss
 from vitviz_nb.recipe import Recipe
 from vitviz_nb.rendering import Rendering
-from vitviz_nb.sites import activations
+from vitviz_nb.sites import activations, tokens
 from vitviz_nb.visualizer import Visualizer
 
 SIZE, PATCH = 32, 8
@@ -158,17 +161,36 @@ def test_picture_that_some_images_beat_is_called_weak(planted, wanted_patch, gre
 
 
 def test_picture_raises_its_neuron_above_where_it_began(vit, grey):
-    viewer = Visualizer(vit, RECIPE, grey)
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=2, colour=0), grey)
     neurons, rows = [3, 50, 127], torch.arange(3)
     place, _ = viewer._address(1, neurons, "mlp")
     start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
     rendering = viewer.render(1, neurons)
     before, after = (activations(vit, "mlp", pictures)[1][rows, neurons] for pictures in (start, rendering.pictures))
-    assert (after > before + 0.01).all()
-    assert rendering.scores.activation == pytest.approx(after.tolist(), abs=1e-5)
+    assert (after > before + 0.1).all()
+    assert rendering.scores.activation == pytest.approx(after.tolist(), abs=1e-4)
     assert rendering.pictures.min() >= 0 and rendering.pictures.max() <= 1
     assert rendering.curve_steps == [10, 20, 30, 40] and rendering.curves.shape == (3, 4)
     assert (rendering.curves[:, -1] > rendering.curves[:, 0]).all()
+
+
+def test_picture_lowers_its_loss_on_copies_it_has_not_seen(vit, grey):
+    neurons = [3, 50, 127]
+    viewer = Visualizer(vit, RECIPE, grey)
+    place, _ = viewer._address(1, neurons, "mlp")
+    start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
+    unseen = Recipe(steps=1, copies=500)
+    draws = draw(unseen, hashing.keys(123, np.arange(3)), SIZE, vit.mean, vit.std, "cpu")
+    units = torch.tensor(neurons).repeat_interleave(500)[:, None]
+
+    def losses(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            own = tokens(vit, place, augment(pictures, draws, 0)).mean(1).gather(1, units)[:, 0]
+        return loss(own, pictures, unseen)
+
+    before, after = losses(start), losses(viewer.render(1, neurons).pictures)
+    print(before, after)
+    assert (after < before - 0.05).all()
 
 
 # The same picture, however it is made
@@ -384,6 +406,7 @@ def test_corrupt_entry_is_dropped_and_made_again(vit, grey, passes, own_cache):
     made = Visualizer(vit, RECIPE, grey).render(-1, [7, 8])
     entries = sorted((own_cache / "renderings").rglob("*.npz"))
     assert len(entries) == 2
+    warnings.simplefilter("error")  # a file left open, too, is an error: Windows could not drop it
     whole = entries[0].read_bytes()
     for damaged in (b"", b"not a zip file", whole[: len(whole) // 2], whole[:500] + b"\0" * 200 + whole[700:]):
         entries[0].write_bytes(damaged)
