@@ -12,7 +12,7 @@ import numpy as np
 from .errors import VitvizError
 from .paths import cache_dir
 
-FORMAT = 1  # raise it when the same settings would make another picture
+FORMAT = 2  # raise it when the same settings would make another picture
 
 
 def ready() -> None:

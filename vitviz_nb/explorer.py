@@ -21,6 +21,7 @@ from .visualizer import Visualizer
 _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _EVERY = 5  # steps between previews
+_TEXT = "<div style='line-height: 1.4'>{}</div>"  # the widget's own lines stand as far apart as sliders
 _HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
          "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of "
          "the same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
@@ -75,7 +76,7 @@ class Explorer(widgets.VBox):
             control.observe(lambda change: self._start(), "value")
         self._stop.on_click(self._on_stop)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe,
-                                 widgets.HBox([self._seed, self._stop]), widgets.HTML(f"<small>{_HELP}</small>", layout=wide)])
+                                 widgets.HBox([self._seed, self._stop]), widgets.HTML(_TEXT.format(f"<small>{_HELP}</small>"), layout=wide)])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
@@ -156,15 +157,15 @@ class Explorer(widgets.VBox):
         if request is not None and request != self._request:
             return
         where = f"layer {self._layer.value}, neuron {self._neuron.value}"
-        self._status.value = f"<span role='status'>{html.escape(f'{where}: {text}')}</span>"
+        self._status.value = _TEXT.format(f"<span role='status'>{html.escape(f'{where}: {text}')}</span>")
 
     def _show(self, frame: Rendering, request: int) -> None:
         scores = frame.scores
         done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps}"
         verdict = {"alive": "", "weak": " A weak picture: many scenes do better.",
                    "dead": " A dead neuron: nothing in the scenes moves it."}[scores.status[0]]
-        self._scores.value = (
-            f"Activation {scores.activation[0]:.2f}: above {scores.percentile[0]:.1f} % of {scores.reference}; its neuron is "
+        self._scores.value = _TEXT.format(
+            f"Activation {scores.activation[0]:.3g}: above {scores.percentile[0]:.1f} % of {scores.reference}; its neuron is "
             f"number {scores.rank[0]} of the layer's units by how far the picture raises them.{verdict}")
         self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}", request)
 

@@ -24,7 +24,8 @@ class Rendering:
         kind, layer, neurons: what was pictured.
         pictures: float32 (K, 3, S, S), RGB in [0, 1], on the CPU.
         steps: (K,), updates done; fewer than ``recipe.steps`` where it was stopped.
-        curve_steps, curves: the mean activation on augmented copies at those steps, (n,) and (K, n), NaN where not read.
+        curve_steps, curves: the activation on the picture itself, without augmentation, after so many steps: (n,) and
+            (K, n), NaN where not read.
         recipe, seed: how they were made.
         scores: measured afterwards; None in the frames of a stream.
     """
@@ -58,7 +59,7 @@ class Rendering:
         """Two short lines on picture ``k``."""
         lines = [f"neuron {self.neurons[k]}"]
         if self.scores:
-            score = f"{self.scores.activation[k]:.2f}, above {self.scores.percentile[k]:.1f} %"
+            score = f"{self.scores.activation[k]:.3g}, above {self.scores.percentile[k]:.1f} %"
             lines.append(score if self.scores.status[k] == "alive" else f"{self.scores.status[k]}: {score}")
         if self.steps[k] < self.recipe.steps:
             lines.append(f"stopped at step {self.steps[k]}")

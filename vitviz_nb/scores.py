@@ -141,9 +141,9 @@ class TopImages:
         tiles = []
         for start in range(0, len(self.images), columns):
             row = range(start, min(start + columns, len(self.images)))
-            tiles += [Tile(self.images[i], [f"{self.activations[i]:.2f}"]) for i in row]
+            tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
             if self.maps is not None:
-                tiles += [Tile(with_map(self.images[i], self.maps[i]), ["where"]) for i in row]
+                tiles += [Tile(with_map(self.images[i], self.maps[i]), ["yellow: most active"] if i == start else []) for i in row]
         return contact_sheet(tiles, self.title, side=128, columns=columns)
 
     def _repr_mimebundle_(self, include=None, exclude=None):

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from contextlib import nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -41,7 +41,9 @@ class _State:
         def cat(name):
             return torch.cat([getattr(s, name) for s in states])
 
-        curve = {step: torch.cat([s.curve[step] for s in states]) for step in states[0].curve}
+        # Of pictures at step 0, some may have been read before an interrupt and others not.
+        read = [step for step in states[0].curve if all(step in s.curve for s in states)]
+        curve = {step: torch.cat([s.curve[step] for s in states]) for step in read}
         return _State(cat("pictures"), cat("first"), cat("second"), states[0].step, curve)
 
 
@@ -168,6 +170,8 @@ class Visualizer:
         draws = self._draws(place, neurons, seed)
         units = torch.tensor(neurons, device=device).repeat_interleave(self.recipe.copies)[:, None]
         try:
+            if not state.curve:
+                state = replace(state, curve={0: self._activation(place, state.pictures, units[:: self.recipe.copies])})
             while state.step < self.recipe.steps:
                 state = self._step(place, state, draws, units)
                 if state.step % every == 0 and state.step < self.recipe.steps:
@@ -192,10 +196,16 @@ class Visualizer:
         second = state.second + (slope.square() - state.second) * (1 - _BETA2)
         rate = recipe.lr * 0.5 * (1 + np.cos(np.pi * state.step / recipe.steps))
         move = first / (1 - _BETA1**n) / ((second / (1 - _BETA2**n)).sqrt() + _EPSILON)
+        better = (state.pictures - rate * move).clamp(0, 1)
         curve = state.curve
         if n % _READ_EVERY == 0 or n == recipe.steps:
-            curve = {**curve, n: own.detach().view(len(pictures), -1).mean(1)}
-        return _State((state.pictures - rate * move).clamp(0, 1), first, second, n, curve)
+            curve = {**curve, n: self._activation(place, better, units[:: recipe.copies])}
+        return _State(better, first, second, n, curve)
+
+    @torch.no_grad()
+    def _activation(self, place: Site, pictures: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+        """Activation (K,) on the pictures as they are: what scores measure, and what a curve can be compared with."""
+        return tokens(self.model, place, self.model.normalize(pictures)).float().mean(1).gather(1, units)[:, 0]
 
     def _put_away(self, place: Site, neurons: list[int], seed: int, state: _State) -> None:
         """Keep each picture's state, and finished pictures on disk."""

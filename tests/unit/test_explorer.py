@@ -135,7 +135,7 @@ def test_picture_scores_and_scenes_are_those_of_the_neuron(session, model, image
         await desk.quiet(blank)
         assert explorer._picture.value == explorer_module.png(explorer_module.to_image(result.pictures[0], 288))
         assert explorer._scenes.value == explorer_module.png(vv.top_images(model, 2, 0, images=images).sheet())
-        assert f"Activation {result.scores.activation[0]:.2f}: above {result.scores.percentile[0]:.1f} % of 8 images" in (
+        assert f"Activation {result.scores.activation[0]:.3g}: above {result.scores.percentile[0]:.1f} % of 8 images" in (
             explorer._scores.value)
         before = explorer._scenes.value
         explorer._neuron.value = 9

@@ -147,8 +147,8 @@ def test_sheet_shows_every_picture(rendering):
 
 def test_caption_names_neuron_score_and_what_is_wrong(rendering):
     assert rendering.caption(0) == ["neuron 7", "1.23, above 100.0 %"]
-    assert rendering.caption(1) == ["neuron 30", "weak: -0.50, above 88.1 %"]
-    assert rendering.caption(2) == ["neuron 2", "dead: 3.00, above 12.5 %", "stopped at step 13"]
+    assert rendering.caption(1) == ["neuron 30", "weak: -0.5, above 88.1 %"]
+    assert rendering.caption(2) == ["neuron 2", "dead: 3, above 12.5 %", "stopped at step 13"]
     assert replace(rendering, scores=None).caption(0) == ["neuron 7"]
 
 

@@ -96,11 +96,12 @@ def speckles() -> Tensor:
 
 @pytest.fixture
 def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch size of every forward pass of the ascent, as they happen; scoring is not counted."""
+    """The batch size of every step of the ascent, as they happen; reading a curve and scoring are not counted."""
     sizes, tokens = [], visualizer_module.tokens
 
     def counted(model, place, inputs):
-        sizes.append(len(inputs))
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs))
         return tokens(model, place, inputs)
 
     monkeypatch.setattr(visualizer_module, "tokens", counted)
@@ -112,15 +113,16 @@ def hooks(model: VisionModel) -> int:
 
 
 class FailAt:
-    """Raises ``error`` inside the model's forward pass number ``call``, once."""
+    """Raises ``error``, once, inside the model in step number ``call``; or in that pass in which a curve is read."""
 
-    def __init__(self, model: VisionModel, call: int, error: BaseException):
+    def __init__(self, model: VisionModel, call: int, error: BaseException, reading: bool = False):
         self.handle = model.module.patch_embed.register_forward_hook(self)
-        self.left, self.error = call, error
+        self.left, self.error, self.reading = call, error, reading
 
     def __call__(self, module, arguments, output):
-        self.left -= 1
+        self.left -= torch.is_grad_enabled() != self.reading
         if self.left == 0:
+            self.left = -1
             self.handle.remove()
             raise self.error
 
@@ -160,28 +162,32 @@ def test_picture_that_some_images_beat_is_called_weak(planted, wanted_patch, gre
     assert rendering.caption(0)[1].startswith("weak: ") and rendering.caption(0)[1].endswith("above 90.9 %")
 
 
+# Random first layers answer to single pixels, which no picture can offer wherever it is shifted to: hence jitter=0 in these.
+
+
 def test_picture_raises_its_neuron_above_where_it_began(vit, grey):
-    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=2, colour=0), grey)
     neurons, rows = [3, 50, 127], torch.arange(3)
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=2, colour=0, jitter=0), grey)
     place, _ = viewer._address(1, neurons, "mlp")
     start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
     rendering = viewer.render(1, neurons)
     before, after = (activations(vit, "mlp", pictures)[1][rows, neurons] for pictures in (start, rendering.pictures))
-    assert (after > before + 0.1).all()
+    assert (after > before + 1).all()
     assert rendering.scores.activation == pytest.approx(after.tolist(), abs=1e-4)
     assert rendering.pictures.min() >= 0 and rendering.pictures.max() <= 1
-    assert rendering.curve_steps == [10, 20, 30, 40] and rendering.curves.shape == (3, 4)
-    assert (rendering.curves[:, -1] > rendering.curves[:, 0]).all()
+    assert rendering.curve_steps == [0, 10, 20, 30, 40] and rendering.curves.shape == (3, 5)
+    assert torch.allclose(rendering.curves[:, 0], before, atol=1e-4)
+    assert torch.allclose(rendering.curves[:, -1], after, atol=1e-4)
 
 
 def test_picture_lowers_its_loss_on_copies_it_has_not_seen(vit, grey):
     neurons = [3, 50, 127]
-    viewer = Visualizer(vit, RECIPE, grey)
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=4, jitter=0), grey)
     place, _ = viewer._address(1, neurons, "mlp")
     start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
-    unseen = Recipe(steps=1, copies=500)
+    unseen = Recipe(steps=1, copies=300, jitter=0)
     draws = draw(unseen, hashing.keys(123, np.arange(3)), SIZE, vit.mean, vit.std, "cpu")
-    units = torch.tensor(neurons).repeat_interleave(500)[:, None]
+    units = torch.tensor(neurons).repeat_interleave(300)[:, None]
 
     def losses(pictures: Tensor) -> Tensor:
         with torch.no_grad():
@@ -189,8 +195,7 @@ def test_picture_lowers_its_loss_on_copies_it_has_not_seen(vit, grey):
         return loss(own, pictures, unseen)
 
     before, after = losses(start), losses(viewer.render(1, neurons).pictures)
-    print(before, after)
-    assert (after < before - 0.05).all()
+    assert (after < before - 0.3).all(), (before, after)
 
 
 # The same picture, however it is made
@@ -272,10 +277,28 @@ def test_interrupt_returns_what_there_is_and_the_same_call_goes_on(fresh, togeth
     assert partial.scores is not None and partial.caption(0)[-1] == f"stopped at step {call - 1}"
     assert len(passes) == call and hooks(vit) == 0
     if call == 17:
-        assert partial.curve_steps == [10] and (partial.pictures - together.pictures).abs().max() > 0.01
+        assert partial.curve_steps == [0, 10] and (partial.pictures - together.pictures).abs().max() > 0.01
     assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
     assert len(passes) == STEPS + 1  # the interrupted pass was made again, nothing else
     assert viewer._unfinished == {}
+
+
+@pytest.mark.parametrize(("reading", "step"), [(1, 0), (2, 9), (5, 39)])
+def test_interrupt_while_a_curve_is_read_loses_no_step_and_no_point(fresh, together, vit, passes, reading, step):
+    viewer = fresh()
+    FailAt(vit, reading, KeyboardInterrupt(), reading=True)
+    assert viewer.render(-1, NEURONS).steps == [step] * 5
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert len(passes) == STEPS + (step > 0)
+
+
+def test_pictures_interrupted_in_their_first_step_go_on_beside_new_ones(fresh, together, vit):
+    for neurons in (NEURONS, NEURONS[::-1]):
+        viewer = fresh()
+        FailAt(vit, 1, KeyboardInterrupt())
+        assert viewer.render(-1, neurons[:2]).steps == [0, 0]
+        order = [NEURONS.index(n) for n in neurons]
+        assert (viewer.render(-1, neurons).pictures - together.pictures[order]).abs().max() < TOLERANCE
 
 
 def test_interrupt_in_a_later_chunk_keeps_both_finished_and_begun_pictures(fresh, together, vit, monkeypatch):
@@ -284,8 +307,8 @@ def test_interrupt_in_a_later_chunk_keeps_both_finished_and_begun_pictures(fresh
     FailAt(vit, STEPS + 13, KeyboardInterrupt())
     partial = viewer.render(-1, NEURONS)
     assert partial.steps == [STEPS, STEPS, 12, 12, 0]
-    assert partial.curves.isnan().sum(1).tolist() == [0, 0, 3, 3, 4]
-    assert partial.curve_steps == [10, 20, 30, 40]
+    assert partial.curves.isnan().sum(1).tolist() == [0, 0, 3, 3, 5]
+    assert partial.curve_steps == [0, 10, 20, 30, 40]
     assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
 
 
@@ -321,6 +344,8 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[
     tokens, calls, sizes = visualizer_module.tokens, [], []
 
     def limited(model, place, inputs):
+        if not torch.is_grad_enabled():
+            return tokens(model, place, inputs)
         calls.append(len(inputs))
         if len(inputs) > most and len(calls) > after:
             raise error()
@@ -344,6 +369,13 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(fresh, together, 
     viewer = fresh()
     assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
     assert sizes == [4] * STEPS + [4] * STEPS + [2] * STEPS and viewer._unfinished == {}
+
+
+def test_out_of_memory_with_an_odd_number_of_pictures_goes_on(fresh, monkeypatch):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 14)
+    sizes = short_of_memory(monkeypatch, 6, OUT_OF_MEMORY["cuda"])
+    assert fresh().render(-1, range(9)).finished  # seven did not fit: three, three, and the seventh beside the last two
+    assert sizes == [6] * 3 * STEPS
 
 
 def test_out_of_memory_in_the_middle_loses_no_step(fresh, together, monkeypatch):
