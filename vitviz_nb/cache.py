@@ -5,6 +5,7 @@ import json
 import os
 import tempfile
 import warnings
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -42,8 +43,14 @@ def read(path: Path) -> dict[str, np.ndarray] | None:
         with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:  # np.load(path) leaks a corrupt file open
             return dict(arrays)
     except Exception:  # a damaged zip fails in many ways, none of which the user need know
-        path.unlink(missing_ok=True)
+        drop(path)
         return None
+
+
+def drop(path: Path) -> None:
+    """Remove an entry that is no good, as far as that is possible."""
+    with suppress(OSError):
+        path.unlink()
 
 
 def write(path: Path, arrays: dict[str, np.ndarray]) -> None:

@@ -14,20 +14,27 @@ def main(arguments: list[str] | None = None) -> int:
     options = parser.parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"vitviz: {message}", file=sys.stderr)
     try:
-        options.run(options)
+        return options.run(options) or 0
     except VitvizError as error:
         print(f"vitviz: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vitviz: interrupted; finished pictures are in the cache.", file=sys.stderr)
+        print("vitviz: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
         return 130
     except BrokenPipeError:  # vitviz models | head
         sys.stderr.close()
-    return 0
+        return 0
+
+
+class _Parser(argparse.ArgumentParser):
+    """Says what is wrong in one line instead of after a block of usage."""
+
+    def error(self, message: str):
+        self.exit(2, f"vitviz: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
+    parser = _Parser(
         prog="vitviz", description="See what vision transformers learn: pictures of what their neurons respond to.",
         epilog="The notebooks in notebooks/ explain what the pictures mean; begin with 00_start_here.ipynb.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
@@ -109,7 +116,7 @@ def _models(options) -> None:
     print("\n".join(found))
 
 
-def _render(options) -> None:
+def _render(options) -> int:
     import dataclasses
 
     from .images import image_folder
@@ -121,8 +128,9 @@ def _render(options) -> None:
     recipe = Recipe.named(options.recipe)
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
-    if options.out.exists() and not options.out.is_dir():
-        raise VitvizError(f"--out {options.out} is a file; name a folder.")
+    there = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
+    if not there.is_dir():
+        raise VitvizError(f"--out {options.out} cannot be a folder, because {there} is a file; name a folder.")
     model = load(options.model, pretrained=not options.untrained, device=options.device)
     place = site(model, options.layer, options.kind)
     neurons = check_neurons(place, options.neurons)
@@ -130,8 +138,9 @@ def _render(options) -> None:
     rendering = Visualizer(model, recipe, images).render(place.layer, neurons, place.kind, options.seed)
     rendering.save(options.out)
     counts = ", ".join(f"{rendering.scores.status.count(s)} {s}" for s in ("alive", "weak", "dead"))
-    left = "" if rendering.finished else "; interrupted, the same command goes on from the finished ones"
-    print(f"{len(neurons)} pictures of {model.title} {place} in {options.out} ({counts}){left}")
+    left = "" if rendering.finished else "; interrupted: the same command makes those that are not finished again"
+    print(f"{len(neurons)} picture{'s' * (len(neurons) > 1)} of {model.title} {place} in {options.out} ({counts}){left}")
+    return 0 if rendering.finished else 130
 
 
 def _train(options) -> None:

@@ -46,6 +46,8 @@ class Explorer(widgets.VBox):
     """
 
     def __init__(self, model: VisionModel, images=None):
+        if not isinstance(model, VisionModel):
+            raise VitvizError(f"The Explorer takes a model, as in vv.explore(vv.load('emoji-vit')), got {model!r}.")
         self.model, self.images, self.result = model, images, None
         self._visualizers: dict[str, Visualizer] = {}
         self._request, self._stopped = 0, False
@@ -75,8 +77,9 @@ class Explorer(widgets.VBox):
         for control in (self._neuron, self._recipe, self._seed):
             control.observe(lambda change: self._start(), "value")
         self._stop.on_click(self._on_stop)
+        advice = widgets.HTML(_TEXT.format(f"<small>{_HELP}</small>"), layout=wide)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe,
-                                 widgets.HBox([self._seed, self._stop]), widgets.HTML(_TEXT.format(f"<small>{_HELP}</small>"), layout=wide)])
+                                 widgets.HBox([self._seed, self._stop]), advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])

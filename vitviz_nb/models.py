@@ -16,6 +16,8 @@ from torch import nn
 from .errors import VitvizError, nearest
 from .paths import data_dir
 
+_RESTORE = "Restore it with git checkout, or install the kit again."
+
 
 class VisionModel:
     """A frozen classifier with all that is needed to show it pictures.
@@ -101,7 +103,23 @@ def embedded_names() -> list[str]:
 
 def read_card(name: str) -> dict:
     """What is known of an embedded model: architecture, data, recipe, accuracy, licence, SHA-256 of its weights."""
-    return json.loads((models_dir() / f"{name}.json").read_text(encoding="utf-8"))
+    path = models_dir() / f"{name}.json"
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise VitvizError(f"The card {path} cannot be read ({error}). {_RESTORE}") from None
+
+
+def check_embedded(name: str) -> dict:
+    """The card of an embedded model whose weights are those the card describes; VitvizError if not."""
+    card, path = read_card(name), models_dir() / f"{name}.safetensors"
+    if not path.exists():
+        raise VitvizError(f"The weights of {name} are missing: {path} should come with the kit. {_RESTORE}")
+    found = hashlib.sha256(path.read_bytes()).hexdigest()
+    if found != card["sha256"]:
+        raise VitvizError(f"{path} is not the file its card describes (SHA-256 {found[:12]}…, expected {card['sha256'][:12]}…), "
+                          f"so it was not loaded. {_RESTORE}")
+    return card
 
 
 @cache
@@ -123,7 +141,7 @@ def usable_device(device: str | None) -> str:
     """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
     device = device or default_device()
     try:
-        torch.empty(1).to(device)
+        (torch.ones(1, device=device) + 1).item()
     except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: torch.hpu and the like come as packages
         raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
                           f"this machine has {default_device()}.") from None
@@ -142,6 +160,8 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     Raises:
         VitvizError: no such model (with the nearest names); weights out of reach, changed or not finite; no such device.
     """
+    if not isinstance(name, str):
+        raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {name!r}.")
     device, embedded = usable_device(device), embedded_names()
     if name in embedded:
         model = _load_embedded(name, pretrained)
@@ -168,18 +188,10 @@ def _seeded(make) -> nn.Module:
 
 
 def _load_embedded(name: str, pretrained: bool) -> VisionModel:
-    card = read_card(name)
+    card = check_embedded(name) if pretrained else read_card(name)
     module = _seeded(lambda: build(card["architecture"]))
     if pretrained:
-        path = models_dir() / f"{name}.safetensors"
-        if not path.exists():
-            raise VitvizError(f"The weights of {name} are missing: {path} should come with the kit; "
-                              f"restore it (git checkout) or train it: vitviz train {name}.")
-        found = hashlib.sha256(path.read_bytes()).hexdigest()
-        if found != card["sha256"]:
-            raise VitvizError(f"{path} is not the file its card describes (SHA-256 {found[:12]}…, expected "
-                              f"{card['sha256'][:12]}…), so it was not loaded; restore it with git checkout.")
-        module.load_state_dict(load_file(path))  # float16 on disk, float32 in the module
+        module.load_state_dict(load_file(models_dir() / f"{name}.safetensors"))  # float16 on disk, float32 in the module
     return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"],
                        card["license"], trained=pretrained, card=card)
 

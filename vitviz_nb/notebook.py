@@ -5,13 +5,15 @@ import platform
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from numbers import Integral
 from pathlib import Path
 
 import torch
 
+from . import cache
 from .contexts import CONTEXTS
 from .errors import VitvizError
-from .models import VisionModel, default_device, embedded_names
+from .models import VisionModel, check_embedded, default_device, embedded_names
 from .paths import cache_dir
 from .scores import default_reference, top_images
 from .sites import sites
@@ -38,9 +40,20 @@ def _status() -> list[tuple[str, str]]:
             rows.append((package, version(package)))
         except PackageNotFoundError:
             rows.append((package, f"missing: python -m pip install {package}"))
-    rows.append(("Embedded models", ", ".join(embedded_names()) or "none found: the data folder is missing"))
-    rows.append(("Cache", str(cache_dir())))
+    for name in embedded_names():
+        rows.append(("Embedded model", _sentence(lambda name=name: check_embedded(name)) or name))
+    if not embedded_names():
+        rows.append(("Embedded models", "none found: the data folder is missing; install the kit again"))
+    rows.append(("Cache", _sentence(cache.ready) or str(cache_dir())))
     return rows
+
+
+def _sentence(attempt: Callable) -> str | None:
+    """What is wrong with it, or None."""
+    try:
+        attempt()
+    except VitvizError as error:
+        return f"PROBLEM: {error}"
 
 
 def setup() -> None:
@@ -66,6 +79,8 @@ def check(exercise: str, answer, model: VisionModel) -> None:
     """
     if exercise not in _EXERCISES:
         raise VitvizError(f"There is no exercise {exercise!r}; there are {', '.join(_EXERCISES)}.")
+    if not isinstance(model, VisionModel):
+        raise VitvizError(f"The check needs the model as its third argument, as in vv.check({exercise!r}, answer, model).")
     right, why = _EXERCISES[exercise](answer, model)
     print(f"{'Right' if right else 'Not yet'}: {why}")
 
@@ -73,7 +88,7 @@ def check(exercise: str, answer, model: VisionModel) -> None:
 def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 00.1: a neuron of the last MLP layer, at least 5 of whose 6 strongest scenes lie in one context."""
     places = sites(model).get("mlp") or next(iter(sites(model).values()))
-    if isinstance(answer, bool) or not isinstance(answer, int):
+    if isinstance(answer, bool) or not isinstance(answer, Integral):
         raise VitvizError(f"Exercise 00.1 wants the number of a neuron, 0 to {places[-1].units - 1}, got {answer!r}.")
     best = top_images(model, places[-1].layer, answer, places[-1].kind)
     contexts = default_reference(model).source.batch(best.indices).context.tolist()

@@ -1,7 +1,8 @@
 """The settings of one activation maximisation."""
 
 from dataclasses import asdict, dataclass
-from math import sinh
+from math import isfinite, sinh
+from numbers import Integral, Real
 
 from .errors import VitvizError
 
@@ -31,6 +32,10 @@ class Recipe:
     noise: float = 0.5
 
     def __post_init__(self):
+        for name, value in asdict(self).items():
+            whole = name in ("steps", "copies")
+            if not isinstance(value, Integral if whole else Real) or not isfinite(value):
+                raise VitvizError(f"A recipe's {name} is a {'whole' if whole else 'finite'} number, got {value!r}.")
         if self.steps < 1 or self.copies < 1:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
         if self.lr <= 0 or min(self.tv, self.colour, self.noise) < 0 or not 0 <= self.jitter <= 0.5:

@@ -15,6 +15,7 @@ from .images import ImageFolder
 from .models import VisionModel
 from .sites import Site, activations, check_neurons, site, sites, tokens
 
+ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
 WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
 
 
@@ -63,6 +64,9 @@ class Reference:
             self.batch = lambda numbers: source.batch(numbers, model.device).images
         else:
             stack = source.images if isinstance(source, ImageFolder) else source
+            if not isinstance(stack, torch.Tensor) or not stack.is_floating_point():
+                raise VitvizError("Reference images are an EmojiWorld, vv.image_folder(path, size) or a tensor of floats in "
+                                  f"[0, 1], got {type(source).__name__}.")
             if stack.dim() != 4 or tuple(stack.shape[1:]) != (3, size, size) or not len(stack):
                 raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(stack.shape)}.")
             self.n, self.name = len(stack), f"{len(stack):,} images"
@@ -80,8 +84,10 @@ def _activations(model: VisionModel, kind: str, reference: Reference) -> list[to
 
 def _read_or_measure(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
     path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": reference.key, "n": reference.n}, "references")
-    if (stored := cache.read(path)) and len(stored) == len(sites(model)[kind]):
-        return [torch.from_numpy(stored[f"layer{i}"]) for i in range(len(stored))]
+    wanted = {f"layer{p.layer}": (reference.n, p.units) for p in sites(model)[kind]}
+    stored = cache.read(path)
+    if stored and {name: values.shape for name, values in stored.items()} == wanted:
+        return [torch.from_numpy(stored[name]) for name in wanted]
     starts = range(0, reference.n, 64)
     bar = tqdm(starts, desc=f"{model.name} sees {reference.name}", unit="batch", leave=False, delay=2)
     parts = [activations(model, kind, reference.batch(range(i, min(i + 64, reference.n)))) for i in bar]
@@ -115,6 +121,7 @@ def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.T
     raised = (found - known.mean(0)) / spread.clamp_min(0.01 * typical)
     rank = 1 + (raised > raised[torch.arange(len(neurons)), neurons][:, None]).sum(1)
     still = (spread[neurons] < 0.01 * typical) & (raised[torch.arange(len(neurons)), neurons] < 1)
+    still &= len(known) >= ENOUGH  # a few images that are alike do not show that a neuron never moves
     status = ["dead" if s else "alive" if p >= WEAK_BELOW else "weak" for s, p in zip(still, percentile, strict=True)]
     return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
 
@@ -143,7 +150,8 @@ class TopImages:
             row = range(start, min(start + columns, len(self.images)))
             tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
             if self.maps is not None:
-                tiles += [Tile(with_map(self.images[i], self.maps[i]), ["yellow: most active"] if i == start else []) for i in row]
+                key = {start: ["yellow: most active"]}
+                tiles += [Tile(with_map(self.images[i], self.maps[i]), key.get(i, [])) for i in row]
         return contact_sheet(tiles, self.title, side=128, columns=columns)
 
     def _repr_mimebundle_(self, include=None, exclude=None):

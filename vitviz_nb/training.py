@@ -9,14 +9,15 @@ import hashlib
 import json
 import math
 import platform
+import tempfile
 import time
 from contextlib import nullcontext
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save, save_file
 from tqdm import tqdm
 
 from .emoji_world import STYLES, EmojiWorld
@@ -86,8 +87,10 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     device = usable_device(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=out):
+            pass
     except OSError as error:
-        raise VitvizError(f"The folder {out} cannot be made ({error.strerror}); name another.") from None
+        raise VitvizError(f"Nothing can be written to the folder {out} ({error.strerror}); name another.") from None
     torch.manual_seed(recipe.seed)
     world = EmojiWorld("train", styles=recipe.styles, size=recipe.architecture["arguments"]["img_size"], seed=recipe.seed)
     module = build(recipe.architecture).to(device)
@@ -197,9 +200,13 @@ def _resume(path: Path, module, optimizer, recipe: Training) -> tuple[int, float
     """Steps done and seconds spent so far; loads the checkpoint where there is one of the same recipe."""
     if not path.exists():
         return 0, 0.0
-    with safe_open(path, "pt") as file:
-        facts = file.metadata()
-        if facts["recipe"] != json.dumps(dataclasses.asdict(recipe)):
+    try:
+        file = safe_open(path, "pt")
+        facts = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise VitvizError(f"The checkpoint {path} is damaged ({error}); move it away to start afresh.") from None
+    with file:
+        if facts.get("recipe") != json.dumps(dataclasses.asdict(recipe)):
             raise VitvizError(f"{path} belongs to another recipe; move it away to start afresh, or choose another --out.")
         tensors = {key: file.get_tensor(key) for key in file.keys()}
     module.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
@@ -217,7 +224,6 @@ def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, s
     state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
     weights = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}  # BatchNorm counts in integers
     path = out / f"{name}.safetensors"
-    save_file(weights, path)
     module.load_state_dict(weights)
     model = VisionModel(module, name, world.size, MEAN, STD, world.concepts)
     held_out = [style for style in STYLES if style not in recipe.styles]
@@ -227,6 +233,7 @@ def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, s
         transfer = accuracy(model, EmojiWorld("val", styles=held_out, size=world.size, seed=recipe.seed))
         measured |= {f"held-out style {style}": transfer[f"style {style}"] for style in held_out}
     hardware = torch.cuda.get_device_name() if str(model.device).startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    packed = save(weights)
     card = {
         "name": name, "architecture": recipe.architecture, "image_size": world.size, "mean": MEAN, "std": STD,
         "parameters": sum(p.numel() for p in module.parameters()),
@@ -234,9 +241,13 @@ def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, s
                 f"styles {', '.join(recipe.styles)}, seed {recipe.seed}",
         "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "architecture"},
         "training_time_s": round(seconds), "hardware": hardware, "torch": torch.__version__, "python": platform.python_version(),
-        "accuracy": measured, "license": "CC BY 4.0", "sha256": hashlib.sha256(path.read_bytes()).hexdigest(),
+        "accuracy": measured, "license": "CC BY 4.0", "sha256": hashlib.sha256(packed).hexdigest(),
         "class_names": world.concepts,
     }
-    (out / f"{name}.json").write_text(json.dumps(card, indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
+    # Measured before anything is written, and each file whole or not at all: weights never stand beside another's card.
+    text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
+    for file, content in ((path, packed), (out / f"{name}.json", text.encode())):
+        file.with_suffix(".partial").write_bytes(content)
+        file.with_suffix(".partial").replace(file)
     (out / f"{name}.checkpoint.safetensors").unlink()
     return card

@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from contextlib import nullcontext
 from dataclasses import dataclass, replace
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -59,6 +60,9 @@ class Visualizer:
     """
 
     def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None):
+        if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
+            raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
+                              f"{type(model).__name__} and {type(recipe).__name__}.")
         self.model, self.recipe = model, recipe or Recipe.quick()
         self._images, self._reference = images, None
         self._unfinished: dict[tuple, _State] = {}
@@ -84,7 +88,7 @@ class Visualizer:
         Raises:
             VitvizError: an address the model does not have; a cache folder that cannot be written.
         """
-        place, neurons = self._address(layer, neurons, kind)
+        place, neurons = self._address(layer, neurons, kind, seed)
         bar = tqdm(total=len(neurons) * self.recipe.steps, unit="step", leave=False, delay=1,
                    desc=f"{self.model.name} {place}")
         try:
@@ -102,7 +106,7 @@ class Visualizer:
 
         Leaving the loop early loses nothing: a later call with the same arguments goes on.
         """
-        place, neurons = self._address(layer, neurons, kind)
+        place, neurons = self._address(layer, neurons, kind, seed)
         cache.ready()
         waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
         waiting.sort(key=lambda n: self._state(place, n, seed).step)
@@ -132,7 +136,9 @@ class Visualizer:
         place = site(self.model, rendering.layer, rendering.kind)
         return rendering.with_scores(score(self.model, place, rendering.neurons, rendering.pictures, self.reference))
 
-    def _address(self, layer, neurons, kind) -> tuple[Site, list[int]]:
+    def _address(self, layer, neurons, kind, seed=0) -> tuple[Site, list[int]]:
+        if not isinstance(seed, Integral) or not 0 <= seed < 2**63:
+            raise VitvizError(f"A seed is a whole number from 0 to 2**63 - 1, got {seed!r}.")
         place = site(self.model, layer, kind)
         return place, check_neurons(place, neurons)
 
@@ -149,7 +155,10 @@ class Visualizer:
         key = (place.kind, place.layer, neuron, seed)
         if key not in self._unfinished:
             stored = cache.read(self._path(place, neuron, seed))
-            if stored is not None and {"picture", "curve_steps", "curve"} <= stored.keys():
+            size = self.model.image_size
+            fits = (stored and stored.keys() >= {"picture", "curve_steps", "curve"} and stored["picture"].shape == (3, size, size)
+                    and stored["curve"].shape == stored["curve_steps"].shape)
+            if fits:
                 picture = torch.from_numpy(stored["picture"])[None]
                 curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
                 self._unfinished[key] = _State(picture, picture * 0, picture * 0, self.recipe.steps, curve)

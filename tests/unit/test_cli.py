@@ -53,7 +53,7 @@ def complaint(arguments: list, capsys: pytest.CaptureFixture) -> str:
 def test_doctor_says_what_there_is(shelf, capsys: pytest.CaptureFixture, tmp_path: Path):
     assert code(["doctor"]) == 0
     out = capsys.readouterr().out
-    for line in ("Computes on:", "torch:", "timm:", "ipywidgets:", "Embedded models: emoji-vit", str(tmp_path / "vitviz_cache")):
+    for line in ("Computes on:", "torch:", "timm:", "ipywidgets:", "Embedded model:  emoji-vit", str(tmp_path / "vitviz_cache")):
         assert line in out
 
 
@@ -173,12 +173,12 @@ def test_an_out_that_is_a_file_gets_one_line_and_stays(shelf, tmp_path: Path, ca
     assert (tmp_path / "out").read_text() == "mine"
 
 
-def test_an_out_that_cannot_be_made_keeps_the_pictures_in_the_cache(shelf, photos: Path, tmp_path: Path,
-                                                                    capsys: pytest.CaptureFixture):
+def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Path, tmp_path: Path,
+                                                               capsys: pytest.CaptureFixture):
     (tmp_path / "file").write_text("not a folder")
     line = complaint([*RENDER, "--images", photos, "--out", tmp_path / "file" / "out"], capsys)
-    assert "cannot be written to" in line and "stay in the cache" in line
-    assert len(list((tmp_path / "vitviz_cache" / "renderings").rglob("*.npz"))) == 3
+    assert "cannot be a folder" in line and "file is a file; name a folder" in line
+    assert not (tmp_path / "vitviz_cache" / "renderings").exists()
 
 
 @pytest.mark.parametrize(("arguments", "says"), [
@@ -201,7 +201,7 @@ def test_an_interrupt_ends_with_130_and_no_stack_trace(capsys: pytest.CaptureFix
 
     monkeypatch.setattr(cli, "_doctor", interrupt)
     assert code(["doctor"]) == 130
-    assert capsys.readouterr().err.strip() == "vitviz: interrupted; finished pictures are in the cache."
+    assert capsys.readouterr().err.strip() == "vitviz: interrupted; what was finished is kept, and the same command goes on."
 
 
 def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
@@ -217,8 +217,8 @@ def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path
 
     monkeypatch.setattr(Visualizer, "_step", interrupted)
     arguments = [*RENDER, "--images", photos, "--out", tmp_path / "out"]
-    assert code(arguments) == 0
-    assert "interrupted, the same command goes on" in capsys.readouterr().out
+    assert code(arguments) == 130
+    assert "interrupted: the same command makes" in capsys.readouterr().out
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["steps"] == [1, 1, 1]
 
 
@@ -245,3 +245,23 @@ def test_doctor_works_as_a_module(shelf):
     finally:
         sys.argv = arguments
     assert left.value.code == 0
+
+
+def test_doctor_names_what_is_broken(shelf, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    shelf.weights.write_bytes(b"not weights")
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
+    assert code(["doctor"]) == 0
+    out = capsys.readouterr().out
+    assert out.count("PROBLEM: ") == 2 and "is not the file its card describes" in out and "cannot be written" in out
+
+
+def test_a_damaged_card_is_named(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
+    shelf.card.write_text('{"name": "emoji-')
+    assert "card" in complaint([*RENDER, "--images", photos, "--out", tmp_path / "out"], capsys)
+
+
+@pytest.mark.parametrize("seed", [-1, 2**63])
+def test_a_seed_out_of_range_is_told_the_range(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, seed: int):
+    line = complaint([*RENDER, "--images", photos, "--seed", str(seed), "--out", tmp_path / "out"], capsys)
+    assert "0 to 2**63 - 1" in line

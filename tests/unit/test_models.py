@@ -86,7 +86,7 @@ def test_a_tampered_weights_file_is_not_loaded(shelf):
 
 def test_a_missing_weights_file_is_named(shelf):
     shelf.weights.unlink()
-    with pytest.raises(VitvizError, match=r"emoji-vit\.safetensors should come with the kit; .*vitviz train emoji-vit"):
+    with pytest.raises(VitvizError, match=r"emoji-vit\.safetensors should come with the kit\. Restore it"):
         load(device="cpu")
 
 

@@ -204,7 +204,7 @@ def test_wrong_arguments_are_told_what_is_allowed(tmp_path: Path):
     with pytest.raises(VitvizError, match="at least 1 step, got 0"):
         train("tiny", tmp_path, steps=0)
     (tmp_path / "file").write_text("")
-    with pytest.raises(VitvizError, match=r"file cannot be made \(File exists\)"):
+    with pytest.raises(VitvizError, match=r"to the folder .*file \(File exists\)"):
         train("tiny", tmp_path / "file", "cpu")
     with pytest.raises(VitvizError, match=r"device 'gpu' cannot be used here"):
         train("tiny", tmp_path, "gpu")
@@ -271,3 +271,9 @@ def test_accuracy_counts_hits_by_group(monkeypatch: pytest.MonkeyPatch):
     assert table["style line"]["top1"] == pytest.approx(right[scenes.style == 1].float().mean().item(), abs=1e-4)
     assert table["style flat"]["n"] + table["style line"]["n"] == 60
     assert table["all"]["interval95"] == pytest.approx(wilson(int(right.sum()), 60), abs=1e-4)
+
+
+def test_a_damaged_checkpoint_gets_one_sentence(tmp_path: Path):
+    (tmp_path / "tiny.checkpoint.safetensors").write_bytes(b"cut off")
+    with pytest.raises(VitvizError, match="is damaged .* move it away to start afresh"):
+        train("tiny", tmp_path)
