@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from vitviz_nb import hub, models
 from vitviz_nb.errors import VitvizError
+from vitviz_nb.sites import activations, sites
 
 from .hub_stand_in import StandIn
 
@@ -77,6 +78,17 @@ def test_weights_come_from_the_hub_once(server: StandIn, weights: bytes):
     server.die()
     assert same(hub.create_pretrained(NAME), weights)
     assert len(server.requests) == asked
+
+
+def test_a_model_by_name_is_ready_to_be_shown_pictures(server: StandIn, weights: bytes):
+    """``vv.load`` over the hub: the model's own weights, normalisation and size, frozen; and its neurons can be read."""
+    model = models.load(NAME, device="cpu")
+    assert same(model.module, weights) and model.title == NAME
+    assert model.image_size == 160 and model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert not model.module.training and not any(p.requires_grad for p in model.module.parameters())
+    images = torch.rand(2, 3, 160, 160)
+    assert torch.allclose(model(images), model.module((images - 0.5) / 0.5), atol=1e-5)
+    assert [len(values[0]) for values in activations(model, "mlp", images)] == [place.units for place in sites(model)["mlp"]]
 
 
 def test_as_a_user_sets_it_up(server: StandIn, tmp_path: Path, weights: bytes):
