@@ -1,7 +1,9 @@
 """What a picture is optimised for: its neuron's activation on augmented copies, and smoothness.
 
 All random numbers of picture k come from a hash of (seed, layer, neuron), so it is the same picture alone, in any batch,
-after a resume and in any chunking, to within float arithmetic.
+after a resume and in any chunking: bit for bit on one CPU (tests/unit/test_visualizer.py). Where rounding differs, as on
+another machine or on a GPU with another batch size, the ascent amplifies that: a start changed by 1e-6 moved single pixels
+of emoji-vit's last-layer pictures by up to 0.09 after 100 steps and 0.7 after 400.
 """
 
 from dataclasses import dataclass

@@ -36,6 +36,7 @@ class Recipe:
             whole = name in ("steps", "copies")
             if not isinstance(value, Integral if whole else Real) or not isfinite(value):
                 raise VitvizError(f"A recipe's {name} is a {'whole' if whole else 'finite'} number, got {value!r}.")
+            object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's numbers do not go into JSON
         if self.steps < 1 or self.copies < 1:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
         if self.lr <= 0 or min(self.tv, self.colour, self.noise) < 0 or not 0 <= self.jitter <= 0.5:

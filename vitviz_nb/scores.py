@@ -12,9 +12,11 @@ from .drawing import Tile, bundle, contact_sheet, with_map
 from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError
 from .images import ImageFolder
+from .memory import give_back
 from .models import VisionModel
 from .sites import Site, activations, check_neurons, site, sites, tokens
 
+_AT_ONCE = 16  # images in a forward pass: more are hardly faster, and memory once taken is not always given back
 ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
 WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
 
@@ -88,11 +90,13 @@ def _read_or_measure(model: VisionModel, kind: str, reference: Reference) -> lis
     stored = cache.read(path)
     if stored and {name: values.shape for name, values in stored.items()} == wanted:
         return [torch.from_numpy(stored[name]) for name in wanted]
-    starts = range(0, reference.n, 64)
+    starts = range(0, reference.n, _AT_ONCE)
     bar = tqdm(starts, desc=f"{model.name} sees {reference.name}", unit="batch", leave=False, delay=2)
-    parts = [activations(model, kind, reference.batch(range(i, min(i + 64, reference.n)))) for i in bar]
+    parts = [activations(model, kind, reference.batch(range(i, min(i + _AT_ONCE, reference.n)))) for i in bar]
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
+    del parts
+    give_back()
     return layers
 
 

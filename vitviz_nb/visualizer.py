@@ -20,7 +20,7 @@ from .sites import KINDS, Site, check_neurons, site, tokens
 
 _BETA1, _BETA2, _EPSILON = 0.5, 0.99, 1e-8
 _READ_EVERY = 10  # steps between two points of a curve
-_IMAGES_AT_ONCE = {"cpu": 64, "mps": 64, "cuda": 512}
+_IMAGES_AT_ONCE = {"cpu": 16, "mps": 64, "cuda": 512}  # of up to 64 px; on a CPU more are no faster, only larger
 
 
 @dataclass(frozen=True, eq=False)
@@ -110,7 +110,10 @@ class Visualizer:
         cache.ready()
         waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
         waiting.sort(key=lambda n: self._state(place, n, seed).step)
-        at_once = max(1, _IMAGES_AT_ONCE.get(self.model.device.type, 64) // self.recipe.copies)
+        images = _IMAGES_AT_ONCE.get(self.model.device.type, 64)
+        if self.model.device.type == "cpu":  # where running out of memory kills the kernel instead of raising an error
+            images *= min(1.0, (64 / self.model.image_size) ** 2)
+        at_once = max(1, int(images / self.recipe.copies))
         while waiting:
             step = self._state(place, waiting[0], seed).step
             chunk = [n for n in waiting[:at_once] if self._state(place, n, seed).step == step]
@@ -147,7 +150,7 @@ class Visualizer:
 
     def _path(self, place: Site, neuron: int, seed: int):
         facts = {"weights": self.model.weights_hash, "kind": place.kind, "layer": place.layer, "neuron": neuron,
-                 "recipe": self.recipe.as_dict(), "seed": seed, "size": self.model.image_size}
+                 "recipe": self.recipe.as_dict(), "seed": int(seed), "size": self.model.image_size}
         return cache.path_of(facts, "renderings")
 
     def _state(self, place: Site, neuron: int, seed: int) -> _State:
@@ -233,7 +236,7 @@ class Visualizer:
         read = sorted({step for s in states for step in s.curve})
         curves = torch.tensor([[float(s.curve[step]) if step in s.curve else float("nan") for step in read] for s in states])
         return Rendering(self.model.title, place.kind, place.layer, neurons, torch.cat([s.pictures for s in states]),
-                         [s.step for s in states], read, curves, self.recipe, seed)
+                         [s.step for s in states], read, curves, self.recipe, int(seed))
 
 
 def _precision(device: torch.device) -> torch.dtype | None:

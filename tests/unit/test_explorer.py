@@ -23,7 +23,7 @@ from vitviz_nb.recipe import Recipe
 from vitviz_nb.rendering import Rendering
 from vitviz_nb.visualizer import Visualizer
 
-SIZE, PATIENCE = 16, 120.0  # s; reached only when a promise is broken
+SIZE, PATIENCE = 16, 60.0  # s; reached only when a promise is broken
 SHORT, ENDLESS = Recipe(steps=20, copies=1), Recipe(steps=20_000, copies=1)
 DRIVERS = ["thread", "slices, ipywidgets 7", "slices, Colab"]
 
@@ -111,7 +111,7 @@ def session(request, model, images, monkeypatch) -> Iterator[Session]:
 
 
 async def leave(explorer: Explorer) -> None:
-    explorer._request += 1
+    explorer._request, explorer._stopped = explorer._request + 1, True
     explorer._worker.shutdown(wait=True)
 
 

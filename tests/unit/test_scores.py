@@ -215,9 +215,9 @@ def test_reference_activations_are_computed_once_and_kept_on_disk(model, monkeyp
     reference = Reference(model, images)
     first = reference_activations(model, site(model, 0), reference)
     assert first.shape == (130, 5) and torch.allclose(first[:, RED], images[:, 0].mean((1, 2)), atol=1e-5)
-    assert batches == [64, 64, 2]
+    assert sum(batches) == 130
     again = reference_activations(model, site(model, 0), Reference(model, images.clone()))  # from disk
-    assert torch.equal(first, again) and batches == [64, 64, 2]
+    assert torch.equal(first, again) and sum(batches) == 130
     other = VisionModel(Colours(), "colours", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
     other.module.mlp.fc1.weight.data[RED] *= 2
     doubled = reference_activations(other, site(other, 0), reference)  # other weights: computed again

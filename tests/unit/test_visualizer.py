@@ -340,16 +340,16 @@ def test_small_changes_of_the_start_stay_small(fresh, together, monkeypatch):
 
 
 def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[[], BaseException], after: int = 0) -> list[int]:
-    """From pass ``after`` on, more than ``most`` images at once are too many; the sizes of the passes that went well."""
-    tokens, calls, sizes = visualizer_module.tokens, [], []
+    """From step ``after`` on, more than ``most`` images at once are too many; sizes of the steps, minus where it failed."""
+    tokens, sizes = visualizer_module.tokens, []
 
     def limited(model, place, inputs):
         if not torch.is_grad_enabled():
             return tokens(model, place, inputs)
-        calls.append(len(inputs))
-        if len(inputs) > most and len(calls) > after:
+        fits = len(inputs) <= most or len(sizes) < after
+        sizes.append(len(inputs) if fits else -len(inputs))
+        if not fits:
             raise error()
-        sizes.append(len(inputs))
         return tokens(model, place, inputs)
 
     monkeypatch.setattr(visualizer_module, "tokens", limited)
@@ -368,32 +368,33 @@ def test_out_of_memory_halves_the_batch_and_changes_no_picture(fresh, together, 
     sizes = short_of_memory(monkeypatch, 4, OUT_OF_MEMORY[device])
     viewer = fresh()
     assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
-    assert sizes == [4] * STEPS + [4] * STEPS + [2] * STEPS and viewer._unfinished == {}
+    assert sizes == [-10] + [4] * STEPS + [4] * STEPS + [2] * STEPS and viewer._unfinished == {}
 
 
 def test_out_of_memory_with_an_odd_number_of_pictures_goes_on(fresh, monkeypatch):
     monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 14)
     sizes = short_of_memory(monkeypatch, 6, OUT_OF_MEMORY["cuda"])
     assert fresh().render(-1, range(9)).finished  # seven did not fit: three, three, and the seventh beside the last two
-    assert sizes == [6] * 3 * STEPS
+    assert sizes == [-14] + [6] * 3 * STEPS
 
 
 def test_out_of_memory_in_the_middle_loses_no_step(fresh, together, monkeypatch):
     sizes = short_of_memory(monkeypatch, 4, OUT_OF_MEMORY["cuda"], after=15)
     assert largest_difference(fresh().render(-1, NEURONS), together) < TOLERANCE
-    assert sizes == [10] * 15 + [4] * 25 + [4] * 25 + [2] * 25
+    assert sizes == [10] * 15 + [-10] + [4] * 25 + [4] * 25 + [2] * 25
 
 
-def test_out_of_memory_among_pictures_at_different_steps_skips_none(fresh, together, monkeypatch):
-    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 6)
+def test_out_of_memory_among_pictures_at_different_steps_skips_none(fresh, monkeypatch):
+    whole = fresh().render(-1, range(9))
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 14)
     viewer = fresh()
-    for frame in viewer.stream(-1, NEURONS[4:], every=5):
+    for frame in viewer.stream(-1, 8):
         if frame.steps == [10]:
             break
-    # Three of the four others reach step 10 and run out of memory there, one at a time from then on: now the first of them,
-    # the one not begun and the one that was left at step 10 come to lie side by side.
-    short_of_memory(monkeypatch, 2, OUT_OF_MEMORY["cuda"], after=10)
-    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    # Seven pictures run out of memory at step 10, too, and go on by threes. When the seventh's turn comes there are beside it
+    # one that was not begun and then the one left at step 10.
+    short_of_memory(monkeypatch, 6, OUT_OF_MEMORY["cuda"], after=10)
+    assert largest_difference(viewer.render(-1, range(9)), whole) < TOLERANCE
 
 
 def test_single_picture_that_does_not_fit_is_an_error_that_says_what_to_do(fresh, vit, monkeypatch):
@@ -495,6 +496,14 @@ def test_neurons_may_be_a_number_or_several(vit, grey):
         rendering = viewer.render(-1, neurons)
         assert rendering.neurons == meant and len(rendering.pictures) == len(meant)
         assert rendering.layer == 1 and rendering.kind == "mlp"
+
+
+def test_numbers_of_numpy_do_as_well(vit, grey, passes, tmp_path):
+    made = Visualizer(vit, Recipe(steps=3, copies=1, tv=0.25), grey).render(-1, 5, seed=2)
+    recipe = Recipe(steps=np.int64(3), copies=np.int32(1), tv=np.float32(0.25))
+    again = Visualizer(vit, recipe, grey).render(np.int64(-1), np.int64(5), seed=np.int64(2))
+    assert passes == [1] * 3 and torch.equal(made.pictures, again.pictures)  # it is the same picture
+    assert Rendering.load(again.save(tmp_path / "out")).recipe == made.recipe
 
 
 @pytest.mark.parametrize(("arguments", "said"), [
