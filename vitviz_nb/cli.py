@@ -68,11 +68,20 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=Path, required=True, help="folder for the pictures; made if missing")
 
     sub = command("train", _train, "train an embedded model on Emoji World; goes on from its checkpoint if there is one")
-    sub.add_argument("model", help="a model that has a recipe: emoji-vit")
+    sub.add_argument("model", help="a model that has a recipe: emoji-vit, emoji-resnet, emoji-swin, …")
     sub.add_argument("--out", type=Path, default=Path("trained"),
                      help="folder for weights, card and checkpoint (default: trained); data/models is where the kit looks")
     sub.add_argument("--steps", type=int, help="fewer updates than the recipe's, to try it out")
     sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+
+    sub = command("atlas", _atlas, "make pictures of every neuron of whole layers, for sliders that answer at once",
+                  epilog="examples:\n  vitviz atlas emoji-vit --layers all --out data/atlas/emoji-vit\n"
+                         "  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
+                         "writes manifest.json, a sprite sheet and a table for each layer; an interrupted run goes on.")
+    sub.add_argument("model", help="an embedded model, or any timm name")
+    sub.add_argument("--layers", default="all", help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    sub.add_argument("--out", type=Path, required=True, help="folder for the atlas; made if missing")
 
     sub = command("publish", _publish, "write badges and the Colab address into the README and every notebook")
     sub.add_argument("target", nargs="?", metavar="OWNER/REPO", help="on GitHub (default: the git remote 'origin')")
@@ -125,13 +134,14 @@ def _render(options) -> int:
     from .sites import check_neurons, site
     from .visualizer import Visualizer
 
-    recipe = Recipe.named(options.recipe)
-    if options.steps is not None:
-        recipe = dataclasses.replace(recipe, steps=options.steps)
+    Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
     there = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
     if not there.is_dir():
         raise VitvizError(f"--out {options.out} cannot be a folder, because {there} is a file; name a folder.")
     model = load(options.model, pretrained=not options.untrained, device=options.device)
+    recipe = Recipe.named(options.recipe, model)
+    if options.steps is not None:
+        recipe = dataclasses.replace(recipe, steps=options.steps)
     place = site(model, options.layer, options.kind)
     neurons = check_neurons(place, options.neurons)
     images = image_folder(options.images, model.image_size) if options.images else None
@@ -150,6 +160,26 @@ def _train(options) -> None:
     for group, row in card["accuracy"].items():
         low, high = row["interval95"]
         print(f"{group:<24}{100 * row['top1']:5.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {row['n']})")
+
+
+def _atlas(options) -> None:
+    from .atlas import make_atlas
+    from .models import load
+    from .sites import site, sites
+
+    model = load(options.model, device=options.device)
+    kind, places = next(iter(sites(model).items()))
+    if options.layers == "all":
+        layers = range(len(places))
+    else:
+        try:
+            layers = [-1] if options.layers == "-1" else _ranges(options.layers)
+        except argparse.ArgumentTypeError:
+            raise VitvizError(f"--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got {options.layers!r}.") from None
+    layers = [site(model, layer, kind).layer for layer in layers]
+    atlas = make_atlas(model, layers, options.out)
+    size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
+    print(f"{sum(places[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
 
 
 def _publish(options) -> None:

@@ -1,10 +1,12 @@
 """Sliders for layer and neuron that drive one visualizer and show its pictures as they form."""
 
 import asyncio
+import atexit
 import html
 import sys
 import time
-from concurrent.futures import ThreadPoolExecutor
+from queue import SimpleQueue
+from threading import Thread
 
 import ipywidgets as widgets
 from PIL import Image
@@ -14,8 +16,8 @@ from .errors import VitvizError
 from .models import VisionModel
 from .recipe import RECIPES, Recipe
 from .rendering import Rendering
-from .scores import top_images
 from .sites import KINDS, site, sites
+from .top import top_images
 from .visualizer import Visualizer
 
 _SIDE = 288  # px of the picture on the page
@@ -52,7 +54,10 @@ class Explorer(widgets.VBox):
         self._visualizers: dict[str, Visualizer] = {}
         self._request, self._stopped = 0, False
         # One thread for all requests: each new one would cost torch a pool of threads, and memory that never comes back.
-        self._worker = ThreadPoolExecutor(1, thread_name_prefix="explorer")
+        self._requests: SimpleQueue[int | None] = SimpleQueue()
+        self._worker = Thread(target=self._serve, name="explorer", daemon=True)
+        self._worker.start()
+        atexit.register(self._leave)
         self._threaded = int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules
         kinds = list(sites(model))
         last = len(sites(model)[kinds[0]]) - 1
@@ -61,7 +66,8 @@ class Explorer(widgets.VBox):
         self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
         self._layer = widgets.IntSlider(description="Layer", max=last, value=last, continuous_update=False, layout=wide)
         self._neuron = widgets.IntSlider(description="Neuron", max=place.units - 1, continuous_update=False, layout=wide)
-        recipes = [(f"{name}: {make().steps} steps of {make().copies} copies", name) for name, make in RECIPES.items()]
+        made = {name: Recipe.named(name, model) for name in RECIPES}
+        recipes = [(f"{name}: {recipe.steps} steps of {recipe.copies} copies", name) for name, recipe in made.items()]
         self._recipe = widgets.Dropdown(description="Recipe", options=recipes, layout=wide)
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
         self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
@@ -100,7 +106,7 @@ class Explorer(widgets.VBox):
         self._stopped = False
         self._say("waiting")
         if self._threaded:
-            self._worker.submit(self._run_in_thread, self._request)
+            self._requests.put(self._request)
             return
         try:
             asyncio.get_running_loop().create_task(self._run_in_slices(self._request))
@@ -108,11 +114,19 @@ class Explorer(widgets.VBox):
             for _ in self._work(self._request):
                 pass
 
-    def _run_in_thread(self, request: int) -> None:
-        if request == self._request:
-            time.sleep(_DEBOUNCE)
-        for _ in self._work(request):  # ends at its next preview once it is out of date
-            pass
+    def _serve(self) -> None:
+        """The worker thread: requests in the order they came, until ``None``."""
+        for request in iter(self._requests.get, None):
+            if request == self._request:
+                time.sleep(_DEBOUNCE)
+            for _ in self._work(request):  # ends at its next preview once it is out of date
+                pass
+
+    def _leave(self) -> None:
+        """End the worker before Python ends: a thread inside torch then would crash it."""
+        self._request += 1
+        self._requests.put(None)
+        self._worker.join(timeout=5)
 
     async def _run_in_slices(self, request: int) -> None:
         await asyncio.sleep(_DEBOUNCE)
@@ -142,7 +156,7 @@ class Explorer(widgets.VBox):
                 return
             self.result = frame
             self._show(frame, request)
-            best = top_images(self.model, layer, neuron, kind, self.images)
+            best = top_images(self.model, layer, neuron, kind, visualizer.reference)
             if request == self._request:
                 self._scenes.value = png(best.sheet())
         except VitvizError as error:
@@ -152,7 +166,7 @@ class Explorer(widgets.VBox):
 
     def _visualizer(self, name: str) -> Visualizer:
         if name not in self._visualizers:
-            self._visualizers[name] = Visualizer(self.model, Recipe.named(name), self.images)
+            self._visualizers[name] = Visualizer(self.model, Recipe.named(name, self.model), self.images)
         return self._visualizers[name]
 
     def _say(self, text: str, request: int | None = None) -> None:

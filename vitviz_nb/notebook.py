@@ -15,8 +15,9 @@ from .contexts import CONTEXTS
 from .errors import VitvizError
 from .models import VisionModel, check_embedded, default_device, embedded_names
 from .paths import cache_dir
-from .scores import default_reference, top_images
+from .scores import default_reference
 from .sites import sites
+from .top import top_images
 
 
 def _status() -> list[tuple[str, str]]:

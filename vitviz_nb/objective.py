@@ -59,9 +59,10 @@ class Draws:
     offset: torch.Tensor
 
 
-def begin(keys: np.ndarray, size: int) -> torch.Tensor:
-    """Where pictures begin: (K, 3, size, size), uniform in [0, 1], the first numbers of each stream."""
-    return torch.from_numpy(hashing.uniforms(keys, 0, 3 * size * size)).float().view(-1, 3, size, size)
+def begin(recipe: Recipe, keys: np.ndarray, size: int) -> torch.Tensor:
+    """Where pictures begin: (K, 3, size, size), uniform in 0.5 ± ``recipe.spread``, the first numbers of each stream."""
+    noise = torch.from_numpy(hashing.uniforms(keys, 0, 3 * size * size)).float().view(-1, 3, size, size)
+    return 0.5 + recipe.spread * (2 * noise - 1)
 
 
 def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: torch.Tensor, device) -> Draws:

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass
 from math import isfinite, sinh
 from numbers import Integral, Real
 
-from .errors import VitvizError
+from .errors import VitvizError, nearest
 
 
 @dataclass(frozen=True)
@@ -21,6 +21,10 @@ class Recipe:
         jitter: circular shift of the copies in each step, up to this share of the side in both directions.
         colour: each copy becomes (x - m) / s per channel, m uniform in ±colour and log s uniform in ±colour.
         noise: standard deviation of a Gaussian offset per copy and channel, times the share of steps that remain.
+        spread: the picture begins uniform in 0.5 ± spread.
+        leak: share of the activation function's *input* that is maximised beside its output. A unit that is far below zero
+            at the start has no slope to climb (or, with GELU, a wrong one); this gives it one, as the "redirected ReLU" of
+            the Lucid library does. Curves and scores are of the activation alone.
     """
 
     steps: int = 400
@@ -30,6 +34,8 @@ class Recipe:
     jitter: float = 1 / 7
     colour: float = 1.0
     noise: float = 0.5
+    spread: float = 0.5
+    leak: float = 0.0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -39,9 +45,10 @@ class Recipe:
             object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's numbers do not go into JSON
         if self.steps < 1 or self.copies < 1:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
-        if self.lr <= 0 or min(self.tv, self.colour, self.noise) < 0 or not 0 <= self.jitter <= 0.5:
-            raise VitvizError("A recipe needs lr > 0, tv, colour and noise >= 0 and jitter from 0 to 0.5, got "
-                              + ", ".join(f"{k}={getattr(self, k)}" for k in ("lr", "tv", "colour", "noise", "jitter")) + ".")
+        if (self.lr <= 0 or min(self.tv, self.colour, self.noise, self.leak) < 0 or not 0 <= self.jitter <= 0.5
+                or not 0 <= self.spread <= 0.5):
+            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter and spread from 0 to 0.5, got "
+                              + ", ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in ("steps", "copies")) + ".")
 
     @classmethod
     def paper(cls, tv: float = 1.0) -> "Recipe":
@@ -56,19 +63,20 @@ class Recipe:
         return cls(tv=0.0005 * tv * 8 * sinh(1.0))
 
     @classmethod
-    def quick(cls) -> "Recipe":
-        """Fewer steps and copies, for a first look: about an eighth of the paper's work."""
-        return cls(steps=100, copies=4)
+    def quick(cls, model=None) -> "Recipe":
+        """For a first look, in a fraction of the paper's work; for an embedded ``model``, as its card says suits it."""
+        card = model and model.card
+        return cls(**{"steps": 100, "copies": 4, **(card and card.get("pictures") or {})})
 
     @classmethod
-    def named(cls, name: str) -> "Recipe":
-        """``"paper"`` or ``"quick"``; VitvizError for another name."""
+    def named(cls, name: str, model=None) -> "Recipe":
+        """``"paper"`` or ``"quick"`` (for ``model``); VitvizError for another name."""
         if name not in RECIPES:
-            raise VitvizError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.")
-        return RECIPES[name]()
+            raise VitvizError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
+        return cls.quick(model) if name == "quick" else cls.paper()
 
     def as_dict(self) -> dict:
         return asdict(self)
 
 
-RECIPES = {"quick": Recipe.quick, "paper": Recipe.paper}
+RECIPES = ("quick", "paper")

@@ -1,23 +1,22 @@
-"""How good a picture is, and which images raise a neuron most: both measured against reference images."""
+"""How good a picture is, measured against reference images."""
 
 import hashlib
 from dataclasses import dataclass
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from . import cache
-from .drawing import Tile, bundle, contact_sheet, with_map
 from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError
 from .images import ImageFolder
 from .memory import give_back
 from .models import VisionModel
-from .sites import Site, activations, check_neurons, site, sites, tokens
+from .sites import Site, activations, sites, tokens
 
 _AT_ONCE = 16  # images in a forward pass: more are hardly faster, and memory once taken is not always given back
 ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
+STATUS = ("alive", "weak", "dead")
 WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
 
 
@@ -128,55 +127,3 @@ def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.T
     still &= len(known) >= ENOUGH  # a few images that are alike do not show that a neuron never moves
     status = ["dead" if s else "alive" if p >= WEAK_BELOW else "weak" for s, p in zip(still, percentile, strict=True)]
     return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
-
-
-@dataclass(frozen=True, eq=False)
-class TopImages:
-    """The reference images that raise a neuron most.
-
-    Attributes:
-        images: (k, 3, S, S) in [0, 1], the strongest first.
-        activations: (k,).
-        maps: (k, rows, columns), the neuron's activation at each patch; None where tokens do not lie on the image.
-        indices: (k,), their numbers in the reference.
-    """
-
-    images: torch.Tensor
-    activations: list[float]
-    maps: torch.Tensor | None
-    indices: list[int]
-    title: str
-
-    def sheet(self, columns: int = 3) -> Image.Image:
-        """Rows of images, each row with its activation maps beneath where there are any."""
-        tiles = []
-        for start in range(0, len(self.images), columns):
-            row = range(start, min(start + columns, len(self.images)))
-            tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
-            if self.maps is not None:
-                key = {start: ["yellow: most active"]}
-                tiles += [Tile(with_map(self.images[i], self.maps[i]), key.get(i, [])) for i in row]
-        return contact_sheet(tiles, self.title, side=128, columns=columns)
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.sheet(columns=6), f"{self.title}, with activation maps")
-
-
-def top_images(model: VisionModel, layer: int, neuron: int, kind: str = "mlp", images=None, k: int = 6) -> TopImages:
-    """The ``k`` images that raise one neuron most, with its activation at every patch.
-
-    ``images`` is what ``Reference`` takes; by default scenes of Emoji World.
-    """
-    place = site(model, layer, kind)
-    (neuron,) = check_neurons(place, neuron)
-    reference = default_reference(model) if images is None else Reference(model, images)
-    known = reference_activations(model, place, reference)[:, neuron]
-    best = known.topk(min(k, len(known)))
-    shown = reference.batch(best.indices.tolist()).cpu()
-    maps = None
-    if place.grid:
-        with torch.inference_mode():
-            maps = tokens(model, place, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
-        maps = maps.view(len(shown), *place.grid)
-    title = f"{model.title}, {place}, neuron {neuron}: strongest of {reference.name}"
-    return TopImages(shown, best.values.tolist(), maps, best.indices.tolist(), title)

@@ -108,28 +108,38 @@ def check_neurons(place: Site, neurons) -> list[int]:
     return neurons
 
 
-def tokens(model: VisionModel, place: Site, inputs: torch.Tensor) -> torch.Tensor:
+def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 0.0) -> torch.Tensor:
     """Activations at a site: (N, patch tokens, units) of *normalised* inputs (N, 3, H, W); gradients flow.
 
-    The forward pass ends at the site, and the hook is gone when this returns, however it returns.
+    With ``leak``, that share of the activation function's input is added to its output (see ``Recipe.leak``); sites that are
+    no activation function's output ignore it. The forward pass ends at the site, and the hooks are gone when this returns,
+    however it returns.
     """
-    found, calls = [], 0
+    found, before, calls = [], [], 0
+    leak = leak if place.kind in ("mlp", "channel") else 0.0
+
+    def keep(module, arguments):
+        before[:] = [arguments[0].clone()]  # some activation functions work in place
 
     def read(module, arguments, output):
         nonlocal calls
         calls += 1
         if calls == place.call + 1:
-            found.append(output)
+            found.append(output + leak * before[0] if leak else output)
             raise _Stop
 
     with model.lock:
-        handle = model.module.get_submodule(place.path).register_forward_hook(read)
+        module = model.module.get_submodule(place.path)
+        handles = [module.register_forward_hook(read)]
+        if leak:
+            handles.append(module.register_forward_pre_hook(keep))
         try:
             model.module(inputs)
         except _Stop:
             pass
         finally:
-            handle.remove()
+            for handle in handles:
+                handle.remove()
     if not found:
         raise VitvizError(f"{place.path} of {model.name} was called {calls} times, not {place.call + 1} as when its sites were "
                           f"found: the model changed since; load it again.")

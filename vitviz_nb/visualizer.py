@@ -10,6 +10,7 @@ import torch
 from tqdm import tqdm
 
 from . import cache, hashing
+from .atlas import embedded
 from .errors import VitvizError
 from .models import VisionModel
 from .objective import Draws, augment, begin, draw, loss
@@ -53,18 +54,22 @@ class Visualizer:
 
     Args:
         model: from ``vv.load``, or any ``VisionModel``.
-        recipe: ``Recipe.quick()`` unless given.
+        recipe: ``Recipe.quick(model)`` unless given.
         images: what scores are measured against (see ``scores.Reference``); by default scenes of Emoji World.
+        atlas: False to make even the pictures that the embedded atlas has.
 
-    Pictures are kept in the cache folder, keyed by weights, site, neuron, recipe and seed, and never made twice.
+    Pictures come from the embedded atlas (``data/atlas``) where it has them: made by the same recipe, stored with a small
+    loss and scored as stored. Others are kept in the cache folder, keyed by weights, site, neuron, recipe and seed, and
+    never made twice.
     """
 
-    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None):
+    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True):
         if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
             raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
                               f"{type(model).__name__} and {type(recipe).__name__}.")
-        self.model, self.recipe = model, recipe or Recipe.quick()
+        self.model, self.recipe = model, recipe or Recipe.quick(model)
         self._images, self._reference = images, None
+        self._atlas = embedded(model.name) if atlas and images is None else None
         self._unfinished: dict[tuple, _State] = {}
 
     @property
@@ -107,6 +112,9 @@ class Visualizer:
         Leaving the loop early loses nothing: a later call with the same arguments goes on.
         """
         place, neurons = self._address(layer, neurons, kind, seed)
+        if self._atlas and self._atlas.holds(self.model, kind, place.layer, self.recipe, seed):
+            yield self._atlas.rendering(place.layer, neurons)
+            return
         cache.ready()
         waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
         waiting.sort(key=lambda n: self._state(place, n, seed).step)
@@ -166,7 +174,7 @@ class Visualizer:
                 curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
                 self._unfinished[key] = _State(picture, picture * 0, picture * 0, self.recipe.steps, curve)
             else:
-                start = begin(self._key(place, neuron, seed), self.model.image_size)
+                start = begin(self.recipe, self._key(place, neuron, seed), self.model.image_size)
                 self._unfinished[key] = _State(start, start * 0, start * 0, 0, {})
         return self._unfinished[key]
 
@@ -198,7 +206,7 @@ class Visualizer:
         scale = 1024.0 if precision is torch.float16 else 1.0
         pictures = state.pictures.detach().requires_grad_()
         with torch.autocast("cuda", precision) if precision else nullcontext():
-            found = tokens(self.model, place, augment(pictures, draws, state.step))
+            found = tokens(self.model, place, augment(pictures, draws, state.step), recipe.leak)
         own = found.float().mean(1).gather(1, units)[:, 0]
         # A sum, not a mean: no picture's slope depends on how many others are made beside it.
         slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale

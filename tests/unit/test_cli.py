@@ -187,6 +187,8 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
     (["train", "emoji-vti"], "no recipe to train 'emoji-vti'; there is one for emoji-vit"),
     (["train", "emoji-vit", "--steps", "0"], "at least 1 step, got 0"),
     (["models", "*no such model*"], "No pretrained timm model matches '*no such model*'"),
+    (["atlas", "emoji-vti", "--out", "out"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
+    (["atlas", "emoji-vit"], "required: --out"),
     (["publish", "not a repository"], "'not a repository'"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says: str, shelf, tmp_path: Path,
@@ -222,7 +224,44 @@ def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path
     assert json.loads((tmp_path / "out" / "manifest.json").read_text())["steps"] == [1, 1, 1]
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["publish"]], ids=" ".join)
+@pytest.fixture
+def hasty(shelf):
+    """The embedded model asks for pictures of one step."""
+    card = json.loads(shelf.card.read_text())
+    shelf.card.write_text(json.dumps({**card, "pictures": {"steps": 1, "copies": 1}}))
+
+
+def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.CaptureFixture):
+    from vitviz_nb.atlas import Atlas
+
+    for layers, meant in (("all", [0, 1]), ("-1", [1]), ("0", [0])):
+        out = tmp_path / "new" / layers
+        assert code(["atlas", "emoji-vit", "--layers", layers, "--device", "cpu", "--out", out]) == 0
+        assert f"{128 * len(meant)} pictures of emoji-vit in {out} (" in capsys.readouterr().out
+        atlas = Atlas.open(out)
+        assert (atlas.facts["model"], atlas.facts["kind"], atlas.facts["layers"]) == ("emoji-vit", "mlp", meant)
+        assert atlas.facts["recipe"]["steps"] == atlas.facts["recipe"]["copies"] == 1
+        for layer in meant:
+            rendering = atlas.rendering(layer, list(range(128)))
+            assert rendering.pictures.shape == (128, 3, 32, 32) and len(rendering.scores.rank) == 128
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    (["--layers", "2"], "emoji-vit has no mlp layer 2; its layers are 0 to 1"),
+    (["--layers", "0-5"], "no mlp layer 2"),
+    (["--layers", "last"], "--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got 'last'"),
+    (["--layers", "1-0"], "got '1-0'"),
+    (["--layers", ""], "got ''"),
+    (["--layers", "-2"], "got '-2'"),
+    (["--device", "gpu"], "device 'gpu' cannot be used here"),
+], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
+def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str], says: str, hasty, tmp_path: Path,
+                                                              capsys: pytest.CaptureFixture):
+    assert says in complaint(["atlas", "emoji-vit", "--device", "cpu", "--out", tmp_path / "out", *change], capsys)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["atlas"], ["publish"]], ids=" ".join)
 def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture):
     assert code([*command, "--help"]) == 0
     out = capsys.readouterr().out

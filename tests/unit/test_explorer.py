@@ -1,6 +1,7 @@
 """The Explorer without a browser: both of its drivers keep the same promises."""
 
 import asyncio
+import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +16,6 @@ from timm.models.vision_transformer import VisionTransformer
 
 import vitviz_nb as vv
 from vitviz_nb import explorer as explorer_module
-from vitviz_nb import recipe as recipe_module
 from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.explorer import Explorer
 from vitviz_nb.models import VisionModel
@@ -35,8 +35,7 @@ def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(autouse=True)
 def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setitem(recipe_module.RECIPES, "quick", lambda: SHORT)
-    monkeypatch.setitem(recipe_module.RECIPES, "paper", lambda: ENDLESS)
+    monkeypatch.setattr(Recipe, "named", lambda name, model=None: {"quick": SHORT, "paper": ENDLESS}[name])
 
 
 @pytest.fixture
@@ -111,8 +110,8 @@ def session(request, model, images, monkeypatch) -> Iterator[Session]:
 
 
 async def leave(explorer: Explorer) -> None:
-    explorer._request, explorer._stopped = explorer._request + 1, True
-    explorer._worker.shutdown(wait=True)
+    explorer._stopped = True
+    explorer._leave()
 
 
 def test_explorer_starts_with_a_picture_of_the_last_layer(session):
@@ -292,6 +291,33 @@ def test_without_an_event_loop_the_picture_is_made_at_once(model, images, monkey
     assert explorer.result.finished and "finished" in explorer._status.value
     explorer._neuron.value = 3
     assert explorer.result.neurons == [3]
+
+
+PROGRAM = """
+import atexit, time
+from timm.models.vision_transformer import VisionTransformer
+import vitviz_nb as vv
+from vitviz_nb.models import VisionModel
+
+vv.Recipe.named = lambda name, model=None: vv.Recipe(steps=10**5, copies=1)
+atexit.register(lambda: print(explorer._worker.is_alive()))  # registered first, so called last
+module = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4)
+explorer = vv.explore(VisionModel(module, "tiny", 16))
+end = time.monotonic() + 60
+while ": step " not in explorer._status.value or ": step 0 " in explorer._status.value:
+    assert time.monotonic() < end, explorer._status.value
+    time.sleep(0.01)
+print(time.time())
+"""
+
+
+@pytest.mark.skipif(int(widgets.__version__.split(".")[0]) < 8, reason="threads are for ipywidgets 8")
+def test_a_program_that_ends_while_a_picture_forms_ends_well_and_soon():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    gone = time.time()
+    assert done.returncode == 0, done.stderr
+    left, working = done.stdout.split()
+    assert working == "False" and gone - float(left) < 10
 
 
 # Controls; none of this depends on the driver, so work is left out

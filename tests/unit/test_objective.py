@@ -5,9 +5,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch import nn
 
 from vitviz_nb import hashing
 from vitviz_nb.errors import VitvizError
+from vitviz_nb.models import VisionModel
 from vitviz_nb.objective import augment, begin, draw, loss, total_variation
 from vitviz_nb.recipe import RECIPES, Recipe
 
@@ -116,7 +118,7 @@ def test_slope_of_the_circular_shift_is_that_of_torch_roll():
 
 def test_each_copy_is_the_published_formula_of_its_hashes(keys):
     recipe = Recipe(steps=4, copies=2, colour=0.7, noise=0.3, jitter=1 / 7)
-    pictures = begin(keys, SIZE)
+    pictures = begin(Recipe(), keys, SIZE)
     draws = draw(recipe, keys, SIZE, MEAN, STD, "cpu")
     for step in range(4):
         copies = augment(pictures, draws, step).view(3, 2, 3, SIZE, SIZE)
@@ -172,11 +174,11 @@ def test_draws_of_a_picture_do_not_depend_on_the_others(keys):
     for name in ("shift", "scale", "offset"):
         assert torch.equal(getattr(all_of_them, name)[:, 1:2], getattr(alone, name))
         assert not torch.equal(getattr(all_of_them, name)[:, 0], getattr(all_of_them, name)[:, 1])
-    assert torch.equal(begin(keys, SIZE)[1:2], begin(keys[1:2], SIZE))
+    assert torch.equal(begin(Recipe(), keys, SIZE)[1:2], begin(Recipe(), keys[1:2], SIZE))
 
 
 def test_pictures_begin_uniform(keys):
-    start = begin(keys, 32)
+    start = begin(Recipe(), keys, 32)
     assert start.shape == (3, 3, 32, 32) and 0 <= start.min() < 0.01 and 0.99 < start.max() <= 1
     assert start.mean().item() == pytest.approx(0.5, abs=0.015) and start.var().item() == pytest.approx(1 / 12, rel=0.05)
     assert (start[0] - start[1]).abs().mean() > 0.3
@@ -196,3 +198,13 @@ def test_recipes_have_names():
     assert Recipe.quick().steps * Recipe.quick().copies * 8 == Recipe.paper().steps * Recipe.paper().copies
     with pytest.raises(VitvizError, match="'papre'; there are quick, paper"):
         Recipe.named("papre")
+
+
+def test_quick_recipe_of_a_model_is_what_its_card_says_suits_it():
+    def model(card: dict | None) -> VisionModel:
+        return VisionModel(nn.Linear(1, 1), "tiny", SIZE, card=card)
+
+    suited = model({"name": "tiny", "pictures": {"steps": 60, "tv": 0.5}})
+    assert Recipe.quick(suited) == Recipe.named("quick", suited) == Recipe(steps=60, copies=4, tv=0.5)
+    assert Recipe.named("paper", suited) == Recipe.paper()
+    assert Recipe.quick(model({"name": "tiny"})) == Recipe.quick(model(None)) == Recipe.quick() == Recipe(steps=100, copies=4)

@@ -13,8 +13,9 @@ from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.images import ImageFolder
 from vitviz_nb.models import VisionModel
-from vitviz_nb.scores import Reference, reference_activations, score, top_images
+from vitviz_nb.scores import Reference, reference_activations, score
 from vitviz_nb.sites import site
+from vitviz_nb.top import top_images
 
 SIZE, PATCH = 16, 8
 RED, GREEN, DIFFERENCE, DEAD, BLUE = range(5)

@@ -406,3 +406,15 @@ def test_a_model_without_readable_units_says_so():
     with pytest.raises(VitvizError, match=r"plain has no units this kit can read: .*Sequential has neither"):
         sites(model)
     assert hooks(model.module) == 0
+
+
+@pytest.mark.parametrize("inplace", [False, True])
+def test_a_leak_adds_its_share_of_what_goes_into_the_activation_function(inplace: bool):
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU(inplace=inplace))
+    model = VisionModel(module, "small", 8)
+    images = torch.randn(2, 3, 8, 8)
+    before = module[0](images).flatten(2).transpose(1, 2)
+    found = tokens(model, site(model, 0, "channel"), images, leak=0.25)
+    assert torch.allclose(found, before.relu() + 0.25 * before, atol=1e-6)
+    assert torch.equal(tokens(model, site(model, 0, "channel"), images), before.relu())
+    assert not module[1]._forward_hooks and not module[1]._forward_pre_hooks

@@ -3,6 +3,7 @@
 import math
 import warnings
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -99,10 +100,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch size of every step of the ascent, as they happen; reading a curve and scoring are not counted."""
     sizes, tokens = [], visualizer_module.tokens
 
-    def counted(model, place, inputs):
+    def counted(model, place, inputs, leak=0.0):
         if torch.is_grad_enabled():
             sizes.append(len(inputs))
-        return tokens(model, place, inputs)
+        return tokens(model, place, inputs, leak)
 
     monkeypatch.setattr(visualizer_module, "tokens", counted)
     return sizes
@@ -331,9 +332,23 @@ def test_interrupt_while_scoring_loses_no_picture(fresh, together, monkeypatch):
 def test_small_changes_of_the_start_stay_small(fresh, together, monkeypatch):
     """Other machines round otherwise: what that does to a picture is bounded, too."""
     begin = visualizer_module.begin
-    monkeypatch.setattr(visualizer_module, "begin", lambda keys, size: begin(keys, size) + 1e-6 * torch.randn(3, size, size))
+    nearly = 1e-6 * torch.randn(3, SIZE, SIZE)
+    monkeypatch.setattr(visualizer_module, "begin", lambda recipe, keys, size: begin(recipe, keys, size) + nearly)
     changed = fresh().render(-1, NEURONS)
     assert 0 < largest_difference(changed, together) < TOLERANCE
+
+
+def test_a_unit_that_is_off_at_the_start_is_woken_by_a_leak_and_not_without():
+    rows = torch.zeros(1, 3, PATCH, PATCH)
+    rows[0, 0], rows[0, 1:] = 0.2, -0.2  # its input is -8 at grey, far in GELU's flat tail, and 30.4 at red
+    asleep = VisionModel(Planted(rows.flatten(1), torch.tensor([-8.0])), "asleep", SIZE)
+    recipe = Recipe(steps=STEPS, copies=1, colour=0.0, noise=0.0, tv=1e-4, spread=0.2)
+    images = torch.linspace(0.05, 0.95, 10).view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+    without, woken = (Visualizer(asleep, replace(recipe, leak=leak), images).render(0, 0) for leak in (0.0, 0.1))
+    red = woken.pictures[0, 0].mean() - woken.pictures[0, 1:].mean()
+    assert red > 0.9 and woken.scores.activation[0] == pytest.approx(30.4, rel=0.05)
+    assert without.scores.activation[0] < 1
+    assert woken.curves[0, -1] == pytest.approx(woken.scores.activation[0], rel=1e-4), "what is reported has no leak"
 
 
 # Memory
@@ -343,14 +358,14 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[
     """From step ``after`` on, more than ``most`` images at once are too many; sizes of the steps, minus where it failed."""
     tokens, sizes = visualizer_module.tokens, []
 
-    def limited(model, place, inputs):
+    def limited(model, place, inputs, leak=0.0):
         if not torch.is_grad_enabled():
-            return tokens(model, place, inputs)
+            return tokens(model, place, inputs, leak)
         fits = len(inputs) <= most or len(sizes) < after
         sizes.append(len(inputs) if fits else -len(inputs))
         if not fits:
             raise error()
-        return tokens(model, place, inputs)
+        return tokens(model, place, inputs, leak)
 
     monkeypatch.setattr(visualizer_module, "tokens", limited)
     return sizes
@@ -566,7 +581,8 @@ def test_every_family_can_be_rendered(family):
     for layer in (0, -1):
         rendering = viewer.render(layer, [0, 5], kind)
         assert rendering.pictures.shape == (2, 3, size, size) and rendering.finished and hooks(model) == 0
-        start = [visualizer_module.begin(viewer._key(viewer._address(layer, 0, kind)[0], n, 0), size) for n in (0, 5)]
+        place = viewer._address(layer, 0, kind)[0]
+        start = [visualizer_module.begin(viewer.recipe, viewer._key(place, n, 0), size) for n in (0, 5)]
         moved = (rendering.pictures - torch.cat(start)).abs()
         assert (moved.mean((1, 2, 3)) > 0.02).all(), "the slope reaches the picture"
         assert rendering.pictures.isfinite().all() and np.isfinite(rendering.scores.activation).all()

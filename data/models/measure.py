@@ -1,0 +1,88 @@
+"""Measure what the pictures of a model are worth: the rows of the tables in this folder's README, and its sheet.
+
+    python data/models/measure.py emoji-vit --judges emoji-resnet,emoji-swin
+    python data/models/measure.py emoji-vit --folder trained --pictures '{"tv": 0.003}' --neurons 128 --sheet sheet.webp
+
+For the last block of a model, over its neurons: the share of living ones, the share of their pictures above the 99th
+percentile of scenes, how many are selective for a concept, and how many pictures of those each judge, a model of another
+architecture, names among its five best guesses as the neuron's own concept; seconds for a picture made alone.
+"""
+
+import argparse
+import json
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+import vitviz_nb as vv
+from vitviz_nb.drawing import Tile, contact_sheet
+from vitviz_nb.faithfulness import named, selectivity
+from vitviz_nb.models import load_from, models_dir
+from vitviz_nb.sites import sites
+from vitviz_nb.training import wilson
+
+BOUND = 2.0  # standard deviations; a neuron below it has no concept that its picture could show
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("model")
+    parser.add_argument("--folder", type=Path, default=models_dir(), help="where the model's weights and card lie")
+    parser.add_argument("--judges", default="", help="other embedded models, separated by commas")
+    parser.add_argument("--judge-folder", type=Path, default=models_dir())
+    parser.add_argument("--layer", type=int, default=-1)
+    parser.add_argument("--neurons", type=int, help="only so many, evenly spaced")
+    parser.add_argument("--pictures", type=json.loads, default={}, help="changes to the recipe, as JSON")
+    parser.add_argument("--sheet", type=Path, help="also draw 8 random and the 8 most selective units of every layer")
+    options = parser.parse_args()
+    model = load_from(options.folder, options.model)
+    kind, places = next(iter(sites(model).items()))
+    visualizer = vv.Visualizer(model, replace(vv.Recipe.quick(model), **options.pictures))
+    place = places[options.layer]
+    count = options.neurons or place.units
+    neurons = torch.linspace(0, place.units - 1, count).round().long().tolist()
+    started = time.perf_counter()
+    rendering = visualizer.render(place.layer, neurons, kind)
+    seconds = (time.perf_counter() - started) / count
+    chosen = selectivity(model, place)
+    concept, strength = chosen.concept[neurons], chosen.strength[neurons]
+    living = torch.tensor([s != "dead" for s in rendering.scores.status])
+    high = torch.tensor(rendering.scores.percentile)[living] > 99
+    low, top = wilson(int(high.sum()), len(high))
+    print(f"{model.name} {place}, {visualizer.recipe}: {count} neurons, {int(living.sum())} alive; above the 99th percentile "
+          f"{100 * high.float().mean():.1f} % ({100 * low:.1f} to {100 * top:.1f}); {seconds:.2f} s a picture; selectivity "
+          f"median {strength.median():.2f}, 90 % {strength.quantile(0.9):.2f}", flush=True)
+    for name in filter(None, options.judges.split(",")):
+        judge = load_from(options.judge_folder, name)
+        row = []
+        for bound in (0.0, BOUND, 3.0, 4.0):
+            found = named(rendering.pictures, concept, torch.where(living, strength, -1), judge, bound)
+            low, high = found.interval
+            n = int(found.counted.sum())
+            row.append(f"from {bound}: {100 * found.share:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {n})")
+        print(f"  named by {name}: " + "; ".join(row), flush=True)
+    if options.sheet:
+        sheet(model, visualizer, kind, places).save(options.sheet, quality=85, method=6)
+
+
+def sheet(model, visualizer, kind, places):
+    """8 random and the 8 most selective units of every layer, the first layer at the top."""
+    tiles, random = [], torch.Generator().manual_seed(0)
+    names = model.class_names
+    for place in places:
+        chosen = selectivity(model, place)
+        best = chosen.strength.topk(8).indices.tolist()
+        others = [n for n in torch.randperm(place.units, generator=random).tolist() if n not in best][:8]
+        rendering = visualizer.render(place.layer, others + best, kind)
+        for k, neuron in enumerate(others + best):
+            second = f"random, {neuron}" if k < 8 else f"{names[chosen.concept[neuron]]} {chosen.strength[neuron]:.1f}"[:24]
+            tiles.append(Tile(rendering.pictures[k], [second, rendering.caption(k)[1]], rendering.scores.status[k] == "alive"))
+    return contact_sheet(tiles, f"{model.title}: each row a layer, from first to last; left 8 random units, right the 8 most "
+                                f"selective with their concept and selectivity (standard deviations); below, activation and "
+                                f"percentile among scenes", side=96, columns=16)
+
+
+if __name__ == "__main__":
+    main()
