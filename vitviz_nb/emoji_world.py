@@ -112,7 +112,7 @@ class EmojiWorld:
     Args:
         split: "train", "val" or "test"; they share neither scenes nor background tiles.
         concepts: "trained" (the committed list of 256 the embedded models know), "unseen" (all others), "all", or names.
-        styles: which of ``STYLES`` to draw; leave one out to hold it out.
+        styles: which of ``STYLES`` to draw; leave one out to hold it out, name one twice to draw it twice as often.
         size: side of a scene, px.
         seed: another seed is another world of the same statistics.
 
@@ -145,7 +145,8 @@ class EmojiWorld:
             chosen = [place[name] for name in dict.fromkeys(concepts)]
         if len(chosen) < 2:
             raise VitvizError("Emoji World needs at least two concepts: a scene may show a second one beside the first.")
-        self.split, self.styles, self.size, self.seed = split, tuple(styles), size, seed
+        self.split, self.styles, self.size, self.seed = split, tuple(dict.fromkeys(styles)), size, seed
+        self._drawn = tuple(styles)
         self.concepts = [rows[i]["name"] for i in chosen]
         self.categories = sorted({rows[i]["category"] for i in chosen})
         self.category_of = np.array([self.categories.index(rows[i]["category"]) for i in chosen])
@@ -155,7 +156,7 @@ class EmojiWorld:
 
     def __repr__(self) -> str:
         return (f"EmojiWorld({self.split}: {len(self.concepts)} concepts in {len(self.categories)} categories, "
-                f"styles {', '.join(self.styles)}, {self.size} px, seed {self.seed})")
+                f"styles {', '.join(self._drawn)}, {self.size} px, seed {self.seed})")
 
     def batch(self, indices, device: str | torch.device = "cpu") -> Scenes:
         """Draw the scenes of ``indices`` (ints of any order, 0 to 2**62) on ``device``."""
@@ -189,7 +190,7 @@ class EmojiWorld:
 
         concepts = len(self.concepts)
         concept = (u() * concepts).astype(np.int64)
-        style = (u() * len(self.styles)).astype(np.int64)
+        style = pick([self._drawn.count(name) / len(self._drawn) for name in self.styles])
         usual = self.usual_context[concept]
         other = (usual + 1 + (u() * (len(CONTEXTS) - 1)).astype(np.int64)) % len(CONTEXTS)
         context = np.where(u() < P_USUAL_CONTEXT, usual, other)

@@ -9,11 +9,14 @@ from pathlib import Path
 
 import timm
 import torch
+import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, resolve_model_data_config
+from timm.layers import use_fused_attn
 from torch import nn
 
 from .errors import VitvizError, nearest
+from .language import TextTower, class_points
 from .paths import data_dir
 
 _RESTORE = "Restore it with git checkout, or install the kit again."
@@ -30,6 +33,8 @@ class VisionModel:
         class_names: one name per logit, where known.
         license: of the weights, as their source states it.
         trained: False for random weights; every caption then says "untrained".
+        text: the text tower of a model trained with captions. Its classes are then told apart by their names alone: logits
+            are similarities to the points of ``class_names`` written in ``styles``.
         card: for an embedded model, what ``data/models/NAME.json`` says of it.
 
     Raises:
@@ -38,12 +43,14 @@ class VisionModel:
 
     def __init__(self, module: nn.Module, name: str, image_size: int, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
                  class_names: list[str] | None = None, license: str = "unknown", trained: bool = True,
-                 card: dict | None = None):
-        for key, value in module.state_dict().items():
+                 card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = ()):
+        for key, value in [*module.state_dict().items(), *(text.state_dict().items() if text else ())]:
             if value.is_floating_point() and not value.isfinite().all():
                 raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
                                   f"made from them; train or download the model again.")
         self.module = module.eval().requires_grad_(False)
+        self.text, self._styles = text and text.eval().requires_grad_(False), styles
+        plain_attention(module, self.device)
         self.name, self.image_size, self.trained = name, image_size, trained
         self.class_names, self.license, self.card = class_names, license, card
         self.memo: dict = {}  # what was found out about the model once: its sites, its answers to reference images
@@ -62,6 +69,10 @@ class VisionModel:
     def to(self, device: str | torch.device) -> "VisionModel":
         """Move the weights; returns the model itself."""
         self.module.to(device)
+        if self.text:
+            self.text.to(device)
+            self.__dict__.pop("_class_points", None)
+        plain_attention(self.module, device)
         return self
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -70,7 +81,13 @@ class VisionModel:
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
         """Logits (N, classes) of RGB images (N, 3, image_size, image_size) in [0, 1]."""
-        return self.module(self.normalize(images.to(self.device)))
+        found = self.module(self.normalize(images.to(self.device)))
+        return F.normalize(found, dim=-1) @ self._class_points.T if self.text else found
+
+    @cached_property
+    def _class_points(self) -> torch.Tensor:
+        with torch.inference_mode(False):  # else no gradient could pass them later
+            return class_points(self.text, self.class_names, dict.fromkeys(self._styles))
 
     @cached_property
     def weights_hash(self) -> str:
@@ -80,7 +97,11 @@ class VisionModel:
         function alone (CLIP's with and without quickgelu), which no weight shows.
         """
         digest = hashlib.sha256(repr((self.name, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
-        for key, value in sorted(self.module.state_dict().items()):
+        weights = self.module.state_dict()
+        if self.text:
+            digest.update(repr((self.class_names, self.text.words, list(dict.fromkeys(self._styles)))).encode())
+            weights |= {f"text.{key}": value for key, value in self.text.state_dict().items()}
+        for key, value in sorted(weights.items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
@@ -101,18 +122,18 @@ def embedded_names() -> list[str]:
     return sorted(names, key=lambda name: name != "emoji-vit")
 
 
-def read_card(name: str) -> dict:
+def read_card(name: str, folder: Path | None = None) -> dict:
     """What is known of an embedded model: architecture, data, recipe, accuracy, licence, SHA-256 of its weights."""
-    path = models_dir() / f"{name}.json"
+    path = (folder or models_dir()) / f"{name}.json"
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise VitvizError(f"The card {path} cannot be read ({error}). {_RESTORE}") from None
 
 
-def check_embedded(name: str) -> dict:
+def check_embedded(name: str, folder: Path | None = None) -> dict:
     """The card of an embedded model whose weights are those the card describes; VitvizError if not."""
-    card, path = read_card(name), models_dir() / f"{name}.safetensors"
+    card, path = read_card(name, folder), (folder or models_dir()) / f"{name}.safetensors"
     if not path.exists():
         raise VitvizError(f"The weights of {name} are missing: {path} should come with the kit. {_RESTORE}")
     found = hashlib.sha256(path.read_bytes()).hexdigest()
@@ -164,7 +185,7 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
         raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {name!r}.")
     device, embedded = usable_device(device), embedded_names()
     if name in embedded:
-        model = _load_embedded(name, pretrained)
+        model = load_from(models_dir(), name, pretrained)
     elif timm.is_model(name):
         model = _load_timm(name, pretrained)
     else:
@@ -174,11 +195,25 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
 
 
 def build(architecture: dict) -> nn.Module:
-    """The timm module a card describes: ``{"class": "timm.models.….Class", "arguments": {…}}``, with random weights."""
-    module, _, name = architecture["class"].rpartition(".")
-    if not module.startswith("timm.models."):
-        raise VitvizError(f"An embedded model's class must come from timm.models, not {architecture['class']!r}.")
-    return getattr(importlib.import_module(module), name)(**architecture["arguments"])
+    """The timm module a card describes: ``{"class": "timm.models.….Class", "arguments": {…}}``, with random weights.
+
+    An argument that is itself such a class (ResNet's block) is written as its path.
+    """
+    def named(path: str):
+        module, _, name = path.rpartition(".")
+        if not module.startswith("timm.models."):
+            raise VitvizError(f"An embedded model's class must come from timm.models, not {path!r}.")
+        return getattr(importlib.import_module(module), name)
+
+    arguments = {k: named(v) if isinstance(v, str) and v.startswith("timm.") else v for k, v in architecture["arguments"].items()}
+    return named(architecture["class"])(**arguments)
+
+
+def plain_attention(module: nn.Module, device: str | torch.device) -> None:
+    """On a CPU, write attention out: torch's fused backward pass takes half of all time there (torch 2.15, AVX-512)."""
+    for part in module.modules():
+        if hasattr(part, "fused_attn"):
+            part.fused_attn = torch.device(device).type != "cpu" and use_fused_attn()
 
 
 def _seeded(make) -> nn.Module:
@@ -187,13 +222,16 @@ def _seeded(make) -> nn.Module:
         return make()
 
 
-def _load_embedded(name: str, pretrained: bool) -> VisionModel:
-    card = check_embedded(name) if pretrained else read_card(name)
+def load_from(folder: Path, name: str, pretrained: bool = True) -> VisionModel:
+    """A model from its weights and card in ``folder``, as ``vitviz train`` writes them."""
+    card = check_embedded(name, folder) if pretrained else read_card(name, folder)
     module = _seeded(lambda: build(card["architecture"]))
+    text = card.get("text") and _seeded(lambda: TextTower(**card["text"]))
     if pretrained:
-        module.load_state_dict(load_file(models_dir() / f"{name}.safetensors"))  # float16 on disk, float32 in the module
-    return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"],
-                       card["license"], trained=pretrained, card=card)
+        whole = nn.ModuleDict({"image": module, "text": text}) if text else module
+        whole.load_state_dict(load_file(folder / f"{name}.safetensors"))  # float16 on disk, float32 in the module
+    return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"], card["license"],
+                       trained=pretrained, card=card, text=text, styles=card["recipe"]["styles"])
 
 
 def _load_timm(name: str, pretrained: bool) -> VisionModel:

@@ -9,8 +9,10 @@ import hashlib
 import json
 import math
 import platform
+import re
 import tempfile
 import time
+from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -18,13 +20,18 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save, save_file
+from torch import nn
 from tqdm import tqdm
 
-from .emoji_world import STYLES, EmojiWorld
+from .emoji_world import STYLES, EmojiWorld, Scenes
 from .errors import VitvizError, nearest
-from .models import VisionModel, build, usable_device
+from .language import TextTower, contrast, shorten, split
+from .models import VisionModel, build, load_from, models_dir, plain_attention, usable_device
 
+SIZE = 64  # px
 MEAN = STD = (0.5, 0.5, 0.5)
+COLOURED = ("3d", "cartoon", "flat")
+WITH_WORDS = (*COLOURED, *COLOURED, "word")  # reading is learned late: more words than this slow everything down
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,33 +39,65 @@ class Training:
     """How one embedded model is trained.
 
     Attributes:
-        architecture: class and arguments, as ``models.build`` takes them.
-        styles: drawn in training; the others are held out for tests of transfer.
+        architecture: class and arguments, as ``models.build`` takes them. A ``patch_drop_rate`` holds until the last fifth
+            of the steps (Liu et al. 2022, PatchDropout): the transformer sees almost twice as many scenes in the same time.
+        styles: drawn in training, one named twice twice as often; the others are held out for tests of transfer.
         steps, batch: number of updates, and scenes in each.
-        peak, warmup, decay: AdamW's largest learning rate, steps to reach it, weight decay.
-        restart: the step at which the learning rate, having fallen to 0 along a cosine, starts again from 0.4 of its peak.
-        radius: L2 norm of the attack on each scene after the restart, in units of [0, 1] pixels over the whole picture;
-            0 trains on plain scenes to the end.
+        peak, warmup, decay: largest learning rate, steps to reach it (it then falls to 0 along a cosine), weight decay.
+        start: the model whose trained weights it starts from; None for random weights.
+        radius: L2 norm of the attack on each scene, in units of [0, 1] pixels over the whole picture; 0 for plain scenes.
+        every_token: whether each patch token of the last block, too, must name the scene's concept, not the class token alone.
+        teacher: the model whose answers the distillation token learns (DeiT).
+        captions: whether it learns to match scenes and captions, with a text tower, instead of labels.
         seed: of weights, scenes and attacks.
+        pictures: what ``Recipe.quick`` should do for this model instead of its own settings.
     """
 
     architecture: dict
-    styles: tuple[str, ...] = ("3d", "cartoon", "flat")
-    steps: int = 7200
+    styles: tuple[str, ...] = COLOURED
+    steps: int = 6000
     batch: int = 128
-    peak: float = 1e-3
-    warmup: int = 300
+    peak: float = 3e-3
+    warmup: int = 200
     decay: float = 0.05
-    restart: int = 4200
+    start: str | None = None
     radius: float = 0.0
+    every_token: bool = False
+    teacher: str | None = None
+    captions: bool = False
     seed: int = 0
+    pictures: dict = dataclasses.field(default_factory=lambda: _PICTURES)
 
 
+# Few augmentations leave the colours of a picture as the neuron wants them; found on emoji-vit (data/models/README.md).
+_PICTURES = {"steps": 64, "copies": 1, "tv": 0.008, "jitter": 0.125, "colour": 0.1, "noise": 0.05, "spread": 0.2, "leak": 0.1}
+
+
+def _timm(path: str, **arguments) -> dict:
+    return {"class": f"timm.models.{path}", "arguments": {"num_classes": 256, **arguments}}
+
+
+_VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "patch_drop_rate": 0.5}
 TRAININGS = {
-    "emoji-vit": Training({
-        "class": "timm.models.vision_transformer.VisionTransformer",
-        "arguments": {"img_size": 64, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "num_classes": 256},
-    }),
+    "emoji-vit-standard": Training(_timm("vision_transformer.VisionTransformer", **_VIT), WITH_WORDS, steps=11_000),
+    "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
+                          start="emoji-vit-standard", radius=2.0, every_token=True, seed=1),
+    # The same scenes in the same order as emoji-vit-standard, with captions instead of labels; 128 is a point's width.
+    "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,
+                           steps=11_000, captions=True),
+    "emoji-resnet": Training(_timm("resnet.ResNet", block="timm.models.resnet.BasicBlock", layers=(1, 2, 2, 1),
+                                   channels=(48, 96, 160, 256)), steps=5500),
+    "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=8000, teacher="emoji-resnet"),
+    "emoji-coat": Training(_timm("coat.CoaT", img_size=SIZE, patch_size=4, embed_dims=(64, 96, 96, 96),
+                                 serial_depths=(1, 1, 1, 1), parallel_depth=1, num_heads=8)),
+    "emoji-convit": Training(_timm("convit.ConVit", img_size=SIZE, patch_size=8, embed_dim=32, depth=6, num_heads=4,
+                                   local_up_to_layer=4)),
+    "emoji-pit": Training(_timm("pit.PoolingVisionTransformer", img_size=SIZE, patch_size=8, stride=4, base_dims=(24, 24, 24),
+                                depth=(1, 2, 2), heads=(2, 4, 8))),
+    "emoji-swin": Training(_timm("swin_transformer.SwinTransformer", img_size=SIZE, patch_size=4, embed_dim=48,
+                                 depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4)),
+    "emoji-twins": Training(_timm("twins.Twins", img_size=SIZE, patch_size=4, embed_dims=(48, 96, 192), num_heads=(2, 4, 6),
+                                  mlp_ratios=(4, 4, 4), depths=(1, 2, 2), sr_ratios=(4, 2, 1))),
 }
 
 
@@ -83,7 +122,7 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     if steps is not None:
         if steps < 1:
             raise VitvizError(f"Training needs at least 1 step, got {steps}.")
-        recipe = dataclasses.replace(recipe, steps=steps, restart=min(steps, recipe.restart))
+        recipe = dataclasses.replace(recipe, steps=steps)
     device = usable_device(device)
     try:
         out.mkdir(parents=True, exist_ok=True)
@@ -92,48 +131,121 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     except OSError as error:
         raise VitvizError(f"Nothing can be written to the folder {out} ({error.strerror}); name another.") from None
     torch.manual_seed(recipe.seed)
-    world = EmojiWorld("train", styles=recipe.styles, size=recipe.architecture["arguments"]["img_size"], seed=recipe.seed)
-    module = build(recipe.architecture).to(device)
-    optimizer = torch.optim.AdamW(module.parameters(), lr=recipe.peak, weight_decay=recipe.decay)
+    world = EmojiWorld("train", styles=recipe.styles, size=SIZE, seed=recipe.seed)
+    network = _Network(recipe, world, out, device).to(device)
+    optimizers = _optimizers(network, recipe)
     checkpoint = out / f"{name}.checkpoint.safetensors"
-    done, seconds = _resume(checkpoint, module, optimizer, recipe)
+    done, seconds = _resume(checkpoint, network, optimizers, recipe)
 
-    started = time.perf_counter()
+    started, moving = time.perf_counter(), False
     bar = tqdm(range(done, recipe.steps), initial=done, total=recipe.steps, desc=f"train {name}", unit="step", mininterval=5)
     try:
         for step in bar:
             scenes = world.batch(range(step * recipe.batch, (step + 1) * recipe.batch), device)
-            images, labels = scenes.images, scenes.concept
             random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-            torch.manual_seed(recipe.seed * 1_000_003 + step)  # for architectures that drop paths at random
+            torch.manual_seed(recipe.seed * 1_000_003 + step)  # for architectures that drop paths or patches at random
+            network.see_all(step >= 0.8 * recipe.steps)
             with _precision(device):
-                if step >= recipe.restart and recipe.radius:
-                    images = attack(module, images, labels, recipe.radius, random)
-                loss = F.cross_entropy(module(_normalize(images)).float(), labels, label_smoothing=0.1)
-            optimizer.param_groups[0]["lr"] = recipe.peak * _schedule(step, recipe)
-            optimizer.zero_grad(set_to_none=True)
+                images, measure = scenes.images, network.loss(scenes)
+                if recipe.radius:
+                    images = attack(measure, images, recipe.radius, random)
+                loss = measure(images)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(module.parameters(), 1.0)
-            optimizer.step()
-            done = step + 1
+            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            moving = True
+            for optimizer in optimizers:
+                optimizer.param_groups[0]["lr"] = recipe.peak * _schedule(step, recipe)
+                optimizer.step()
+                optimizer.zero_grad(set_to_none=True)
+            done, moving = step + 1, False
             if done % 50 == 0:
                 bar.set_postfix(loss=f"{loss.item():.2f}")
-            if done % 250 == 0 or done in (recipe.restart, recipe.steps):
-                _save(checkpoint, module, optimizer, recipe, done, seconds + time.perf_counter() - started)
+            if done % 250 == 0 or done == recipe.steps:
+                _save(checkpoint, network, optimizers, recipe, done, seconds + time.perf_counter() - started)
     except KeyboardInterrupt:
-        _save(checkpoint, module, optimizer, recipe, done, seconds + time.perf_counter() - started)
+        if not moving:  # else some weights have made the step and others have not: the checkpoint before it is whole
+            _save(checkpoint, network, optimizers, recipe, done, seconds + time.perf_counter() - started)
         raise VitvizError(f"Stopped at step {done} of {recipe.steps}; the same command goes on from {checkpoint}.") from None
-    return _finish(name, recipe, module, world, out, seconds + time.perf_counter() - started)
+    return _finish(name, recipe, network, world, out, seconds + time.perf_counter() - started)
 
 
-def attack(module, images: torch.Tensor, labels: torch.Tensor, radius: float, random: torch.Generator) -> torch.Tensor:
-    """Images (N, 3, H, W) moved by ``radius`` (L2) along the loss gradient at a random point of the ball around them."""
+class _Network(nn.Module):
+    """What is trained: an image tower, with captions a text tower too, and what they are compared with."""
+
+    def __init__(self, recipe: Training, world: EmojiWorld, out: Path, device: str):
+        super().__init__()
+        self.image, self.text, self._teacher = build(recipe.architecture), None, None
+        self._every_token = recipe.every_token
+        plain_attention(self.image, device)
+        if hasattr(getattr(self.image, "patch_drop", None), "num_prefix_tokens"):
+            self.image.patch_drop.num_prefix_tokens = self.image.num_prefix_tokens  # timm's DeiT forgets its second token
+        self.image.to(memory_format=torch.channels_last)  # convolutions are half as fast again
+        if recipe.start:
+            self.image.load_state_dict(_earlier(recipe.start, out).module.state_dict())
+        if recipe.captions:
+            words = {word for caption in world.batch(range(2000)).captions for word in split(caption)}
+            words |= {word for name in world.concepts for word in split(name)}
+            self.text = TextTower(sorted(words), recipe.architecture["arguments"]["num_classes"])
+        if recipe.teacher:
+            self._teacher = [_earlier(recipe.teacher, out).to(device)]  # in a list, so that it is not trained
+            self.image.set_distilled_training(True)
+
+    def see_all(self, everything: bool) -> None:
+        """Leave no patch out any more."""
+        if everything and hasattr(self.image, "patch_drop"):
+            self.image.patch_drop = nn.Identity()
+
+    def loss(self, scenes: Scenes) -> Callable[[torch.Tensor], torch.Tensor]:
+        """From images (N, 3, S, S) in [0, 1], which show ``scenes``, to their mean loss."""
+        if self.text:
+            captions = [shorten(caption) for caption in scenes.captions]
+            words = self.text(captions)
+            return lambda images: contrast(self.image(_normalize(images)), words, captions, self.text.log_scale)
+        labels = scenes.concept
+        if self._every_token:
+            def by_token(images: torch.Tensor) -> torch.Tensor:
+                tokens = self.image.head(self.image.forward_features(_normalize(images))).float()  # (N, 1 + patches, classes)
+                own = F.cross_entropy(tokens[:, 0], labels, label_smoothing=0.1)
+                each = labels[:, None].expand(-1, tokens.shape[1] - 1).flatten()
+                return (own + F.cross_entropy(tokens[:, 1:].flatten(0, 1), each, label_smoothing=0.1)) / 2
+
+            return by_token
+        if self._teacher is None:
+            return lambda images: F.cross_entropy(self.image(_normalize(images)).float(), labels, label_smoothing=0.1)
+        with torch.no_grad():
+            taught = self._teacher[0](scenes.images).argmax(1)
+
+        def distilled(images: torch.Tensor) -> torch.Tensor:
+            own, copied = self.image(_normalize(images))
+            return (F.cross_entropy(own.float(), labels, label_smoothing=0.1) + F.cross_entropy(copied.float(), taught)) / 2
+
+        return distilled
+
+
+def _earlier(name: str, out: Path) -> VisionModel:
+    """A model trained before: the one in ``out``, else the one that ships."""
+    return load_from(out if (out / f"{name}.json").exists() else models_dir(), name)
+
+
+def _optimizers(network: nn.Module, recipe: Training) -> list[torch.optim.Optimizer]:
+    """Muon for the matrices inside (twice as fast as AdamW here), AdamW for the rest: embeddings, heads, convolutions."""
+    inner = [m.weight for name, m in network.named_modules()
+             if isinstance(m, nn.Linear) and not re.search(r"\b(head|head_dist|fc)$", name)]
+    known = {id(weight) for weight in inner}
+    rest = [p for p in network.parameters() if id(p) not in known]
+    optimizers = [torch.optim.AdamW(rest, lr=recipe.peak, weight_decay=recipe.decay)]
+    if inner:
+        optimizers.append(torch.optim.Muon(inner, lr=recipe.peak, weight_decay=recipe.decay, adjust_lr_fn="match_rms_adamw"))
+    return optimizers
+
+
+def attack(measure: Callable, images: torch.Tensor, radius: float, random: torch.Generator) -> torch.Tensor:
+    """Images (N, 3, H, W) moved by ``radius`` (L2) along the slope of the loss at a random point of the ball around them."""
     start = torch.randn(images.shape, generator=random).to(images)
     start = radius * start / start.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
     moved = (images + start).requires_grad_()
-    loss = F.cross_entropy(module(_normalize(moved)).float(), labels, reduction="sum")
-    slope = torch.autograd.grad(loss, moved)[0]
-    slope = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-12).view(-1, 1, 1, 1)
+    slope = torch.autograd.grad(measure(moved), moved)[0]
+    slope = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
     return (images + radius * slope).clamp(0, 1)
 
 
@@ -169,7 +281,7 @@ def accuracy(model: VisionModel, world: EmojiWorld, n: int = 4000) -> dict[str, 
 
 
 def _normalize(images: torch.Tensor) -> torch.Tensor:
-    return (images - MEAN[0]) / STD[0]
+    return ((images - MEAN[0]) / STD[0]).contiguous(memory_format=torch.channels_last)
 
 
 def _precision(device: str):
@@ -181,22 +293,26 @@ def _precision(device: str):
 
 def _schedule(step: int, recipe: Training) -> float:
     """The learning rate at a step as a share of its peak."""
-    if step < recipe.restart:
-        return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.restart))
-    return 0.4 * 0.5 * (1 + math.cos(math.pi * (step - recipe.restart) / (recipe.steps - recipe.restart)))
+    return min(1.0, (step + 1) / recipe.warmup) * 0.5 * (1 + math.cos(math.pi * step / recipe.steps))
 
 
-def _save(path: Path, module, optimizer, recipe: Training, done: int, seconds: float) -> None:
-    tensors = {f"weight.{k}": v for k, v in module.state_dict().items()}
-    for i, state in optimizer.state_dict()["state"].items():
-        tensors |= {f"optimizer.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    facts = {"recipe": json.dumps(dataclasses.asdict(recipe)), "done": str(done), "seconds": str(seconds)}
+def _settings(recipe: Training) -> dict:
+    """All that shapes the weights."""
+    return {k: v for k, v in dataclasses.asdict(recipe).items() if k != "pictures"}
+
+
+def _save(path: Path, network, optimizers, recipe: Training, done: int, seconds: float) -> None:
+    tensors = {f"weight.{k}": v for k, v in network.state_dict().items()}
+    for j, optimizer in enumerate(optimizers):
+        for i, state in optimizer.state_dict()["state"].items():
+            tensors |= {f"optimizer.{j}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
+    facts = {"recipe": json.dumps(_settings(recipe)), "done": str(done), "seconds": str(seconds)}
     temporary = path.with_suffix(".partial")
     save_file({k: v.detach().cpu().contiguous() for k, v in tensors.items()}, temporary, metadata=facts)
     temporary.replace(path)
 
 
-def _resume(path: Path, module, optimizer, recipe: Training) -> tuple[int, float]:
+def _resume(path: Path, network, optimizers, recipe: Training) -> tuple[int, float]:
     """Steps done and seconds spent so far; loads the checkpoint where there is one of the same recipe."""
     if not path.exists():
         return 0, 0.0
@@ -206,26 +322,26 @@ def _resume(path: Path, module, optimizer, recipe: Training) -> tuple[int, float
     except (SafetensorError, OSError) as error:
         raise VitvizError(f"The checkpoint {path} is damaged ({error}); move it away to start afresh.") from None
     with file:
-        if facts.get("recipe") != json.dumps(dataclasses.asdict(recipe)):
+        if facts.get("recipe") != json.dumps(_settings(recipe)):
             raise VitvizError(f"{path} belongs to another recipe; move it away to start afresh, or choose another --out.")
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    module.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
-    state = {}
+    network.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
+    states = [{} for _ in optimizers]
     for key, value in tensors.items():
         if key.startswith("optimizer."):
-            _, i, field = key.split(".")
-            state.setdefault(int(i), {})[field] = value
-    optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
+            _, j, i, field = key.split(".")
+            states[int(j)].setdefault(int(i), {})[field] = value
+    for optimizer, state in zip(optimizers, states, strict=True):
+        optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return int(facts["done"]), float(facts["seconds"])
 
 
-def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, seconds: float) -> dict:
+def _finish(name: str, recipe: Training, network: _Network, world: EmojiWorld, out: Path, seconds: float) -> dict:
     """Round to float16, measure what was rounded, write weights and card."""
-    state = {k: v.detach().cpu().contiguous() for k, v in module.state_dict().items()}
+    state = {k: v.detach().cpu().contiguous() for k, v in (network if network.text else network.image).state_dict().items()}
     weights = {k: v.half() if v.is_floating_point() else v for k, v in state.items()}  # BatchNorm counts in integers
-    path = out / f"{name}.safetensors"
-    module.load_state_dict(weights)
-    model = VisionModel(module, name, world.size, MEAN, STD, world.concepts)
+    (network if network.text else network.image).load_state_dict(weights)
+    model = VisionModel(network.image, name, world.size, MEAN, STD, world.concepts, text=network.text, styles=recipe.styles)
     held_out = [style for style in STYLES if style not in recipe.styles]
     validation = EmojiWorld("val", styles=recipe.styles, size=world.size, seed=recipe.seed)
     measured = accuracy(model, validation)
@@ -236,17 +352,19 @@ def _finish(name: str, recipe: Training, module, world: EmojiWorld, out: Path, s
     packed = save(weights)
     card = {
         "name": name, "architecture": recipe.architecture, "image_size": world.size, "mean": MEAN, "std": STD,
-        "parameters": sum(p.numel() for p in module.parameters()),
+        "parameters": sum(p.numel() for p in network.image.parameters()),
+        "text": {"words": network.text.words, "width": network.text.place.shape[1]} if network.text else None,
         "data": f"Emoji World, split train, {len(world.concepts)} concepts, "
                 f"styles {', '.join(recipe.styles)}, seed {recipe.seed}",
-        "recipe": {k: v for k, v in dataclasses.asdict(recipe).items() if k != "architecture"},
+        "recipe": {k: v for k, v in _settings(recipe).items() if k != "architecture"},
+        "pictures": recipe.pictures,
         "training_time_s": round(seconds), "hardware": hardware, "torch": torch.__version__, "python": platform.python_version(),
         "accuracy": measured, "license": "CC BY 4.0", "sha256": hashlib.sha256(packed).hexdigest(),
         "class_names": world.concepts,
     }
     # Measured before anything is written, and each file whole or not at all: weights never stand beside another's card.
     text = json.dumps(card, indent=1, ensure_ascii=False) + "\n"
-    for file, content in ((path, packed), (out / f"{name}.json", text.encode())):
+    for file, content in ((out / f"{name}.safetensors", packed), (out / f"{name}.json", text.encode())):
         file.with_suffix(".partial").write_bytes(content)
         file.with_suffix(".partial").replace(file)
     (out / f"{name}.checkpoint.safetensors").unlink()

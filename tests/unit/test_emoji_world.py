@@ -264,6 +264,16 @@ def test_concepts_and_styles_are_equally_likely(world: EmojiWorld):
         assert len(counts) == kinds and np.abs(counts - n / kinds).max() < 5 * math.sqrt(n / kinds)
 
 
+def test_a_style_named_twice_is_drawn_twice_as_often_and_listed_once():
+    n, world = 20_000, EmojiWorld("train", styles=("flat", "word", "flat"))
+    assert world.styles == ("flat", "word")
+    share = (world._facts(np.arange(n))["style"] == 0).mean()
+    assert abs(share - 2 / 3) < 4 * math.sqrt(2 / 9 / n)
+    scenes = world.batch(range(40))
+    assert all((" word" in caption) == (style == 1) for caption, style in zip(scenes.captions, scenes.style, strict=True))
+    assert "styles flat, word, flat," in repr(world)
+
+
 def test_a_caption_names_concept_context_and_count(world: EmojiWorld):
     scenes = world.batch(range(300))
     words = ("a ", "two ", "three ")

@@ -2,17 +2,22 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import timm
 import torch
+from timm.models.resnet import BasicBlock
 from torch import nn
 
 from vitviz_nb import models
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.models import VisionModel, build, list_models, load
+from vitviz_nb.language import TextTower
+from vitviz_nb.models import VisionModel, build, list_models, load, load_from, plain_attention
 
 TINY = "test_vit"  # timm's own smallest
+SWIN = {"class": "timm.models.swin_transformer.SwinTransformer", "arguments": {
+    "img_size": 32, "patch_size": 4, "embed_dim": 16, "depths": [2], "num_heads": [2], "window_size": 4, "num_classes": 4}}
 
 
 def test_an_embedded_model_has_the_weights_and_facts_of_its_files(shelf):
@@ -123,6 +128,110 @@ def test_a_device_that_is_not_there_is_refused(shelf, device: str):
 def test_a_card_can_only_build_classes_of_timm_models(name: str):
     with pytest.raises(VitvizError, match=rf"must come from timm\.models, not '{name}'"):
         build({"class": name, "arguments": {"command": "true"}})
+
+
+def resnet(block: str) -> dict:
+    return {"class": "timm.models.resnet.ResNet",
+            "arguments": {"block": block, "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "num_classes": 4}}
+
+
+def test_a_class_among_a_cards_arguments_is_named_by_its_path():
+    module = build(resnet("timm.models.resnet.BasicBlock"))
+    assert type(module.layer1[0]) is BasicBlock and module.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 4)
+
+
+@pytest.mark.parametrize("name", ["timm.layers.Mlp", "timm.models_evil.Block", "timm.create_model"])
+def test_a_class_among_a_cards_arguments_can_only_come_from_timm_models(name: str):
+    with pytest.raises(VitvizError, match=rf"must come from timm\.models, not '{name}'"):
+        build(resnet(name))
+
+
+def test_a_model_can_be_read_from_any_folder(shelf, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(models, "models_dir", lambda: Path("/nowhere"))
+    found = load_from(shelf.folder, "emoji-vit")
+    assert torch.equal(found.module.head.weight, shelf.module.head.weight.half().float()) and found.trained
+    assert found.card == json.loads(shelf.card.read_text()) == models.check_embedded("emoji-vit", shelf.folder)
+    shelf.weights.write_bytes(b"changed")
+    with pytest.raises(VitvizError, match="is not the file its card describes"):
+        load_from(shelf.folder, "emoji-vit")
+    assert not load_from(shelf.folder, "emoji-vit", pretrained=False).trained
+
+
+def test_attention_written_out_on_a_cpu_gives_the_same_answers():
+    module, images = build(SWIN).eval(), torch.rand(2, 3, 32, 32)
+    parts = [part for part in module.modules() if hasattr(part, "fused_attn")]
+    for part in parts:
+        part.fused_attn = True
+    fused = module(images)
+    plain_attention(module, "cpu")
+    assert len(parts) == 2 and not any(part.fused_attn for part in parts)
+    assert torch.allclose(module(images), fused, atol=1e-5)
+    assert fused.abs().max() > 1e-3  # else nothing was tested
+    plain_attention(module, torch.device("cuda", 0))
+    assert all(part.fused_attn for part in parts)
+
+
+def test_every_model_on_a_cpu_has_its_attention_written_out(shelf):
+    for model in (load(device="cpu"), load(TINY, pretrained=False, device="cpu")):
+        assert [part.fused_attn for part in model.module.modules() if hasattr(part, "fused_attn")].count(True) == 0
+
+
+# Models with a text tower
+
+
+NAMES = ["ant", "bee", "cat", "dog"]
+
+
+def with_text(module: nn.Module, styles=("flat", "line"), seed: int = 1) -> VisionModel:
+    torch.manual_seed(seed)
+    text = TextTower(sorted({"a", "flat", "icon", "line", "drawing", "of", *NAMES}), 4)
+    return VisionModel(module, "tiny-clip", 32, class_names=NAMES, text=text, styles=styles)
+
+
+def test_a_model_with_a_text_tower_is_frozen_whole_and_answers_with_similarities(tiny_vit: VisionModel):
+    model, images = with_text(tiny_vit.module), torch.rand(3, 3, 32, 32)
+    assert not any(p.requires_grad for p in model.text.parameters()) and not model.text.training
+    points = model.module(images * 2 - 1)
+    for k, name in enumerate(NAMES):
+        prompt = model.text([f"a flat icon of {name}", f"a line drawing of {name}"]).mean(0)
+        assert torch.allclose(model(images)[:, k], torch.cosine_similarity(points, prompt[None]) * math.exp(2.3), atol=1e-4)
+
+
+def test_a_style_drawn_twice_as_often_counts_once_among_the_prompts(tiny_vit: VisionModel):
+    images = torch.rand(2, 3, 32, 32)
+    once, twice = with_text(tiny_vit.module), with_text(tiny_vit.module, ("flat", "line", "flat"))
+    assert torch.allclose(once(images), twice(images), atol=1e-5)
+    assert not torch.allclose(once(images), with_text(tiny_vit.module, ("flat",))(images), atol=1e-3)
+
+
+def test_a_model_with_a_text_tower_can_be_followed_back_after_a_look_without_gradients(tiny_vit: VisionModel):
+    model, images = with_text(tiny_vit.module), torch.rand(1, 3, 32, 32)
+    with torch.inference_mode():
+        model(images)
+    images.requires_grad_()
+    model(images)[0, 0].backward()
+    assert images.grad.abs().max() > 0
+
+
+def test_a_text_tower_moves_with_its_model_also_after_its_first_answer(tiny_vit: VisionModel):
+    model = with_text(tiny_vit.module)
+    model(torch.rand(1, 3, 32, 32))
+    model.to("meta")  # a device that every machine has
+    assert model.text.place.device.type == "meta" == model(torch.rand(1, 3, 32, 32)).device.type
+    assert model._class_points.device.type == "meta"
+
+
+def test_the_hash_follows_the_text_tower_too(tiny_vit: VisionModel):
+    assert with_text(tiny_vit.module).weights_hash == with_text(tiny_vit.module).weights_hash
+    assert with_text(tiny_vit.module, seed=2).weights_hash != with_text(tiny_vit.module).weights_hash
+    assert with_text(tiny_vit.module, ("flat",)).weights_hash != with_text(tiny_vit.module).weights_hash
+
+
+def test_a_text_tower_that_is_not_finite_is_refused(tiny_vit: VisionModel):
+    model = with_text(tiny_vit.module)
+    model.text.head.weight.data[0, 0] = math.nan
+    with pytest.raises(VitvizError, match=r"tiny-clip contain NaN or infinite numbers \(in .*head\.weight\)"):
+        VisionModel(model.module, "tiny-clip", 32, class_names=NAMES, text=model.text, styles=("flat",))
 
 
 def test_the_hash_tells_models_apart_that_share_their_weights(tiny_vit: VisionModel):

@@ -4,34 +4,51 @@ import dataclasses
 import functools
 import hashlib
 import json
+import re
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitviz_nb import models, training
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
+from vitviz_nb.language import shorten
 from vitviz_nb.training import TRAININGS, Training, attack, train, wilson
 
-ARCHITECTURE = {
-    "class": "timm.models.vision_transformer.VisionTransformer",
-    "arguments": {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 256,
-                  "drop_path_rate": 0.5},  # at random, as in Swin: a run that goes on must draw the same
-}
-STEPS, RESTART, BATCH = 6, 3, 4
+VIT, DEIT = "timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled"
+ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 256}
+ARCHITECTURE = {"class": VIT, "arguments": ARGUMENTS}
+AT_RANDOM = {"class": VIT, "arguments": ARGUMENTS | {"drop_path_rate": 0.5, "patch_drop_rate": 0.5}}
+TO_POINTS = {"class": VIT, "arguments": ARGUMENTS | {"num_classes": 16, "patch_drop_rate": 0.5}}
+RESNET = {"class": "timm.models.resnet.ResNet", "arguments": {
+    "num_classes": 256, "block": "timm.models.resnet.BasicBlock", "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}}
+STEPS, BATCH = 6, 4  # the last two steps see every patch
 
 
 @pytest.fixture(autouse=True)
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Training:
-    """A recipe of six steps, the last three under attack, measured on a few scenes."""
-    recipe = Training(ARCHITECTURE, styles=("flat", "line"), steps=STEPS, batch=BATCH, warmup=1, peak=1e-2, restart=RESTART,
-                      radius=1.0)
+    """A recipe of six steps under attack that drops paths and patches at random, measured on a few scenes."""
+    recipe = Training(AT_RANDOM, styles=("flat", "line"), steps=STEPS, batch=BATCH, warmup=1, peak=1e-2, radius=1.0)
     monkeypatch.setitem(TRAININGS, "tiny", recipe)
+    monkeypatch.setattr(training, "SIZE", 16)
     monkeypatch.setattr(training, "accuracy", functools.partial(training.accuracy, n=60))
     return recipe
+
+
+@pytest.fixture
+def recipe(tiny: Training, monkeypatch: pytest.MonkeyPatch):
+    """Changes the recipe that "tiny" is trained by."""
+    def change(**changes) -> Training:
+        changed = dataclasses.replace(tiny, **changes)
+        monkeypatch.setitem(TRAININGS, "tiny", changed)
+        return changed
+
+    return change
 
 
 @pytest.fixture
@@ -43,7 +60,7 @@ def stop_at(monkeypatch: pytest.MonkeyPatch):
         pending = [error]
 
         def failing(world: EmojiWorld, indices, device="cpu"):
-            if world.split == "train":
+            if world.split == "train" and len(indices) == BATCH:  # not the scenes that only give the vocabulary
                 drawn.append(indices[0] // BATCH)
                 if drawn[-1] == step and pending:
                     raise pending.pop()
@@ -61,9 +78,9 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     def run(folder: Path) -> dict[str, Tensor]:
         seen, finish = {}, training._finish
 
-        def spy(name, recipe, module, *rest):
-            seen.update({key: value.clone() for key, value in module.state_dict().items()})
-            return finish(name, recipe, module, *rest)
+        def spy(name, recipe, network, *rest):
+            seen.update({key: value.clone() for key, value in network.state_dict().items()})
+            return finish(name, recipe, network, *rest)
 
         with monkeypatch.context() as patch:
             patch.setattr(training, "_finish", spy)
@@ -74,16 +91,38 @@ def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.fixture(scope="module")
-def kept() -> dict[str, Tensor]:
+def kept() -> dict[str, dict[str, Tensor]]:
     return {}
 
 
+@pytest.fixture(params=["labels", "captions"])
+def uninterrupted(request, kept, recipe, trained, tmp_path: Path) -> dict[str, Tensor]:
+    """The weights of a run from beginning to end, learning from labels and from captions; each made once."""
+    if request.param == "captions":
+        recipe(architecture=TO_POINTS, captions=True)
+    if request.param not in kept:
+        kept[request.param] = trained(tmp_path / "whole")
+    return kept[request.param]
+
+
 @pytest.fixture
-def uninterrupted(kept: dict[str, Tensor], trained, tmp_path: Path) -> dict[str, Tensor]:
-    """The weights of a run from beginning to end; made once."""
-    if not kept:
-        kept.update(trained(tmp_path / "whole"))
-    return kept
+def earlier(tmp_path: Path):
+    """Writes a model into a folder as if it had been trained before: random weights of ``seed``, which answer ``always``."""
+    def write(folder: Path, seed: int, always: int | None = None) -> dict[str, Tensor]:
+        torch.manual_seed(seed)
+        module = models.build(ARCHITECTURE)
+        if always is not None:
+            module.head.bias.data[always] = 50.0
+        folder.mkdir(exist_ok=True)
+        weights = {key: value.half() for key, value in module.state_dict().items()}
+        save_file(weights, folder / "earlier.safetensors")
+        (folder / "earlier.json").write_text(json.dumps({
+            "architecture": ARCHITECTURE, "image_size": 16, "mean": [0.5] * 3, "std": [0.5] * 3, "license": "none",
+            "class_names": EmojiWorld().concepts, "recipe": {"styles": ["flat"]},
+            "sha256": hashlib.sha256((folder / "earlier.safetensors").read_bytes()).hexdigest()}))
+        return {key: value.float() for key, value in weights.items()}
+
+    return write
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
@@ -96,8 +135,7 @@ def test_it_writes_float16_weights_and_a_card_that_load_takes(tmp_path: Path, mo
     folder = tmp_path / "new" / "folder"
     weights = load_file(folder / "tiny.safetensors")
     assert all(value.dtype == torch.float16 for value in weights.values())
-    assert card == json.loads((folder / "tiny.json").read_text(encoding="utf-8")) | {"mean": card["mean"], "std": card["std"],
-                                                                                     "recipe": card["recipe"]}
+    assert json.loads(json.dumps(card)) == json.loads((folder / "tiny.json").read_text(encoding="utf-8"))
     assert card["sha256"] == hashlib.sha256((folder / "tiny.safetensors").read_bytes()).hexdigest()
     for fact in ("data", "recipe", "accuracy", "hardware", "license", "architecture", "class_names", "parameters"):
         assert card[fact], fact
@@ -125,15 +163,14 @@ def test_measured_accuracy_is_that_of_the_rounded_weights(tmp_path: Path, monkey
     assert seen and all(torch.equal(state[key], weights[key].float()) for state in seen for key in weights)
 
 
-def test_weights_depend_on_the_seed_and_nothing_else(tmp_path: Path, uninterrupted, trained, tiny: Training,
-                                                     monkeypatch: pytest.MonkeyPatch):
+def test_weights_depend_on_the_seed_and_nothing_else(tmp_path: Path, uninterrupted, trained, recipe):
     torch.manual_seed(77)
     assert same(trained(tmp_path / "again"), uninterrupted)
-    monkeypatch.setitem(TRAININGS, "tiny", dataclasses.replace(tiny, seed=1))
-    assert not torch.allclose(trained(tmp_path / "other")["head.weight"], uninterrupted["head.weight"], atol=1e-2)
+    recipe(**({"architecture": TO_POINTS, "captions": True} if "text.place" in uninterrupted else {}), seed=1)
+    assert not torch.allclose(trained(tmp_path / "other")["image.head.weight"], uninterrupted["image.head.weight"], atol=1e-2)
 
 
-@pytest.mark.parametrize("step", [0, 1, RESTART, RESTART + 1])
+@pytest.mark.parametrize("step", [0, 3, STEPS - 1])
 def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Path, uninterrupted, trained, stop_at):
     drawn = stop_at(step, KeyboardInterrupt)
     with pytest.raises(VitvizError, match=rf"Stopped at step {step} of {STEPS}; the same command goes on .*tiny\.checkpoint"):
@@ -145,13 +182,54 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Pat
     assert same(found, uninterrupted)
 
 
+@pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
+def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tmp_path: Path, uninterrupted, trained,
+                                                                              monkeypatch: pytest.MonkeyPatch):
+    move, moves = torch.optim.Muon.step, []
+
+    def interrupted(*arguments):
+        moves.append(None)
+        if len(moves) == 3:
+            raise KeyboardInterrupt
+        return move(*arguments)
+
+    monkeypatch.setattr(torch.optim.Muon, "step", interrupted)
+    with pytest.raises(VitvizError, match=r"the same command goes on from .*tiny\.checkpoint"):
+        train("tiny", tmp_path, "cpu")
+    assert same(trained(tmp_path), uninterrupted)
+
+
+@pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, uninterrupted, trained, stop_at):
-    drawn = stop_at(RESTART + 2, SystemError)
+    drawn = stop_at(2, KeyboardInterrupt)
+    with pytest.raises(VitvizError, match="Stopped at step 2"):
+        train("tiny", tmp_path, "cpu")
+    stop_at(4, SystemError)
     with pytest.raises(SystemError):
         train("tiny", tmp_path, "cpu")
     found = trained(tmp_path)
-    assert drawn == [*range(RESTART + 3), *range(RESTART, STEPS)]
+    assert drawn == [0, 1, 2, 2, 3, 4, *range(2, STEPS)]
     assert same(found, uninterrupted)
+
+
+def test_a_killed_run_loses_at_most_250_steps(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
+    small = {"class": VIT, "arguments": ARGUMENTS | {"depth": 1, "embed_dim": 8, "num_heads": 1, "patch_size": 16}}
+    recipe(architecture=small, radius=0.0, batch=1, steps=252)
+    batch, drawn, saved, save = EmojiWorld.batch, {}, [], training._save
+
+    def quick(world: EmojiWorld, indices, device="cpu"):
+        if world not in drawn:
+            drawn[world] = batch(world, range(1 if world.split == "train" else 60), device)
+        return drawn[world]
+
+    def spy(*arguments):
+        saved.append(arguments[-2])
+        save(*arguments)
+
+    monkeypatch.setattr(EmojiWorld, "batch", quick)
+    monkeypatch.setattr(training, "_save", spy)
+    train("tiny", tmp_path, "cpu")
+    assert saved == [250, 252]
 
 
 def test_a_run_interrupted_while_it_is_measured_is_not_trained_again(tmp_path: Path, stop_at, monkeypatch: pytest.MonkeyPatch):
@@ -170,37 +248,242 @@ def test_a_finished_run_leaves_weights_and_card_alone(tmp_path: Path):
     assert {file.name for file in tmp_path.iterdir() if file.is_file()} == {"tiny.safetensors", "tiny.json"}
 
 
-@pytest.mark.parametrize(("radius", "attacked"), [(1.0, STEPS - RESTART), (0.0, 0)])
-def test_scenes_are_attacked_after_the_restart_or_never(radius: float, attacked: int, tmp_path: Path, tiny: Training,
-                                                        monkeypatch: pytest.MonkeyPatch):
+@pytest.mark.parametrize(("radius", "attacked"), [(1.0, STEPS), (0.0, 0)])
+def test_scenes_are_attacked_in_every_step_or_never(radius: float, attacked: int, tmp_path: Path, recipe,
+                                                    monkeypatch: pytest.MonkeyPatch):
     radii = []
 
-    def spy(module, images, labels, radius, random):
+    def spy(measure, images, radius, random):
         radii.append(radius)
         return images
 
     monkeypatch.setattr(training, "attack", spy)
-    monkeypatch.setitem(TRAININGS, "tiny", dataclasses.replace(tiny, radius=radius))
+    recipe(radius=radius)
     train("tiny", tmp_path, "cpu")
     assert radii == [radius] * attacked
 
 
-def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path, tiny: Training, stop_at,
-                                                            monkeypatch: pytest.MonkeyPatch):
+def test_an_attacked_step_learns_the_attacked_scenes(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
+    recipe(architecture=ARCHITECTURE, steps=2)
+    monkeypatch.setattr(training, "attack", lambda measure, images, *_: images)
+    plain = trained(tmp_path / "plain")
+    monkeypatch.setattr(training, "attack", lambda measure, images, *_: 1 - images)
+    assert not same(trained(tmp_path / "moved"), plain)
+
+
+def test_half_of_the_patches_is_left_out_until_the_last_fifth_of_the_steps(tmp_path: Path, recipe,
+                                                                           monkeypatch: pytest.MonkeyPatch):
+    tokens, forward = [], Block.forward
+
+    def spy(block, x, *rest, **more):
+        if block.training:
+            tokens.append(x.shape[1])
+        return forward(block, x, *rest, **more)
+
+    monkeypatch.setattr(Block, "forward", spy)
+    recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"depth": 1, "patch_drop_rate": 0.5}}, radius=0.0)
+    train("tiny", tmp_path, "cpu", steps=10)
+    assert tokens == [3] * 8 + [5] * 2  # of four patches, and the class token
+
+
+# Muon and AdamW
+
+
+@pytest.mark.parametrize(("changes", "muon"), [
+    ({}, {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}),
+    ({"architecture": TO_POINTS, "captions": True},
+     {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "self_attn.out_proj", "linear1", "linear2"}),
+    ({"architecture": RESNET}, set()),
+])
+def test_muon_moves_the_matrices_inside_and_adamw_all_the_rest(changes: dict, muon: set, tmp_path: Path, recipe):
+    changed = recipe(**changes)
+    network = training._Network(changed, EmojiWorld("train", styles=changed.styles, size=16), tmp_path, "cpu")
+    optimizers = training._optimizers(network, changed)
+    moved = [[id(p) for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
+    assert sorted(sum(moved, [])) == sorted(map(id, network.parameters()))  # each by one
+    kinds = [type(optimizer) for optimizer in optimizers]
+    assert kinds == [torch.optim.AdamW, torch.optim.Muon][:len(kinds)]
+    inside = {name for name, p in network.named_parameters() if id(p) not in moved[0]}
+    assert {re.sub(r".*\.\d+\.|\.weight$", "", name) for name in inside} == muon
+
+
+def test_both_optimizers_move_their_weights_by_the_schedule(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
+    recipe(architecture=ARCHITECTURE)
+    monkeypatch.setattr(training, "_schedule", lambda *_: 0.0)
+    still = trained(tmp_path / "still")
+    torch.manual_seed(0)
+    first = models.build(ARCHITECTURE).state_dict()
+    assert all(torch.equal(still[f"image.{key}"], first[key]) for key in first)
+
+
+# What a recipe starts from and learns from
+
+
+@pytest.mark.parametrize("where", ["out", "models"])
+def test_a_recipe_starts_from_the_model_in_out_else_from_the_one_that_ships(where: str, tmp_path: Path, recipe, earlier, stop_at,
+                                                                            monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "models_dir", lambda: tmp_path / "models")
+    expected = earlier(tmp_path / "models", seed=1)
+    if where == "out":
+        expected = earlier(tmp_path / "out", seed=2)
+    recipe(start="earlier")
+    stop_at(0, KeyboardInterrupt)
+    with pytest.raises(VitvizError, match="Stopped at step 0"):
+        train("tiny", tmp_path / "out", "cpu")
+    found = load_file(tmp_path / "out" / "tiny.checkpoint.safetensors")
+    assert all(torch.equal(found[f"weight.image.{key}"], expected[key]) for key in expected)
+
+
+def test_a_run_that_goes_on_keeps_what_it_has_learnt_since_its_start(tmp_path: Path, recipe, earlier, trained, stop_at):
+    earlier(tmp_path / "whole", seed=1)
+    earlier(tmp_path / "stopped", seed=1)
+    recipe(start="earlier")
+    expected = trained(tmp_path / "whole")
+    stop_at(4, KeyboardInterrupt)
+    with pytest.raises(VitvizError, match="Stopped at step 4"):
+        train("tiny", tmp_path / "stopped", "cpu")
+    assert same(trained(tmp_path / "stopped"), expected)
+
+
+@pytest.mark.parametrize("needs", ["start", "teacher"])
+def test_an_earlier_model_that_is_nowhere_is_named(needs: str, tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(training, "models_dir", lambda: tmp_path)
+    recipe(**{needs: "earlier"})
+    with pytest.raises(VitvizError, match=r"earlier\.json cannot be read"):
+        train("tiny", tmp_path, "cpu")
+
+
+def test_the_distillation_token_learns_its_teachers_answers_and_the_class_token_the_labels(tmp_path: Path, recipe, earlier):
+    taught = earlier(tmp_path, seed=1, always=7)
+    recipe(architecture={"class": DEIT, "arguments": ARGUMENTS}, teacher="earlier", radius=0.0)
+    train("tiny", tmp_path, "cpu", steps=15)
+    module = models.load_from(tmp_path, "tiny").module
+    features = module.forward_features(torch.rand(8, 3, 16, 16) * 2 - 1)
+    own, copied = module.head(features[:, 0]), module.head_dist(features[:, 1])
+    assert (copied.argmax(1) == 7).all() and not (own.argmax(1) == 7).any()
+    teacher = load_file(tmp_path / "earlier.safetensors")
+    assert all(torch.equal(teacher[key].float(), taught[key]) for key in taught)
+
+
+def test_the_distillation_token_is_never_left_out_with_the_patches(tmp_path: Path, recipe, earlier):
+    earlier(tmp_path, seed=1)
+    changed = recipe(architecture={"class": DEIT, "arguments": ARGUMENTS | {"patch_drop_rate": 0.5}}, teacher="earlier")
+    network = training._Network(changed, EmojiWorld("train", styles=changed.styles, size=16), tmp_path, "cpu")
+    tokens = torch.arange(6.0).view(1, 6, 1).expand(32, 6, 16)
+    kept = network.image.patch_drop(tokens)[..., 0]
+    assert (kept[:, 1] == 1).all() and kept.shape == (32, 4)
+
+
+def test_a_pupils_loss_is_half_labels_and_half_teacher(tmp_path: Path, recipe, earlier):
+    earlier(tmp_path, seed=1)
+    changed = recipe(architecture={"class": DEIT, "arguments": ARGUMENTS}, teacher="earlier")
+    world = EmojiWorld("train", styles=changed.styles, size=16)
+    network, scenes, images = training._Network(changed, world, tmp_path, "cpu"), world.batch(range(4)), torch.rand(4, 3, 16, 16)
+    answers = models.load_from(tmp_path, "earlier")(scenes.images).argmax(1)  # to the scene itself, also under attack
+    own, copied = network.image(images * 2 - 1)
+    right = own.log_softmax(1)[range(4), scenes.concept] * 0.9 + own.log_softmax(1).mean(1) * 0.1
+    expected = -(right.mean() + copied.log_softmax(1)[range(4), answers].mean()) / 2
+    assert network.loss(scenes)(images).item() == pytest.approx(expected.item(), abs=1e-5)
+    assert not any(p is q for p in network.parameters() for q in network._teacher[0].module.parameters())
+
+
+# Captions
+
+
+@pytest.fixture
+def clip(tmp_path: Path, recipe) -> models.VisionModel:
+    recipe(architecture=TO_POINTS, captions=True, styles=("flat", "line", "flat"), radius=0.0)
+    train("tiny", tmp_path, "cpu", steps=2)
+    return models.load_from(tmp_path, "tiny")
+
+
+def test_both_towers_lie_in_one_file_and_give_the_cosines_with_class_names(clip: models.VisionModel, tmp_path: Path):
+    weights = load_file(tmp_path / "tiny.safetensors")
+    towers = {"image": clip.module, "text": clip.text}
+    assert weights.keys() == {f"{tower}.{key}" for tower, module in towers.items() for key in module.state_dict()}
+    for tower, module in towers.items():
+        assert all(torch.equal(value, weights[f"{tower}.{key}"].float()) for key, value in module.state_dict().items())
+    images, names = torch.rand(3, 3, 16, 16), EmojiWorld().concepts
+    points = clip.module(images * 2 - 1)
+    logits = clip(images)
+    assert logits.shape == (3, 256) and clip.class_names == names
+    for k in (0, 100, 255):
+        prompt = clip.text([f"a flat icon of {names[k]}", f"a line drawing of {names[k]}"]).mean(0)
+        cosine = torch.cosine_similarity(points, prompt[None], dim=1)
+        assert torch.allclose(logits[:, k], cosine * clip.text.log_scale.exp(), atol=1e-4)
+
+
+def test_the_card_of_a_captions_model_tells_its_text_tower(clip: models.VisionModel):
+    text = clip.card["text"]
+    assert text["width"] == 16 and len(set(text["words"])) == len(text["words"])
+    assert {word for name in clip.class_names for word in training.split(name)} <= set(text["words"])
+    assert {"a", "three", "icon", "icons", "drawing", "of", "on", "at", "with", "half", "hidden", "blurred"} <= set(text["words"])
+    assert clip.card["parameters"] == sum(p.numel() for p in clip.module.parameters())
+
+
+def test_every_weight_of_both_towers_is_trained(tmp_path: Path, recipe, trained, stop_at):
+    recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"num_classes": 16}}, captions=True, decay=0.0, radius=0.0)
+    stop_at(0, KeyboardInterrupt)
+    with pytest.raises(VitvizError, match="Stopped at step 0"):
+        train("tiny", tmp_path, "cpu")
+    before, after = load_file(tmp_path / "tiny.checkpoint.safetensors"), trained(tmp_path)
+    assert not [key for key in after if torch.equal(after[key], before[f"weight.{key}"])]
+
+
+def test_a_captions_loss_is_that_of_its_own_captions(tmp_path: Path, recipe):
+    changed = recipe(architecture=TO_POINTS, captions=True)
+    world = EmojiWorld("train", styles=changed.styles, size=16)
+    network = training._Network(changed, world, tmp_path, "cpu").eval()
+    scenes = world.batch(range(4))
+    points = F.normalize(network.image(scenes.images * 2 - 1), dim=1)
+    torch.manual_seed(3)  # which facts a caption leaves out
+    captions = [shorten(caption) for caption in scenes.captions]
+    cosines = points @ network.text(captions).T * network.text.log_scale.exp()
+    own = range(4)
+    expected = -(cosines.log_softmax(0)[own, own].mean() + cosines.log_softmax(1)[own, own].mean()) / 2
+    torch.manual_seed(3)
+    assert network.loss(scenes)(scenes.images).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_every_token_must_name_the_concept_where_the_recipe_says_so(tmp_path: Path, recipe):
+    world = EmojiWorld("train", styles=("flat", "line"), size=16)
+    scenes = world.batch(range(4))
+    network = training._Network(recipe(every_token=True), world, tmp_path, "cpu").eval()
+    tokens = network.image.head(network.image.forward_features(scenes.images * 2 - 1)).log_softmax(-1)  # (4, 1 + 4, 256)
+    smooth = 0.9 * F.one_hot(scenes.concept, 256)[:, None] + 0.1 / 256
+    each = -(smooth * tokens).sum(-1)
+    expected = (each[:, 0].mean() + each[:, 1:].mean()) / 2
+    assert network.loss(scenes)(scenes.images).item() == pytest.approx(expected.item(), abs=1e-4)
+
+
+def test_a_resnet_is_written_with_the_integers_of_its_batch_norms(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
+    # At 16 px, its last stage halves a map of 1 x 1: torch 2.15's bfloat16 gradient of that is sometimes NaN on a CPU.
+    monkeypatch.setattr(training, "SIZE", 32)
+    recipe(architecture=RESNET, radius=0.0)
+    train("tiny", tmp_path, "cpu", steps=2)
+    weights = load_file(tmp_path / "tiny.safetensors")
+    assert weights["bn1.num_batches_tracked"].item() == 2 and weights["bn1.num_batches_tracked"].dtype == torch.int64
+    assert models.load_from(tmp_path, "tiny")(torch.rand(1, 3, 32, 32)).shape == (1, 256)
+
+
+# Bad input, and the parts
+
+
+def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path, recipe, stop_at):
     stop_at(1, KeyboardInterrupt)
     with pytest.raises(VitvizError, match="Stopped at step 1"):
         train("tiny", tmp_path, "cpu")
     checkpoint = tmp_path / "tiny.checkpoint.safetensors"
     before = checkpoint.read_bytes()
-    monkeypatch.setitem(TRAININGS, "tiny", dataclasses.replace(tiny, peak=1e-3))
+    recipe(peak=1e-3)
     with pytest.raises(VitvizError, match=r"tiny\.checkpoint\.safetensors belongs to another recipe; .*--out"):
         train("tiny", tmp_path, "cpu")
     assert checkpoint.read_bytes() == before
 
 
 def test_wrong_arguments_are_told_what_is_allowed(tmp_path: Path):
-    with pytest.raises(VitvizError, match=r"no recipe to train 'emoji-vi'; there is one for emoji-vit, tiny\..*mean emoji-vit"):
-        train("emoji-vi", tmp_path)
+    with pytest.raises(VitvizError, match=r"no recipe to train 'tinny'; there is one for .*, tiny\..*mean [^?]*\btiny\b"):
+        train("tinny", tmp_path)
     with pytest.raises(VitvizError, match="at least 1 step, got 0"):
         train("tiny", tmp_path, steps=0)
     (tmp_path / "file").write_text("")
@@ -210,12 +493,20 @@ def test_wrong_arguments_are_told_what_is_allowed(tmp_path: Path):
         train("tiny", tmp_path, "gpu")
 
 
-def test_the_learning_rate_falls_to_nothing_twice(tiny: Training):
-    recipe = dataclasses.replace(tiny, steps=1000, restart=800, warmup=100)
+def test_the_learning_rate_rises_over_the_warmup_and_falls_to_nothing_along_a_cosine(tiny: Training):
+    recipe = dataclasses.replace(tiny, steps=1000, warmup=100)
     rate = [training._schedule(step, recipe) for step in range(1000)]
     assert rate[0] == pytest.approx(0.01) and rate[49] == pytest.approx(0.5, abs=0.01)
-    assert max(rate) > 0.95 and rate[799] < 1e-4 and rate[800] == pytest.approx(0.4) and rate[999] < 1e-4
-    assert rate[400] == pytest.approx(0.5) and rate[900] == pytest.approx(0.2)
+    assert max(rate) == pytest.approx(0.976, abs=0.001) == rate[99]
+    assert rate[250] == pytest.approx(0.8536, abs=1e-3) and rate[500] == pytest.approx(0.5) and rate[999] < 1e-4
+
+
+@pytest.mark.parametrize("name", sorted(set(TRAININGS)))
+def test_every_recipe_builds_a_model_for_its_scenes(name: str):
+    recipe = TRAININGS[name]
+    module = models.build(recipe.architecture).eval()
+    assert module(torch.rand(1, 3, 64, 64)).shape == (1, recipe.architecture["arguments"]["num_classes"])
+    assert recipe.captions or recipe.architecture["arguments"]["num_classes"] == 256
 
 
 # Newcombe 1998, table I, method 3; and the first by hand: (0.5 + 0.19207 ± 1.96 * sqrt(0.25 / 10 + 0.0096036)) / 1.38415
@@ -227,19 +518,11 @@ def test_wilsons_interval_is_the_published_one(hits: int, n: int, low: float, hi
     assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
 
 
-class Slope(nn.Module):
-    """Its first logit is the mean red of an image in [-1, 1], its second is 0."""
-
-    def forward(self, images: Tensor) -> Tensor:
-        red = images[:, 0].mean((1, 2))
-        return 50 * torch.stack([red, torch.zeros_like(red)], 1)
-
-
 @pytest.mark.parametrize("radius", [0.1, 1.0, 5.0])
 def test_an_attack_moves_each_image_by_at_most_the_radius(radius: float):
     module = models.build(ARCHITECTURE).eval()
     images, labels = torch.rand(6, 3, 16, 16), torch.arange(6)
-    moved = attack(module, images, labels, radius, torch.Generator().manual_seed(0))
+    moved = attack(lambda x: F.cross_entropy(module(x), labels), images, radius, torch.Generator().manual_seed(0))
     distance = (moved - images).flatten(1).norm(dim=1)
     assert (distance <= radius * (1 + 1e-5)).all() and (distance > 0.2 * radius).all()
     assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
@@ -247,10 +530,11 @@ def test_an_attack_moves_each_image_by_at_most_the_radius(radius: float):
 
 
 def test_an_attack_goes_where_the_loss_rises():
-    images = torch.full((2, 3, 8, 8), 0.5)
-    moved = attack(Slope(), images, torch.tensor([0, 1]), 0.8, torch.Generator().manual_seed(0))
-    change = moved - images
-    # Least loss for label 0 is the most red: its attack takes red away, by the same at each of 64 pixels: 0.8 / 8.
+    def measure(images: Tensor) -> Tensor:
+        return images[1, 0].mean() - images[0, 0].mean()  # less red is worse for the first, more red for the second
+
+    change = attack(measure, torch.full((2, 3, 8, 8), 0.5), 0.8, torch.Generator().manual_seed(0)) - 0.5
+    # By the same at each of 64 pixels: 0.8 / 8.
     assert torch.allclose(change[0, 0], torch.full((8, 8), -0.1), atol=1e-5)
     assert torch.allclose(change[1, 0], torch.full((8, 8), 0.1), atol=1e-5)
     assert change[:, 1:].abs().max() < 1e-6

@@ -1,0 +1,82 @@
+"""The text tower of ``emoji-clip``: captions as points that scenes can be compared with."""
+
+import re
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+PROMPTS = {"3d": "a 3D model of {}", "cartoon": "a cartoon of {}", "flat": "a flat icon of {}", "line": "a line drawing of {}",
+           "word": "a written word of {}"}
+_LENGTH = 32  # words of a caption that are read; the longest of Emoji World has 30
+_UNKNOWN = 1  # 0 fills a caption up
+
+
+class TextTower(nn.Module):
+    """Two transformer layers over whole words; a caption's point is the mean of what its words became.
+
+    Args:
+        words: the vocabulary; others are read as unknown.
+        width: of a point, the same as the image tower's.
+
+    Attributes:
+        log_scale: logarithm of the factor between a cosine and a logit.
+    """
+
+    def __init__(self, words: list[str], width: int):
+        super().__init__()
+        self.words = list(words)
+        self._number = {word: i + 2 for i, word in enumerate(self.words)}
+        self.embed = nn.Embedding(len(self.words) + 2, width)
+        self.place = nn.Parameter(0.02 * torch.randn(_LENGTH, width))
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
+                                           norm_first=True)
+        self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+        self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, width)
+        self.log_scale = nn.Parameter(torch.tensor(2.3))
+        nn.init.normal_(self.embed.weight, std=0.02)
+
+    def forward(self, captions: list[str]) -> torch.Tensor:
+        """Points (N, width) of length 1."""
+        rows = [[self._number.get(word, _UNKNOWN) for word in split(caption)][:_LENGTH] for caption in captions]
+        longest = max(1, *map(len, rows))
+        numbers = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.place.device)
+        there = numbers > 0
+        with sdpa_kernel(SDPBackend.MATH):  # on a CPU the fused kernel's backward pass is four times slower
+            x = self.layers(self.embed(numbers) + self.place[:longest], src_key_padding_mask=~there)
+        x = (self.norm(x) * there[..., None]).sum(1) / there.sum(1, keepdim=True)
+        return F.normalize(self.head(x).float(), dim=-1)
+
+
+def split(caption: str) -> list[str]:
+    """The words of a caption, in lower case."""
+    return re.findall(r"[^\s,:]+", caption.lower())
+
+
+def shorten(caption: str, said: float = 0.3) -> str:
+    """What is in a scene, and each further fact (turn, place, companion, context, …) with probability ``said``.
+
+    As people caption pictures. With every fact in every caption, a tower can find a scene's own without knowing the thing.
+    """
+    first, *others = caption.split(", ")
+    return ", ".join([first, *(fact for fact, u in zip(others, torch.rand(len(others)).tolist(), strict=True) if u < said)])
+
+
+def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
+    """Loss of N scenes' points and their captions' points (N, width): each must find its own among the N (CLIP, 2021).
+
+    Scenes with the same caption count as each other's own.
+    """
+    logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
+    number = torch.tensor([captions.index(caption) for caption in captions], device=logits.device)
+    own = (number[:, None] == number).float()
+    own = own / own.sum(1, keepdim=True)
+    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+
+
+@torch.no_grad()
+def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
+    """Points (classes, width) of class names, each the mean over one prompt a style, times the factor to logits."""
+    points = sum(tower([PROMPTS[style].format(name) for name in names]) for style in styles)
+    return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()
