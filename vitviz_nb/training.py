@@ -70,7 +70,7 @@ class Training:
 
 
 # Few augmentations leave the colours of a picture as the neuron wants them; found on emoji-vit (data/models/README.md).
-_PICTURES = {"steps": 64, "copies": 1, "tv": 0.008, "jitter": 0.125, "colour": 0.1, "noise": 0.05, "spread": 0.2, "leak": 0.1}
+_PICTURES = {"steps": 64, "copies": 1, "tv": 0.04, "jitter": 0.125, "colour": 0.1, "noise": 0.05, "spread": 0.2, "leak": 0.1}
 
 
 def _timm(path: str, **arguments) -> dict:
@@ -78,15 +78,17 @@ def _timm(path: str, **arguments) -> dict:
 
 
 _VIT = {"img_size": SIZE, "patch_size": 8, "embed_dim": 128, "depth": 6, "num_heads": 4, "patch_drop_rate": 0.5}
+_RESNET = {"block": "timm.models.resnet.BasicBlock", "layers": (1, 2, 2, 1), "channels": (48, 96, 160, 256)}
 TRAININGS = {
     "emoji-vit-standard": Training(_timm("vision_transformer.VisionTransformer", **_VIT), WITH_WORDS, steps=11_000),
     "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
-                          start="emoji-vit-standard", radius=2.0, every_token=True, seed=1),
+                          start="emoji-vit-standard", radius=4.0, every_token=True, seed=1),
     # The same scenes in the same order as emoji-vit-standard, with captions instead of labels; 128 is a point's width.
     "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,
                            steps=11_000, captions=True),
-    "emoji-resnet": Training(_timm("resnet.ResNet", block="timm.models.resnet.BasicBlock", layers=(1, 2, 2, 1),
-                                   channels=(48, 96, 160, 256)), steps=5500),
+    "emoji-resnet": Training(_timm("resnet.ResNet", **_RESNET), steps=5500),
+    "emoji-resnet-robust": Training(_timm("resnet.ResNet", **_RESNET), steps=3000, peak=1e-3, start="emoji-resnet", radius=4.0,
+                                    seed=1),
     "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=8000, teacher="emoji-resnet"),
     "emoji-coat": Training(_timm("coat.CoaT", img_size=SIZE, patch_size=4, embed_dims=(64, 96, 96, 96),
                                  serial_depths=(1, 1, 1, 1), parallel_depth=1, num_heads=8)),
@@ -348,7 +350,8 @@ def _finish(name: str, recipe: Training, network: _Network, world: EmojiWorld, o
     if held_out:
         transfer = accuracy(model, EmojiWorld("val", styles=held_out, size=world.size, seed=recipe.seed))
         measured |= {f"held-out style {style}": transfer[f"style {style}"] for style in held_out}
-    hardware = torch.cuda.get_device_name() if str(model.device).startswith("cuda") else f"CPU, {torch.get_num_threads()} threads"
+    on_card = str(model.device).startswith("cuda")
+    hardware = torch.cuda.get_device_name() if on_card else f"CPU, threads: {torch.get_num_threads()}"
     packed = save(weights)
     card = {
         "name": name, "architecture": recipe.architecture, "image_size": world.size, "mean": MEAN, "std": STD,
