@@ -34,6 +34,7 @@ P_COUNT = (0.80, 0.12, 0.08)
 P_COMPANION = 0.12  # a smaller object of another concept in the same scene
 P_TURN = (0.84, 0.08, 0.08)
 
+_TRUTH = ("concept", "style", "context", "count", "size", "turn", "place", "occluded", "blurred", "companion")
 _BASE, _COLUMNS, _VARIANTS, _CHUNK = 64, 30, 16, 128
 _STYLE_WORDS = {"3d": ("3D model", "3D models"), "cartoon": ("cartoon", "cartoons"), "flat": ("flat icon", "flat icons"),
                 "line": ("line drawing", "line drawings"), "word": ("written word", "written words")}
@@ -72,7 +73,7 @@ class Scenes:
     indices: torch.Tensor
 
     def __len__(self) -> int:
-        return len(self.images)
+        return len(self.concept)
 
     @property
     def category(self) -> torch.Tensor:
@@ -169,9 +170,14 @@ class EmojiWorld:
         for i in range(0, len(indices), _CHUNK):
             here = slice(i, i + _CHUNK)
             images[here], masks[here] = self._draw({k: v[here] for k, v in facts.items()}, torch.device(device))
-        truth = {k: torch.as_tensor(facts[k], device=device) for k in
-                 ("concept", "style", "context", "count", "size", "turn", "place", "occluded", "blurred", "companion")}
+        truth = {k: torch.as_tensor(facts[k], device=device) for k in _TRUTH}
         return Scenes(self, images, masks, **truth, indices=torch.as_tensor(indices, device=device))
+
+    def captions(self, indices) -> list[str]:
+        """The captions of scenes that are not drawn."""
+        facts = self._facts(np.asarray(list(indices), dtype=np.int64))
+        none = torch.empty(0)
+        return Scenes(self, none, none, **{k: torch.as_tensor(facts[k]) for k in _TRUTH}, indices=none).captions
 
     def _facts(self, indices: np.ndarray) -> dict[str, np.ndarray]:
         """Every property of each scene, from hashes only: (N,) or (N, 4 objects) arrays."""

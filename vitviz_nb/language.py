@@ -64,15 +64,17 @@ def shorten(caption: str, said: float = 0.3) -> str:
 
 
 def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
-    """Loss of N scenes' points and their captions' points (N, width): each must find its own among the N (CLIP, 2021).
+    """Loss of N scenes' points (N, width) and M >= N captions' points (M, width), the first N of which are the scenes' own.
 
-    Scenes with the same caption count as each other's own.
+    Each scene must find its caption among the M, and each of the first N captions its scene (CLIP, 2021). Scenes with the same
+    caption count as each other's own.
     """
     logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
+    n = len(points)
     number = torch.tensor([captions.index(caption) for caption in captions], device=logits.device)
-    own = (number[:, None] == number).float()
-    own = own / own.sum(1, keepdim=True)
-    return (F.cross_entropy(logits, own) + F.cross_entropy(logits.T, own)) / 2
+    own = (number[:n, None] == number).float()
+    scenes, theirs = own / own.sum(1, keepdim=True), own[:, :n] / own[:, :n].sum(1, keepdim=True)
+    return (F.cross_entropy(logits, scenes) + F.cross_entropy(logits[:, :n].T, theirs)) / 2
 
 
 @torch.no_grad()

@@ -328,3 +328,8 @@ def test_negative_scene_numbers_are_refused(world: EmojiWorld):
 def test_an_empty_batch_is_empty(world: EmojiWorld):
     scenes = world.batch([])
     assert len(scenes) == 0 and scenes.captions == [] and scenes.images.shape == (0, 3, 64, 64)
+
+
+def test_captions_need_no_pictures():
+    world = EmojiWorld("val", size=16)
+    assert world.captions([5, 900, 2**41]) == world.batch([5, 900, 2**41]).captions

@@ -437,10 +437,11 @@ def test_a_captions_loss_is_that_of_its_own_captions(tmp_path: Path, recipe):
     scenes = world.batch(range(4))
     points = F.normalize(network.image(scenes.images * 2 - 1), dim=1)
     torch.manual_seed(3)  # which facts a caption leaves out
-    captions = [shorten(caption) for caption in scenes.captions]
-    cosines = points @ network.text(captions).T * network.text.log_scale.exp()
+    others = world.captions(i + 2**40 * k for i in range(4) for k in (1, 2, 3))
+    captions = [shorten(caption) for caption in [*scenes.captions, *others]]
+    cosines = points @ network.text(captions).T * network.text.log_scale.exp()  # (4 scenes, 16 captions)
     own = range(4)
-    expected = -(cosines.log_softmax(0)[own, own].mean() + cosines.log_softmax(1)[own, own].mean()) / 2
+    expected = -(cosines[:, :4].log_softmax(0)[own, own].mean() + cosines.log_softmax(1)[own, own].mean()) / 2
     torch.manual_seed(3)
     assert network.loss(scenes)(scenes.images).item() == pytest.approx(expected.item(), abs=1e-4)
 
