@@ -2,7 +2,7 @@
 
 >>> import vitviz_nb as vv
 >>> model = vv.load("emoji-vit")
->>> vv.Visualizer(model).render(layer=7, neurons=range(16))
+>>> vv.Visualizer(model).render(layer=5, neurons=range(16))
 
 Names are imported when first used, so that ``import vitviz_nb`` takes milliseconds and torch loads only when needed.
 """

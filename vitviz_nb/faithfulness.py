@@ -8,9 +8,9 @@ from tqdm import tqdm
 
 from . import cache
 from .emoji_world import EmojiWorld
+from .intervals import wilson
 from .models import VisionModel
 from .sites import Site, activations, sites
-from .training import wilson
 
 _SCENES, _AT_ONCE = 8192, 64  # 32 scenes of each of 256 concepts
 

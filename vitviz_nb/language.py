@@ -39,8 +39,8 @@ class TextTower(nn.Module):
 
     def forward(self, captions: list[str]) -> torch.Tensor:
         """Points (N, width) of length 1."""
-        rows = [[self._number.get(word, _UNKNOWN) for word in split(caption)][:_LENGTH] for caption in captions]
-        longest = max(1, *map(len, rows))
+        rows = [[self._number.get(word, _UNKNOWN) for word in split(caption)][:_LENGTH] or [_UNKNOWN] for caption in captions]
+        longest = max(map(len, rows))
         numbers = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.place.device)
         there = numbers > 0
         with sdpa_kernel(SDPBackend.MATH):  # on a CPU the fused kernel's backward pass is four times slower

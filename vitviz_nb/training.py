@@ -25,12 +25,14 @@ from tqdm import tqdm
 
 from .emoji_world import STYLES, EmojiWorld, Scenes
 from .errors import VitvizError, nearest
+from .intervals import wilson
 from .language import TextTower, contrast, shorten, split
 from .models import VisionModel, build, load_from, models_dir, plain_attention, usable_device
 
 SIZE = 64  # px
 MEAN = STD = (0.5, 0.5, 0.5)
 COLOURED = ("3d", "cartoon", "flat")
+ATTACKS = 2  # steps of an attack; with one, networks learn to bend the slope instead of the answer
 _OTHERS, _UNSEEN = 3, 2**40  # captions of other scenes for each scene of a batch, and how far off these scenes lie
 WITH_WORDS = (*COLOURED, *COLOURED, "word")  # reading is learned late: more words than this slow everything down
 
@@ -69,6 +71,10 @@ class Training:
     seed: int = 0
     pictures: dict = dataclasses.field(default_factory=lambda: _PICTURES)
 
+    def __post_init__(self):
+        if self.every_token + bool(self.teacher) + self.captions > 1:
+            raise VitvizError("Each of every_token, teacher and captions sets what a model learns from; a recipe takes one.")
+
 
 # Few augmentations leave the colours of a picture as the neuron wants them; found on emoji-vit (data/models/README.md).
 _PICTURES = {"steps": 64, "copies": 1, "tv": 0.04, "jitter": 0.125, "colour": 0.1, "noise": 0.05, "spread": 0.2, "leak": 0.1}
@@ -83,12 +89,12 @@ _RESNET = {"block": "timm.models.resnet.BasicBlock", "layers": (1, 2, 2, 1), "ch
 TRAININGS = {
     "emoji-vit-standard": Training(_timm("vision_transformer.VisionTransformer", **_VIT), WITH_WORDS, steps=11_000),
     "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
-                          start="emoji-vit-standard", radius=4.0, every_token=True, seed=1),
+                          start="emoji-vit-standard", radius=2.0, every_token=True, seed=1),
     # The same scenes in the same order as emoji-vit-standard, with captions instead of labels; 128 is a point's width.
     "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,
                            steps=11_000, captions=True),
     "emoji-resnet": Training(_timm("resnet.ResNet", **_RESNET), steps=5500),
-    "emoji-resnet-robust": Training(_timm("resnet.ResNet", **_RESNET), steps=3000, peak=1e-3, start="emoji-resnet", radius=4.0,
+    "emoji-resnet-robust": Training(_timm("resnet.ResNet", **_RESNET), steps=2500, peak=2e-3, start="emoji-resnet", radius=2.0,
                                     seed=1),
     "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=6000, teacher="emoji-resnet"),
     "emoji-coat": Training(_timm("coat.CoaT", img_size=SIZE, patch_size=4, embed_dims=(64, 96, 96, 96),
@@ -145,16 +151,21 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     try:
         for step in bar:
             scenes = world.batch(range(step * recipe.batch, (step + 1) * recipe.batch), device)
-            random = torch.Generator().manual_seed(recipe.seed * 1_000_003 + step)
-            torch.manual_seed(recipe.seed * 1_000_003 + step)  # for architectures that drop paths or patches at random
+            torch.manual_seed(recipe.seed * 1_000_003 + step)  # of shortened captions, and of paths and patches left out
             network.see_all(step >= 0.8 * recipe.steps)
             with _precision(device):
                 images, measure = scenes.images, network.loss(scenes)
-                if recipe.radius:
-                    images = attack(measure, images, recipe.radius, random)
+                random = torch.get_rng_state()
+                for _ in range(ATTACKS if recipe.radius else 0):
+                    images = climb(measure, scenes.images, images, recipe.radius)
+                    torch.set_rng_state(random)  # the patches left out must be those that the attack has changed
                 loss = measure(images)
             loss.backward()
-            torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0)
+            try:
+                torch.nn.utils.clip_grad_norm_(network.parameters(), 1.0, error_if_nonfinite=True)
+            except RuntimeError:
+                raise VitvizError(f"Training {name} diverged: the slope of its loss is not finite in step {step}. "
+                                  f"Lower the recipe's peak, or lengthen its warmup.") from None
             moving = True
             for optimizer in optimizers:
                 optimizer.param_groups[0]["lr"] = recipe.peak * _schedule(step, recipe)
@@ -168,7 +179,8 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
     except KeyboardInterrupt:
         if not moving:  # else some weights have made the step and others have not: the checkpoint before it is whole
             _save(checkpoint, network, optimizers, recipe, done, seconds + time.perf_counter() - started)
-        raise VitvizError(f"Stopped at step {done} of {recipe.steps}; the same command goes on from {checkpoint}.") from None
+        again = f"goes on from {checkpoint}" if checkpoint.exists() else "starts afresh"
+        raise VitvizError(f"Stopped at step {done} of {recipe.steps}; the same command {again}.") from None
     return _finish(name, recipe, network, world, out, seconds + time.perf_counter() - started)
 
 
@@ -244,23 +256,16 @@ def _optimizers(network: nn.Module, recipe: Training) -> list[torch.optim.Optimi
     return optimizers
 
 
-def attack(measure: Callable, images: torch.Tensor, radius: float, random: torch.Generator) -> torch.Tensor:
-    """Images (N, 3, H, W) moved by ``radius`` (L2) along the slope of the loss at a random point of the ball around them."""
-    start = torch.randn(images.shape, generator=random).to(images)
-    start = radius * start / start.flatten(1).norm(dim=1).view(-1, 1, 1, 1)
-    moved = (images + start).requires_grad_()
-    slope = torch.autograd.grad(measure(moved), moved)[0]
-    slope = slope / slope.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
-    return (images + radius * slope).clamp(0, 1)
+def climb(measure: Callable, images: torch.Tensor, moved: torch.Tensor, radius: float) -> torch.Tensor:
+    """One step of an attack: ``moved`` (N, 3, H, W) up the slope of the loss, but within ``radius`` (L2) of ``images``."""
+    moved = moved.detach().requires_grad_()
+    slope = torch.autograd.grad(measure(moved), moved)[0].float()
+    change = (moved + radius * slope / _norm(slope) - images).detach()
+    return (images + change * (radius / _norm(change)).clamp(max=1)).clamp(0, 1)
 
 
-def wilson(hits: int, n: int) -> tuple[float, float]:
-    """95 % interval of a share (Wilson 1927), both ends in [0, 1]."""
-    if not n:
-        return 0.0, 1.0
-    z, share = 1.959964, hits / n
-    centre, half = share + z * z / (2 * n), z * math.sqrt(share * (1 - share) / n + z * z / (4 * n * n))
-    return max(0.0, (centre - half) / (1 + z * z / n)), min(1.0, (centre + half) / (1 + z * z / n))
+def _norm(x: torch.Tensor) -> torch.Tensor:
+    return x.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
 
 
 @torch.inference_mode()

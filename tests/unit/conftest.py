@@ -13,6 +13,7 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from vitviz_nb import models
+from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.models import VisionModel
 
 ARCHITECTURE = {
@@ -72,3 +73,17 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     shelf.put(shelf.module.state_dict())
     monkeypatch.setattr(models, "models_dir", lambda: folder)
     return shelf
+
+
+@pytest.fixture
+def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The batch size of every step of the ascent, as they happen; reading a curve and scoring are not counted."""
+    sizes, tokens = [], visualizer_module.tokens
+
+    def counted(model, place, inputs, leak=0.0):
+        if torch.is_grad_enabled():
+            sizes.append(len(inputs))
+        return tokens(model, place, inputs, leak)
+
+    monkeypatch.setattr(visualizer_module, "tokens", counted)
+    return sizes

@@ -14,7 +14,6 @@ from torch.nn.functional import avg_pool2d
 import vitviz_nb as vv
 from vitviz_nb import atlas as atlas_module
 from vitviz_nb import top as top_module
-from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.atlas import STRONGEST, Atlas, embedded, make_atlas
 from vitviz_nb.cache import FORMAT
 from vitviz_nb.errors import VitvizError
@@ -74,20 +73,6 @@ def forwards(model) -> Iterator[list[int]]:
     handle = model.module.patch_embed.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
     yield sizes
     handle.remove()
-
-
-@pytest.fixture
-def steps(monkeypatch) -> list[int]:
-    """The batch size of every step of an ascent."""
-    sizes, tokens = [], visualizer_module.tokens
-
-    def counted(model, place, inputs, leak=0.0):
-        if torch.is_grad_enabled():
-            sizes.append(len(inputs))
-        return tokens(model, place, inputs, leak)
-
-    monkeypatch.setattr(visualizer_module, "tokens", counted)
-    return sizes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -161,11 +146,11 @@ def test_two_runs_write_the_same_files(model, atlas, tmp_path):
     assert contents(tmp_path / "again") == contents(atlas.folder)
 
 
-def test_an_interrupted_run_goes_on_without_making_finished_pictures_again(model, atlas, steps, tmp_path, monkeypatch):
+def test_an_interrupted_run_goes_on_without_making_finished_pictures_again(model, atlas, passes, tmp_path, monkeypatch):
     step = Visualizer._step
 
     def interrupted(self, *arguments):
-        if len(steps) == 13:  # 16 pictures at a time, 3 steps each: 9 steps of the first layer, 3 + 1 of the second
+        if len(passes) == 13:  # 16 pictures at a time, 3 steps each: 9 steps of the first layer, 3 + 1 of the second
             raise KeyboardInterrupt
         return step(self, *arguments)
 
@@ -173,21 +158,21 @@ def test_an_interrupted_run_goes_on_without_making_finished_pictures_again(model
         patch.setattr(Visualizer, "_step", interrupted)
         with pytest.raises(VitvizError, match="Stopped in layer 2; the same command goes on"):
             make_atlas(model, LAYERS, tmp_path / "out", RECIPE)
-    assert steps == [16] * 13
+    assert passes == [16] * 13
     with pytest.raises(VitvizError, match="holds no atlas"):
         Atlas.open(tmp_path / "out")
-    steps.clear()
+    passes.clear()
     make_atlas(model, LAYERS, tmp_path / "out", RECIPE)
-    assert steps == [16] * 6  # 32 pictures were missing
+    assert passes == [16] * 6  # 32 pictures were missing
     assert contents(tmp_path / "out") == contents(atlas.folder)
 
 
-def test_a_folder_that_cannot_be_written_gets_one_sentence_before_any_work(model, steps, tmp_path):
+def test_a_folder_that_cannot_be_written_gets_one_sentence_before_any_work(model, passes, tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "new"):
         with pytest.raises(VitvizError, match="cannot be written to .*name a folder you may write to"):
             make_atlas(model, LAYERS, folder, RECIPE)
-    assert steps == [] and (tmp_path / "file").read_text() == "mine"
+    assert passes == [] and (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path):

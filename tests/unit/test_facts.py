@@ -79,7 +79,7 @@ def test_the_first_model_is_at_least_85_percent_right_on_unoccluded_scenes(model
     text = NOTEBOOK.read_text("utf-8")
     assert re.search(r"85\.1 % of unoccluded and 64\.8 % of occluded", text) and round(row["top1"], 3) == 0.851
     # The card is not taken at its word: 500 fresh scenes that it was not measured on agree with it.
-    from vitviz_nb.training import wilson
+    from vitviz_nb.intervals import wilson
 
     world = vv.EmojiWorld("test", styles=read_card("emoji-vit")["recipe"]["styles"])
     scenes = world.batch(range(500))

@@ -11,14 +11,16 @@ import pytest
 import torch
 import torch.nn.functional as F
 from safetensors.torch import load_file, save_file
+from timm.layers import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
 from vitviz_nb import models, training
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
+from vitviz_nb.intervals import wilson
 from vitviz_nb.language import shorten
-from vitviz_nb.training import TRAININGS, Training, attack, train, wilson
+from vitviz_nb.training import ATTACKS, TRAININGS, Training, climb, train
 
 VIT, DEIT = "timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled"
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 256}
@@ -194,7 +196,7 @@ def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tm
         return move(*arguments)
 
     monkeypatch.setattr(torch.optim.Muon, "step", interrupted)
-    with pytest.raises(VitvizError, match=r"the same command goes on from .*tiny\.checkpoint"):
+    with pytest.raises(VitvizError, match="Stopped at step 2 of 6; the same command starts afresh"):
         train("tiny", tmp_path, "cpu")
     assert same(trained(tmp_path), uninterrupted)
 
@@ -251,24 +253,55 @@ def test_a_finished_run_leaves_weights_and_card_alone(tmp_path: Path):
 @pytest.mark.parametrize(("radius", "attacked"), [(1.0, STEPS), (0.0, 0)])
 def test_scenes_are_attacked_in_every_step_or_never(radius: float, attacked: int, tmp_path: Path, recipe,
                                                     monkeypatch: pytest.MonkeyPatch):
-    radii = []
+    radii, scenes = [], set()
 
-    def spy(measure, images, radius, random):
+    def spy(measure, images, moved, radius):
         radii.append(radius)
-        return images
+        scenes.add(images)
+        return moved
 
-    monkeypatch.setattr(training, "attack", spy)
+    monkeypatch.setattr(training, "climb", spy)
     recipe(radius=radius)
     train("tiny", tmp_path, "cpu")
-    assert radii == [radius] * attacked
+    assert radii == [radius] * ATTACKS * attacked and len(scenes) == attacked  # each step of an attack keeps to its scenes
 
 
 def test_an_attacked_step_learns_the_attacked_scenes(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
     recipe(architecture=ARCHITECTURE, steps=2)
-    monkeypatch.setattr(training, "attack", lambda measure, images, *_: images)
+    monkeypatch.setattr(training, "climb", lambda measure, images, *_: images)
     plain = trained(tmp_path / "plain")
-    monkeypatch.setattr(training, "attack", lambda measure, images, *_: 1 - images)
+    monkeypatch.setattr(training, "climb", lambda measure, images, *_: 1 - images)
     assert not same(trained(tmp_path / "moved"), plain)
+
+
+def test_the_attack_and_the_learning_leave_out_the_same_patches(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
+    states, forward = [], PatchDropout.forward
+
+    def spy(drop: PatchDropout, x: Tensor) -> Tensor:
+        states.append(torch.get_rng_state())  # from which the patches are drawn
+        return forward(drop, x)
+
+    monkeypatch.setattr(PatchDropout, "forward", spy)
+    recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"patch_drop_rate": 0.5}}, steps=5)
+    train("tiny", tmp_path, "cpu")
+    passes = 1 + ATTACKS
+    by_step = [states[i:i + passes] for i in range(0, len(states), passes)]
+    assert len(by_step) == 4  # the fifth leaves nothing out
+    assert all(torch.equal(state, step[0]) for step in by_step for state in step)
+    assert len({tuple(step[0].tolist()) for step in by_step}) == 4
+
+
+@pytest.mark.parametrize("changes", [{"captions": True}, {"teacher": "earlier"}])
+def test_a_recipe_has_one_thing_to_learn_from(changes: dict):
+    with pytest.raises(VitvizError, match="every_token, teacher and captions"):
+        Training(ARCHITECTURE, every_token=True, **changes)
+
+
+def test_training_that_diverges_stops_with_a_sentence_and_no_model(tmp_path: Path, recipe):
+    recipe(peak=1e30, radius=0.0)
+    with pytest.raises(VitvizError, match="Training tiny diverged: .* not finite in step .*peak"):
+        train("tiny", tmp_path, "cpu")
+    assert not list(tmp_path.iterdir())
 
 
 def test_half_of_the_patches_is_left_out_until_the_last_fifth_of_the_steps(tmp_path: Path, recipe,
@@ -523,10 +556,12 @@ def test_wilsons_interval_is_the_published_one(hits: int, n: int, low: float, hi
 def test_an_attack_moves_each_image_by_at_most_the_radius(radius: float):
     module = models.build(ARCHITECTURE).eval()
     images, labels = torch.rand(6, 3, 16, 16), torch.arange(6)
-    moved = attack(lambda x: F.cross_entropy(module(x), labels), images, radius, torch.Generator().manual_seed(0))
-    distance = (moved - images).flatten(1).norm(dim=1)
-    assert (distance <= radius * (1 + 1e-5)).all() and (distance > 0.2 * radius).all()
-    assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
+    moved = images
+    for _ in range(3):
+        moved = climb(lambda x: F.cross_entropy(module(x), labels), images, moved, radius)
+        distance = (moved - images).flatten(1).norm(dim=1)
+        assert (distance <= radius * (1 + 1e-5)).all() and (distance > 0.2 * radius).all()
+        assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
     assert all(parameter.grad is None for parameter in module.parameters())
 
 
@@ -534,11 +569,24 @@ def test_an_attack_goes_where_the_loss_rises():
     def measure(images: Tensor) -> Tensor:
         return images[1, 0].mean() - images[0, 0].mean()  # less red is worse for the first, more red for the second
 
-    change = attack(measure, torch.full((2, 3, 8, 8), 0.5), 0.8, torch.Generator().manual_seed(0)) - 0.5
+    grey = torch.full((2, 3, 8, 8), 0.5)
+    change = climb(measure, grey, grey, 0.8) - 0.5
     # By the same at each of 64 pixels: 0.8 / 8.
     assert torch.allclose(change[0, 0], torch.full((8, 8), -0.1), atol=1e-5)
     assert torch.allclose(change[1, 0], torch.full((8, 8), 0.1), atol=1e-5)
     assert change[:, 1:].abs().max() < 1e-6
+
+
+def test_a_second_step_of_an_attack_goes_on_from_the_first():
+    def measure(images: Tensor) -> Tensor:
+        return images[:, 0].sum()
+
+    grey = torch.full((1, 3, 8, 8), 0.5)
+    green = grey + torch.tensor([0, 0.1, 0]).view(3, 1, 1)  # 0.8 from grey
+    change = climb(measure, grey, green, 0.8) - grey
+    # 0.8 towards green and 0.8 towards red, together 0.8 * sqrt(2), shortened to 0.8.
+    expected = torch.tensor([0.1, 0.1, 0]).view(3, 1, 1).expand(3, 8, 8) / 2**0.5
+    assert torch.allclose(change[0], expected, atol=1e-5)
 
 
 def test_accuracy_counts_hits_by_group(monkeypatch: pytest.MonkeyPatch):

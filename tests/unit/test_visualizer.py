@@ -95,20 +95,6 @@ def speckles() -> Tensor:
     return torch.rand(20, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(6))
 
 
-@pytest.fixture
-def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """The batch size of every step of the ascent, as they happen; reading a curve and scoring are not counted."""
-    sizes, tokens = [], visualizer_module.tokens
-
-    def counted(model, place, inputs, leak=0.0):
-        if torch.is_grad_enabled():
-            sizes.append(len(inputs))
-        return tokens(model, place, inputs, leak)
-
-    monkeypatch.setattr(visualizer_module, "tokens", counted)
-    return sizes
-
-
 def hooks(model: VisionModel) -> int:
     return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.module.modules())
 
