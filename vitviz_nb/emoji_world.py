@@ -164,7 +164,7 @@ class EmojiWorld:
         indices = np.asarray(list(indices), dtype=np.int64)
         if len(indices) and indices.min() < 0:
             raise VitvizError(f"Scene numbers start at 0, got {indices.min()}.")
-        facts = self._facts(indices)
+        facts = self.facts(indices)
         images = torch.empty(len(indices), 3, self.size, self.size, device=device)
         masks = torch.empty(len(indices), self.size, self.size, device=device)
         for i in range(0, len(indices), _CHUNK):
@@ -175,12 +175,12 @@ class EmojiWorld:
 
     def captions(self, indices) -> list[str]:
         """The captions of scenes that are not drawn."""
-        facts = self._facts(np.asarray(list(indices), dtype=np.int64))
+        facts = self.facts(np.asarray(list(indices), dtype=np.int64))
         none = torch.empty(0)
         return Scenes(self, none, none, **{k: torch.as_tensor(facts[k]) for k in _TRUTH}, indices=none).captions
 
-    def _facts(self, indices: np.ndarray) -> dict[str, np.ndarray]:
-        """Every property of each scene, from hashes only: (N,) or (N, 4 objects) arrays."""
+    def facts(self, indices: np.ndarray) -> dict[str, np.ndarray]:
+        """Every property of scenes ``indices`` (N,), drawn or not, as hashes fix them: arrays (N,) or (N, 4 objects)."""
         key = hashing.keys(self.seed, SPLITS.index(self.split), indices)
         used = 0
 

@@ -41,7 +41,7 @@ class Explorer(widgets.VBox):
 
     Args:
         model: whose neurons to show.
-        images: what scores and scenes are taken from (see ``scores.Reference``); by default Emoji World.
+        images: what scores and scenes are taken from (see ``stimuli.Stimuli``); by default Emoji World.
 
     Attributes:
         result: the last finished or stopped ``Rendering``, or None.

@@ -92,12 +92,17 @@ def _read(file: Path, size: int) -> torch.Tensor:
             )
         image.draft("RGB", (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is enough
         ImageOps.exif_transpose(image, in_place=True)
-        if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
-            image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-        transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
-        mode = "RGBA" if transparent else "RGB"
-        image = image if image.mode == mode else image.convert(mode)  # convert() always copies, up to 400 MB
-        image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
+        return fit(image, size)
+
+
+def fit(image: Image.Image, size: int) -> torch.Tensor:
+    """An image as models see it: over white where transparent, its middle square, ``size`` px a side; uint8 (3, size, size)."""
+    if image.mode.startswith("I"):  # 16-bit grey, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
+    transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
+    mode = "RGBA" if transparent else "RGB"
+    image = image if image.mode == mode else image.convert(mode)  # convert() always copies, up to 400 MB
+    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
     if transparent:
         image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
     return torch.from_numpy(np.array(image)).permute(2, 0, 1)

@@ -1,20 +1,15 @@
 """How good a picture is, measured against reference images."""
 
-import hashlib
 from dataclasses import dataclass
 
 import torch
-from tqdm import tqdm
 
 from . import cache
-from .emoji_world import STYLES, EmojiWorld
-from .errors import VitvizError
-from .images import ImageFolder
 from .memory import give_back
 from .models import VisionModel
 from .sites import Site, activations, sites, tokens
+from .stimuli import Stimuli
 
-_AT_ONCE = 16  # images in a forward pass: more are hardly faster, and memory once taken is not always given back
 ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
 STATUS = ("alive", "weak", "dead")
 WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
@@ -41,41 +36,7 @@ class Scores:
     reference: str
 
 
-class Reference:
-    """A fixed set of images that pictures are measured against.
-
-    Args:
-        model: whose size the images take.
-        images: an ``EmojiWorld`` (its first scenes are used), an ``ImageFolder``, or a tensor (N, 3, S, S) in [0, 1]; by
-            default the validation scenes of Emoji World, for an embedded model in the styles it was trained on.
-
-    Attributes:
-        source: the images as given, or the default world.
-    """
-
-    def __init__(self, model: VisionModel, images: EmojiWorld | ImageFolder | torch.Tensor | None = None):
-        size = model.image_size
-        styles = model.card["recipe"]["styles"] if model.card else STYLES
-        self.source = source = EmojiWorld("val", styles=styles, size=size) if images is None else images
-        if isinstance(source, EmojiWorld):
-            if source.size != size:
-                raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
-            self.n = 1024 if size <= 96 else 128  # a large network on a CPU takes a second for a few images
-            self.name, self.key = f"{self.n:,} Emoji World scenes", f"{source!r} {source.concepts}"
-            self.batch = lambda numbers: source.batch(numbers, model.device).images
-        else:
-            stack = source.images if isinstance(source, ImageFolder) else source
-            if not isinstance(stack, torch.Tensor) or not stack.is_floating_point():
-                raise VitvizError("Reference images are an EmojiWorld, vv.image_folder(path, size) or a tensor of floats in "
-                                  f"[0, 1], got {type(source).__name__}.")
-            if stack.dim() != 4 or tuple(stack.shape[1:]) != (3, size, size) or not len(stack):
-                raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(stack.shape)}.")
-            self.n, self.name = len(stack), f"{len(stack):,} images"
-            self.key = hashlib.sha256(stack.cpu().contiguous().numpy().tobytes()).hexdigest()
-            self.batch = lambda numbers: stack[list(numbers)]
-
-
-def _activations(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
+def _activations(model: VisionModel, kind: str, reference: Stimuli) -> list[torch.Tensor]:
     """Per layer of a kind (n, units): from memory, else from the cache folder, else from the network."""
     known = model.memo.setdefault("references", {})
     if (kind, reference.key) not in known:
@@ -83,15 +44,13 @@ def _activations(model: VisionModel, kind: str, reference: Reference) -> list[to
     return known[kind, reference.key]
 
 
-def _read_or_measure(model: VisionModel, kind: str, reference: Reference) -> list[torch.Tensor]:
+def _read_or_measure(model: VisionModel, kind: str, reference: Stimuli) -> list[torch.Tensor]:
     path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": reference.key, "n": reference.n}, "references")
     wanted = {f"layer{p.layer}": (reference.n, p.units) for p in sites(model)[kind]}
     stored = cache.read(path)
     if stored and {name: values.shape for name, values in stored.items()} == wanted:
         return [torch.from_numpy(stored[name]) for name in wanted]
-    starts = range(0, reference.n, _AT_ONCE)
-    bar = tqdm(starts, desc=f"{model.name} sees {reference.name}", unit="batch", leave=False, delay=2)
-    parts = [activations(model, kind, reference.batch(range(i, min(i + _AT_ONCE, reference.n)))) for i in bar]
+    parts = [activations(model, kind, images) for _, images in reference.batches(f"{model.name} sees {reference.name}")]
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
     del parts
@@ -99,19 +58,19 @@ def _read_or_measure(model: VisionModel, kind: str, reference: Reference) -> lis
     return layers
 
 
-def default_reference(model: VisionModel) -> Reference:
+def default_reference(model: VisionModel) -> Stimuli:
     """Emoji World's validation scenes at the model's size; made once a model."""
     if "reference" not in model.memo:
-        model.memo["reference"] = Reference(model)
+        model.memo["reference"] = Stimuli(model)
     return model.memo["reference"]
 
 
-def reference_activations(model: VisionModel, place: Site, reference: Reference) -> torch.Tensor:
+def reference_activations(model: VisionModel, place: Site, reference: Stimuli) -> torch.Tensor:
     """Activations (n, units) of one site over the reference images; computed once for all layers of a kind, then cached."""
     return _activations(model, place.kind, reference)[place.layer]
 
 
-def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.Tensor, reference: Reference) -> Scores:
+def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.Tensor, reference: Stimuli) -> Scores:
     """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``."""
     known = reference_activations(model, place, reference)
     with torch.inference_mode():

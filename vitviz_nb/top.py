@@ -8,8 +8,9 @@ from PIL import Image
 from .atlas import STRONGEST, embedded
 from .drawing import Tile, bundle, contact_sheet, with_map
 from .models import VisionModel
-from .scores import Reference, default_reference, reference_activations
+from .scores import default_reference, reference_activations
 from .sites import check_neurons, site, tokens
+from .stimuli import Stimuli
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,13 +48,13 @@ class TopImages:
 def top_images(model: VisionModel, layer: int, neuron: int, kind: str = "mlp", images=None, k: int = 6) -> TopImages:
     """The ``k`` images that raise one neuron most, with its activation at every patch.
 
-    ``images`` is a ``Reference`` or what it takes; by default scenes of Emoji World.
+    ``images`` is a ``Stimuli`` or what it takes; by default scenes of Emoji World.
     """
     place = site(model, layer, kind)
     (neuron,) = check_neurons(place, neuron)
     reference = default_reference(model)
     if images is not None:
-        reference = images if isinstance(images, Reference) else Reference(model, images)
+        reference = images if isinstance(images, Stimuli) else Stimuli(model, images)
     atlas = embedded(model.name) if reference is default_reference(model) and k <= STRONGEST else None
     if atlas and atlas.covers(model, place.kind, place.layer):
         numbers, values = (list(row)[:k] for row in atlas.strongest(place.layer, neuron))

@@ -16,8 +16,9 @@ from .models import VisionModel
 from .objective import Draws, augment, begin, draw, loss
 from .recipe import Recipe
 from .rendering import Rendering
-from .scores import Reference, default_reference, score
+from .scores import default_reference, score
 from .sites import KINDS, Site, check_neurons, site, tokens
+from .stimuli import Stimuli
 
 _BETA1, _BETA2, _EPSILON = 0.5, 0.99, 1e-8
 _READ_EVERY = 10  # steps between two points of a curve
@@ -55,7 +56,7 @@ class Visualizer:
     Args:
         model: from ``vv.load``, or any ``VisionModel``.
         recipe: ``Recipe.quick(model)`` unless given.
-        images: what scores are measured against (see ``scores.Reference``); by default scenes of Emoji World.
+        images: what scores are measured against (see ``stimuli.Stimuli``); by default scenes of Emoji World.
         atlas: False to make even the pictures that the embedded atlas has.
 
     Pictures come from the embedded atlas (``data/atlas``) where it has them: made by the same recipe, stored with a small
@@ -73,10 +74,10 @@ class Visualizer:
         self._unfinished: dict[tuple, _State] = {}
 
     @property
-    def reference(self) -> Reference:
+    def reference(self) -> Stimuli:
         """What scores are measured against; made when first needed."""
         if self._reference is None:
-            self._reference = default_reference(self.model) if self._images is None else Reference(self.model, self._images)
+            self._reference = default_reference(self.model) if self._images is None else Stimuli(self.model, self._images)
         return self._reference
 
     def render(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:

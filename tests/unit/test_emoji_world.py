@@ -33,7 +33,7 @@ def facts_of(world: EmojiWorld, **changes) -> dict[str, np.ndarray]:
         "gain": 1.0, "ink": 0.0, "cut_angle": 0.0, "cut_at": 0.0, "variant": 2, "window": [10, 20], "mirror": False,
         "light": 1.0,
     }
-    facts = world._facts(np.array([0]))
+    facts = world.facts(np.array([0]))
     assert known.keys() == facts.keys() and changes.keys() <= known.keys()
     return {key: np.broadcast_to(np.asarray(value, facts[key].dtype), facts[key].shape).copy()
             for key, value in (known | changes).items()}
@@ -130,7 +130,7 @@ def test_splits_and_seeds_share_no_scene():
     worlds = [EmojiWorld(split) for split in SPLITS] + [EmojiWorld("val", seed=1)]
     scenes = [picture.mul(255).byte().numpy().tobytes() for w in worlds for picture in w.batch(range(40)).images]
     assert len(set(scenes)) == len(scenes)
-    facts = [w._facts(np.arange(4000)) for w in worlds]
+    facts = [w.facts(np.arange(4000)) for w in worlds]
     for i, first in enumerate(facts):
         for second in facts[:i]:  # independent draws: concepts agree by chance, 1 in 256
             assert (first["concept"] == second["concept"]).mean() < 0.01
@@ -204,7 +204,7 @@ def test_occlusion_hides_the_half_beyond_the_cut(world: EmojiWorld):
 
 
 def test_an_occluded_scene_shows_less_of_its_concept(world: EmojiWorld):
-    facts = world._facts(np.arange(1500))
+    facts = world.facts(np.arange(1500))
     rows = facts["occluded"] & (facts["style"] < len(DRAWN))  # a word is so thin that a cut may miss it
     facts = {key: value[rows] for key, value in facts.items()}
     covered = drawn(world, facts)[1].sum((1, 2))
@@ -214,7 +214,7 @@ def test_an_occluded_scene_shows_less_of_its_concept(world: EmojiWorld):
 
 
 def test_where_the_mask_is_zero_and_nobody_else_stands_the_background_shows(world: EmojiWorld):
-    facts = world._facts(np.arange(200))
+    facts = world.facts(np.arange(200))
     rows = (facts["companion"] < 0) & ~facts["blurred"]
     facts = {key: value[rows] for key, value in facts.items()}
     images, masks = drawn(world, facts)
@@ -245,7 +245,7 @@ def test_a_blurred_scene_is_smoother_than_the_same_unblurred(world: EmojiWorld):
 
 def test_a_concept_stands_in_its_usual_context_as_often_as_stated(world: EmojiWorld):
     n = 20_000
-    facts = world._facts(np.arange(n))
+    facts = world.facts(np.arange(n))
     usual = facts["context"] == world.usual_context[facts["concept"]]
     assert P_USUAL_CONTEXT == 0.7
     assert abs(usual.mean() - 0.7) < 4 * math.sqrt(0.7 * 0.3 / n)
@@ -258,7 +258,7 @@ def test_a_concept_stands_in_its_usual_context_as_often_as_stated(world: EmojiWo
 
 def test_concepts_and_styles_are_equally_likely(world: EmojiWorld):
     n = 20_000
-    facts = world._facts(np.arange(n))
+    facts = world.facts(np.arange(n))
     for fact, kinds in (("concept", 256), ("style", 5)):
         counts = np.bincount(facts[fact], minlength=kinds)
         assert len(counts) == kinds and np.abs(counts - n / kinds).max() < 5 * math.sqrt(n / kinds)
@@ -267,7 +267,7 @@ def test_concepts_and_styles_are_equally_likely(world: EmojiWorld):
 def test_a_style_named_twice_is_drawn_twice_as_often_and_listed_once():
     n, world = 20_000, EmojiWorld("train", styles=("flat", "word", "flat"))
     assert world.styles == ("flat", "word")
-    share = (world._facts(np.arange(n))["style"] == 0).mean()
+    share = (world.facts(np.arange(n))["style"] == 0).mean()
     assert abs(share - 2 / 3) < 4 * math.sqrt(2 / 9 / n)
     scenes = world.batch(range(40))
     assert all((" word" in caption) == (style == 1) for caption, style in zip(scenes.captions, scenes.style, strict=True))

@@ -13,8 +13,9 @@ from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.images import ImageFolder
 from vitviz_nb.models import VisionModel
-from vitviz_nb.scores import Reference, reference_activations, score
+from vitviz_nb.scores import reference_activations, score
 from vitviz_nb.sites import site
+from vitviz_nb.stimuli import Stimuli
 from vitviz_nb.top import top_images
 
 SIZE, PATCH = 16, 8
@@ -57,7 +58,7 @@ IMAGES = flat(*((0.1 * i, 0.4 if i % 2 else 0.2, 0.9 if i == 2 else 0.1) for i i
 
 
 def scored(model: VisionModel, neurons: list[int], pictures: Tensor, images: Tensor = IMAGES):
-    return score(model, site(model, 0), neurons, pictures, Reference(model, images))
+    return score(model, site(model, 0), neurons, pictures, Stimuli(model, images))
 
 
 def test_activation_and_percentile_are_what_they_are_by_hand(model):
@@ -164,7 +165,7 @@ def test_top_images_refuse_a_neuron_the_layer_lacks(model):
 def test_reference_takes_a_folder_of_images(model):
     folder = ImageFolder(IMAGES, [Path(f"{i}.png") for i in range(8)], [""] * 8, [])
     assert top_images(model, 0, RED, images=folder, k=2).indices == [7, 6]
-    assert Reference(model, folder).key == Reference(model, IMAGES).key
+    assert Stimuli(model, folder).key == Stimuli(model, IMAGES).key
 
 
 def test_reference_takes_a_world_and_is_emoji_world_by_default(model):
@@ -174,8 +175,8 @@ def test_reference_takes_a_world_and_is_emoji_world_by_default(model):
     assert torch.equal(best.images, shown) and "1,024 Emoji World scenes" in best.title
     expected = [image[0].mean().item() for image in shown]
     assert best.activations == pytest.approx(expected, abs=1e-5) and expected[0] >= expected[1]
-    default = Reference(model)
-    assert default.n == 1024 and default.key == Reference(model, EmojiWorld("val", size=SIZE)).key
+    default = Stimuli(model)
+    assert default.n == 1024 and default.key == Stimuli(model, EmojiWorld("val", size=SIZE)).key
 
 
 def test_references_to_different_images_are_never_confused(model):
@@ -186,7 +187,7 @@ def test_references_to_different_images_are_never_confused(model):
     same = [names[i] for i in range(len(names)) if category[i] == category[0]]
     worlds += [EmojiWorld(size=SIZE, concepts=same[:2]), EmojiWorld(size=SIZE, concepts=same[2:4])]
     images = [IMAGES, IMAGES.flip(0), IMAGES + 0.01]
-    keys = {Reference(model, source).key for source in worlds + images}
+    keys = {Stimuli(model, source).key for source in worlds + images}
     assert len(keys) == len(worlds) + len(images)
 
 
@@ -199,7 +200,7 @@ def test_references_to_different_images_are_never_confused(model):
 ])
 def test_reference_of_a_wrong_size_is_refused_with_the_right_one(model, images, said):
     with pytest.raises(VitvizError, match=said):
-        Reference(model, images)
+        Stimuli(model, images)
     with pytest.raises(VitvizError, match=said):
         top_images(model, 0, RED, images=images)
 
@@ -213,11 +214,11 @@ def test_reference_activations_are_computed_once_and_kept_on_disk(model, monkeyp
 
     monkeypatch.setattr(scores_module, "activations", counted)
     images = torch.rand(130, 3, SIZE, SIZE)
-    reference = Reference(model, images)
+    reference = Stimuli(model, images)
     first = reference_activations(model, site(model, 0), reference)
     assert first.shape == (130, 5) and torch.allclose(first[:, RED], images[:, 0].mean((1, 2)), atol=1e-5)
     assert sum(batches) == 130
-    again = reference_activations(model, site(model, 0), Reference(model, images.clone()))  # from disk
+    again = reference_activations(model, site(model, 0), Stimuli(model, images.clone()))  # from disk
     assert torch.equal(first, again) and sum(batches) == 130
     other = VisionModel(Colours(), "colours", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
     other.module.mlp.fc1.weight.data[RED] *= 2
