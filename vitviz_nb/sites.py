@@ -9,7 +9,7 @@ tokens outnumber a square, counted at each site, because the number changes with
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from numbers import Integral
 
 import torch
@@ -154,23 +154,37 @@ def _patch_tokens(place: Site, output: torch.Tensor, n: int) -> torch.Tensor:
     return output.chunk(place.part[1], -1)[place.part[0]]
 
 
-@torch.inference_mode()
 def activations(model: VisionModel, kind: str, images: torch.Tensor) -> list[torch.Tensor]:
     """Mean over patch tokens at every site of a kind, from one forward pass: per layer float32 (N, units), on the CPU.
 
     Args:
         images: RGB in [0, 1], (N, 3, image_size, image_size).
     """
-    places = sites(model)[kind]
-    def mean(path, call, output):
-        # At once: all layers' tokens together fill a memory, and a later layer may work in place on this one's.
-        here = [p for p in places if (p.path, p.call) == (path, call)]
-        return {p.layer: _patch_tokens(p, output, len(images)).float().mean(1).cpu() for p in here}
+    return each_layer(model, kind, images, lambda place, found: found.mean(1))
 
-    with model.lock, _watch({p.path: model.module.get_submodule(p.path) for p in places}, mean) as calls:
+
+@torch.inference_mode()
+def each_layer(model: VisionModel, kind: str, images: torch.Tensor, keep: Callable[[Site, torch.Tensor], torch.Tensor],
+               prefix: bool = False) -> list[torch.Tensor]:
+    """``keep(site, tokens)`` at every site of a kind, from one forward pass: per layer, on the CPU.
+
+    Args:
+        images: RGB in [0, 1], (N, 3, image_size, image_size).
+        keep: what to keep of the tokens (N, patch tokens, units), float32: all layers' tokens together fill a memory, and a
+            later layer may work in place on this one's.
+        prefix: True to have the ``site.prefix`` class tokens, too, in front of the patch tokens.
+    """
+    places = sites(model)[kind]
+
+    def found(path, call, output):
+        here = [p for p in places if (p.path, p.call) == (path, call)]
+        cut = [replace(p, prefix=0) if prefix else p for p in here]
+        return {p.layer: keep(p, _patch_tokens(c, output, len(images)).float()).cpu() for p, c in zip(here, cut, strict=True)}
+
+    with model.lock, _watch({p.path: model.module.get_submodule(p.path) for p in places}, found) as calls:
         model.module(model.normalize(images.to(model.device)))
-    found = {layer: values for _, _, means in calls for layer, values in means.items()}
-    return [found[p.layer] for p in places]
+    kept = {layer: values for _, _, layers in calls for layer, values in layers.items()}
+    return [kept[p.layer] for p in places]
 
 
 @contextmanager
