@@ -28,13 +28,14 @@ class Selectivity:
     strength: torch.Tensor
 
 
-def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None) -> Selectivity:
+def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None, shuffled: bool = False) -> Selectivity:
     """Concept selectivity of every unit at a site over 8,192 scenes, by default validation scenes in the styles it knows.
 
-    By chance, where a unit knows nothing of concepts, the strength of its best of 256 is about 0.5.
+    By chance, where a unit knows nothing of concepts, the strength of its best of 256 is about 0.5; ``shuffled`` measures that,
+    with concepts that are exchanged among the scenes.
     """
     world = world or EmojiWorld("val", styles=model.card["recipe"]["styles"], size=model.image_size)
-    sums, square, n = _moments(model, place.kind, world)[place.layer]
+    sums, square, n = _moments(model, place.kind, world, shuffled)[place.layer]
     total = n.sum()
     mean = sums.sum(0) / total
     spread = (square / total - mean**2).clamp_min(1e-20).sqrt()
@@ -42,10 +43,11 @@ def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None
     return Selectivity(strength.indices, strength.values)
 
 
-def _moments(model: VisionModel, kind: str, world: EmojiWorld) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
+def _moments(model: VisionModel, kind: str, world: EmojiWorld,
+             shuffled: bool) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per layer: sums over the scenes of each concept (concepts, units), sums of squares (units,), scenes of each concept."""
     path = cache.path_of({"weights": model.weights_hash, "kind": kind, "world": repr(world), "concepts": world.concepts,
-                          "n": _SCENES}, "selectivity")
+                          "n": _SCENES} | ({"shuffled": True} if shuffled else {}), "selectivity")
     places, stored = sites(model)[kind], cache.read(path)
     if not stored or len(stored) != 1 + 2 * len(places):
         concepts = len(world.concepts)
@@ -55,6 +57,8 @@ def _moments(model: VisionModel, kind: str, world: EmojiWorld) -> list[tuple[tor
         for start in tqdm(range(0, _SCENES, _AT_ONCE), desc=f"{model.name}: concepts", unit="batch", leave=False, delay=2):
             scenes = world.batch(range(start, start + _AT_ONCE), model.device)
             concept = scenes.concept.cpu()
+            if shuffled:
+                concept = concept[torch.randperm(len(concept), generator=torch.Generator().manual_seed(start))]
             n += torch.bincount(concept, minlength=concepts)
             for total, square, found in zip(sums, squares, activations(model, kind, scenes.images), strict=True):
                 total.index_add_(0, concept, found.double())

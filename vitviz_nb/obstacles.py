@@ -1,0 +1,115 @@
+"""The two obstacles of the paper: noise instead of pictures, and units that pictures do not explain (sections 2 and 3)."""
+
+from dataclasses import dataclass
+
+import pandas as pd
+import torch
+from PIL import Image
+
+from .drawing import Tile, bundle, contact_sheet
+from .errors import VitvizError
+from .faithfulness import named, selectivity
+from .finding import Finding, mean, share
+from .models import VisionModel
+from .scores import default_reference, reference_activations
+from .sites import check_neurons, site, sites, tokens
+from .visualizer import Visualizer
+
+
+def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: int = 64) -> tuple[Finding, Finding]:
+    """Pictures and units of one layer, by kind of unit: queries, keys, values and MLP units.
+
+    Args:
+        judge: another embedded model, which names what pictures show (``faithfulness.named``).
+        layer: counted as everywhere; -1 is the last.
+        neurons: how many of each kind, evenly spaced.
+
+    Returns:
+        The share of pictures that the judge names as their unit's own top concept, beside the share above the 99th percentile
+        of scenes, in percent; and the concept selectivity of the units, in standard deviations.
+    """
+    if model.card is None or judge.class_names != model.class_names:
+        raise VitvizError("Naming pictures needs two embedded models: only of Emoji World is it known what each scene shows. "
+                          "Load them with vv.load('emoji-…').")
+    visualizer, shares, selective = Visualizer(model), [], []
+    for kind in ("query", "key", "value", "mlp"):
+        if kind not in sites(model):
+            continue
+        place = site(model, layer, kind)
+        chosen = torch.linspace(0, place.units - 1, min(neurons, place.units)).round().long().tolist()
+        rendering, found = visualizer.render(layer, chosen, kind), selectivity(model, place)
+        hits = named(rendering.pictures, found.concept[chosen], found.strength[chosen], judge, 0.0).hits
+        high = sum(p > 99 for p in rendering.scores.percentile)
+        shares += [{"kind": kind, "pictures": f"named by {judge.name}", **share(hits.sum(), len(hits))},
+                   {"kind": kind, "pictures": "above the 99th percentile", **share(high, len(hits))}]
+        selective.append({"kind": kind, **mean(found.strength.numpy())})
+    where = f"{model.title}, layer {place.layer}"
+    chance = "guessing names", 500 / len(judge.class_names)
+    return (Finding(f"{where}: pictures by kind of unit", "pictures (%)", pd.DataFrame(shares), chance),
+            Finding(f"{where}: how far a unit's favourite concept stands out", "selectivity (standard deviations)",
+                    pd.DataFrame(selective)))
+
+
+@dataclass(frozen=True, eq=False)
+class LookAlike:
+    """An image, and one that looks like it but excites a neuron far more. Shows itself.
+
+    Attributes:
+        image, changed: (3, S, S) in [0, 1].
+        distance: L2 norm of the change, over all pixels and channels.
+        before, after: the neuron's activation on the two.
+        percentiles: share of reference images, in percent, that excite it less, of both.
+    """
+
+    image: torch.Tensor
+    changed: torch.Tensor
+    distance: float
+    before: float
+    after: float
+    percentiles: tuple[float, float]
+    title: str
+
+    def sheet(self) -> Image.Image:
+        change = 0.5 + 10 * (self.changed - self.image)
+        lines = [[f"the scene: {self.before:.3g}", f"above {self.percentiles[0]:.1f} %"], ["10 x the change, on grey"],
+                 [f"with the change: {self.after:.3g}", f"above {self.percentiles[1]:.1f} %"]]
+        tiles = [Tile(p, text) for p, text in zip((self.image, change, self.changed), lines, strict=True)]
+        return contact_sheet(tiles, self.title, side=192, columns=3)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return bundle(self.sheet(), f"{self.title}: a scene, ten times the change, and the changed scene")
+
+
+def look_alike(model: VisionModel, image: torch.Tensor, layer: int, neuron: int, kind: str = "mlp", distance: float = 1.0,
+               steps: int = 20) -> LookAlike:
+    """Change an image by no more than ``distance`` (L2, pixels in [0, 1]) so that it excites one neuron as much as it can.
+
+    Projected gradient ascent. At 64 px a distance of 1 is a hundredth of the range a pixel, which cannot be seen.
+
+    Args:
+        image: (3, S, S) in [0, 1].
+    """
+    place = site(model, layer, kind)
+    (neuron,) = check_neurons(place, neuron)
+    if tuple(image.shape) != (3, model.image_size, model.image_size):
+        raise VitvizError(f"{model.name} takes an image of shape (3, {model.image_size}, {model.image_size}), got "
+                          f"{tuple(image.shape)}.")
+    image = image[None].to(model.device)
+
+    def activation(shown: torch.Tensor) -> torch.Tensor:
+        return tokens(model, place, model.normalize(shown))[..., neuron].float().mean()
+
+    changed = image
+    for _ in range(steps):
+        changed = changed.detach().requires_grad_()
+        slope = torch.autograd.grad(activation(changed), changed)[0]
+        change = changed.detach() + 2.5 * distance / steps * slope / slope.norm().clamp_min(1e-20) - image
+        changed = (image + change * (distance / change.norm().clamp_min(1e-20)).clamp(max=1)).clamp(0, 1)
+    reference = default_reference(model)
+    known = reference_activations(model, place, reference)[:, neuron]
+    with torch.inference_mode():
+        values = [activation(shown).item() for shown in (image, changed)]
+    percentiles = tuple(100 * (known < value).float().mean().item() for value in values)
+    found = (changed - image).norm().item()
+    return LookAlike(image[0].cpu(), changed[0].detach().cpu(), found, *values, percentiles,
+                     f"{model.title}, {place}, neuron {neuron}: a change of {found:.2f} (L2), percentiles among {reference.name}")
