@@ -5,6 +5,7 @@ import atexit
 import html
 import sys
 import time
+from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 
@@ -23,10 +24,15 @@ from .visualizer import Visualizer
 _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _EVERY = 5  # steps between previews
+_REGULARISERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
+                 "colour": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5), "copies": (1, 2, 4, 8)}
 _TEXT = "<div style='line-height: 1.4'>{}</div>"  # the widget's own lines stand as far apart as sliders
 _HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
          "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of "
          "the same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
+_HELP_TUNE = (" <b>tv</b>: how much roughness costs. <b>jitter</b>: how far copies are shifted, as a share of the side. "
+              "<b>colour</b>: how far their colours are changed. <b>noise</b>: of random colour added at first. <b>copies</b>: "
+              "seen in each step.")
 
 
 class Explorer(widgets.VBox):
@@ -42,17 +48,18 @@ class Explorer(widgets.VBox):
     Args:
         model: whose neurons to show.
         images: what scores and scenes are taken from (see ``stimuli.Stimuli``); by default Emoji World.
+        tune: True for sliders that change the recipe's regularisers.
 
     Attributes:
         result: the last finished or stopped ``Rendering``, or None.
     """
 
-    def __init__(self, model: VisionModel, images=None):
+    def __init__(self, model: VisionModel, images=None, tune: bool = False):
         if not isinstance(model, VisionModel):
             raise VitvizError(f"The Explorer takes a model, as in vv.explore(vv.load('emoji-vit')), got {model!r}.")
         self.model, self.images, self.result = model, images, None
-        self._visualizers: dict[str, Visualizer] = {}
-        self._request, self._stopped = 0, False
+        self._visualizers: dict[Recipe, Visualizer] = {}
+        self._request, self._stopped, self._settling = 0, False, False
         # One thread for all requests: each new one would cost torch a pool of threads, and memory that never comes back.
         self._requests: SimpleQueue[int | None] = SimpleQueue()
         self._worker = Thread(target=self._serve, name="explorer", daemon=True)
@@ -69,6 +76,7 @@ class Explorer(widgets.VBox):
         made = {name: Recipe.named(name, model) for name in RECIPES}
         recipes = [(f"{name}: {recipe.steps} steps of {recipe.copies} copies", name) for name, recipe in made.items()]
         self._recipe = widgets.Dropdown(description="Recipe", options=recipes, layout=wide)
+        self._tuned = {name: self._regulariser(name, values, made) for name, values in _REGULARISERS.items()} if tune else {}
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
         self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
         blank = png(Image.new("RGB", (2, 2), "#dddddd"))
@@ -80,16 +88,24 @@ class Explorer(widgets.VBox):
             widget.add_class(f"vitviz-{name}")
         self._kind.observe(self._on_site, "value")
         self._layer.observe(self._on_site, "value")
-        for control in (self._neuron, self._recipe, self._seed):
+        self._recipe.observe(self._on_recipe, "value")
+        for control in (self._neuron, self._seed, *self._tuned.values()):
             control.observe(lambda change: self._start(), "value")
         self._stop.on_click(self._on_stop)
-        advice = widgets.HTML(_TEXT.format(f"<small>{_HELP}</small>"), layout=wide)
-        controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe,
+        advice = widgets.HTML(_TEXT.format(f"<small>{_HELP}{_HELP_TUNE * tune}</small>"), layout=wide)
+        controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, *self._tuned.values(),
                                  widgets.HBox([self._seed, self._stop]), advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
         self._start()
+
+    @staticmethod
+    def _regulariser(name: str, values: tuple, recipes: dict[str, Recipe]) -> widgets.SelectionSlider:
+        """A slider over ``values`` and those of the recipes, which it can be put back to."""
+        options = sorted({*values, *(getattr(recipe, name) for recipe in recipes.values())})
+        return widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in options], value=getattr(recipes["quick"], name),
+                                       description=name, continuous_update=False, layout=widgets.Layout(width="420px"))
 
     def _on_site(self, change) -> None:
         """Keep the sliders within what the model has at the new kind and layer."""
@@ -97,11 +113,22 @@ class Explorer(widgets.VBox):
         self._neuron.max = site(self.model, self._layer.value, self._kind.value).units - 1
         self._start()
 
+    def _on_recipe(self, change) -> None:
+        """Put the regularisers where the chosen recipe has them."""
+        self._settling = True
+        chosen = Recipe.named(self._recipe.value, self.model)
+        for name, control in self._tuned.items():
+            control.value = getattr(chosen, name)
+        self._settling = False
+        self._start()
+
     def _on_stop(self, button) -> None:
         self._stopped = True
 
     def _start(self) -> None:
         """Make the picture the controls ask for, unless they change again at once."""
+        if self._settling:
+            return
         self._request += 1
         self._stopped = False
         self._say("waiting")
@@ -139,7 +166,7 @@ class Explorer(widgets.VBox):
             return
         kind, layer, neuron, seed = self._kind.value, self._layer.value, self._neuron.value, self._seed.value
         try:
-            visualizer = self._visualizer(self._recipe.value)
+            visualizer = self._visualizer()
             self._say(f"step 0 of {visualizer.recipe.steps}", request)
             for frame in visualizer.stream(layer, neuron, kind, seed, every=_EVERY):
                 if request != self._request:
@@ -164,10 +191,12 @@ class Explorer(widgets.VBox):
         except Exception as error:  # a thread's error would be lost: show it where the learner looks
             self._say(f"error: {type(error).__name__}: {error}", request)
 
-    def _visualizer(self, name: str) -> Visualizer:
-        if name not in self._visualizers:
-            self._visualizers[name] = Visualizer(self.model, Recipe.named(name, self.model), self.images)
-        return self._visualizers[name]
+    def _visualizer(self) -> Visualizer:
+        tuned = {name: control.value for name, control in self._tuned.items()}
+        recipe = replace(Recipe.named(self._recipe.value, self.model), **tuned)
+        if recipe not in self._visualizers:
+            self._visualizers[recipe] = Visualizer(self.model, recipe, self.images)
+        return self._visualizers[recipe]
 
     def _say(self, text: str, request: int | None = None) -> None:
         """Show the state of a request, by default the latest; a request out of date says nothing."""
@@ -187,6 +216,6 @@ class Explorer(widgets.VBox):
         self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}", request)
 
 
-def explore(model: VisionModel, images=None) -> Explorer:
+def explore(model: VisionModel, images=None, tune: bool = False) -> Explorer:
     """Sliders for layer and neuron over ``model``; see ``Explorer``."""
-    return Explorer(model, images)
+    return Explorer(model, images, tune)

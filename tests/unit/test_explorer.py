@@ -5,6 +5,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 from types import ModuleType
 
@@ -380,3 +381,24 @@ def test_clamping_asks_for_one_picture_within_range(session):
         assert not any("error" in text for text in desk.said)
 
     session(play)
+
+
+def test_tuned_regularisers_begin_where_the_recipe_has_them_and_make_its_own_pictures(model, images, idle):
+    explorer = Explorer(model, images, tune=True)
+    assert {name: control.value for name, control in explorer._tuned.items()} == {
+        name: getattr(SHORT, name) for name in ("tv", "jitter", "colour", "noise", "copies")}
+    assert explorer._visualizer().recipe == SHORT
+    explorer._tuned["tv"].value = 0.0
+    explorer._tuned["copies"].value = 8
+    assert explorer._visualizer().recipe == replace(SHORT, tv=0.0, copies=8)
+    texts = " ".join(w.value for w in every_widget(explorer) if isinstance(w, widgets.HTML))
+    assert all(f"<b>{name}</b>" in texts for name in explorer._tuned)
+
+
+def test_another_recipe_puts_the_regularisers_back_and_asks_for_one_picture(model, images, monkeypatch):
+    monkeypatch.setattr(Explorer, "_work", lambda self, request: ())
+    explorer = Explorer(model, images, tune=True)
+    explorer._tuned["colour"].value = 0.0
+    before = explorer._request
+    explorer._recipe.value = "paper"
+    assert explorer._request == before + 1 and explorer._visualizer().recipe == ENDLESS
