@@ -26,7 +26,7 @@ _HOME = {  # public name: the submodule it lives in
     "image_folder": "images",
     "top_images": "top",
     "setup": "notebook",
-    "check": "notebook",
+    "check": "exercises",
     "VitvizError": "errors",
 }
 __all__ = sorted(_HOME)

@@ -1,23 +1,18 @@
-"""What every notebook begins and ends with: is this machine ready, and is this answer right?"""
+"""What every notebook begins with: is this machine ready?"""
 
 import os
 import platform
 import sys
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
-from numbers import Integral
 from pathlib import Path
 
 import torch
 
 from . import cache
-from .contexts import CONTEXTS
 from .errors import VitvizError
-from .models import VisionModel, check_embedded, default_device, embedded_names
+from .models import check_embedded, default_device, embedded_names
 from .paths import cache_dir
-from .scores import default_reference
-from .sites import sites
-from .top import top_images
 
 
 def _status() -> list[tuple[str, str]]:
@@ -70,32 +65,3 @@ def _memory() -> float | None:
         return int(text.split("MemAvailable:")[1].split()[0]) / 1e6
     except (OSError, IndexError, ValueError):
         return None
-
-
-def check(exercise: str, answer, model: VisionModel) -> None:
-    """Say whether an answer to an exercise is right, with the number that decides.
-
-    Raises:
-        VitvizError: no such exercise, or an answer of the wrong kind.
-    """
-    if exercise not in _EXERCISES:
-        raise VitvizError(f"There is no exercise {exercise!r}; there are {', '.join(_EXERCISES)}.")
-    if not isinstance(model, VisionModel):
-        raise VitvizError(f"The check needs the model as its third argument, as in vv.check({exercise!r}, answer, model).")
-    right, why = _EXERCISES[exercise](answer, model)
-    print(f"{'Right' if right else 'Not yet'}: {why}")
-
-
-def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 00.1: a neuron of the last MLP layer, at least 5 of whose 6 strongest scenes lie in one context."""
-    places = sites(model).get("mlp") or next(iter(sites(model).values()))
-    if isinstance(answer, bool) or not isinstance(answer, Integral):
-        raise VitvizError(f"Exercise 00.1 wants the number of a neuron, 0 to {places[-1].units - 1}, got {answer!r}.")
-    best = top_images(model, places[-1].layer, answer, places[-1].kind)
-    contexts = default_reference(model).source.batch(best.indices).context.tolist()
-    most = max(set(contexts), key=contexts.count)
-    found = f"{contexts.count(most)} of the {len(contexts)} strongest scenes of neuron {answer} are on {CONTEXTS[most]}"
-    return contexts.count(most) >= 5, found if contexts.count(most) >= 5 else f"{found}; at least 5 are needed."
-
-
-_EXERCISES: dict[str, Callable] = {"00.1": _shared_context}

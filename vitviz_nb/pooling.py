@@ -5,7 +5,7 @@ with labels. Blocks are re-run on some of their tokens only; which those are is 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 
 import pandas as pd
 import torch
@@ -25,25 +25,31 @@ def isolated_cls(model: VisionModel, images=None, n: int | None = None) -> Findi
     Args:
         images: labelled, as ``Stimuli`` takes them.
     """
-    def apart(block: Callable, x: torch.Tensor, prefix: int) -> torch.Tensor:
-        return torch.cat([block(x[:, :prefix]), block(x[:, prefix:])], 1)
-
-    blocks, stimuli = _blocks(model), Stimuli(model, images, n)
-    rows = [row for k in range(len(blocks) + 1) for row in
-            _accuracy(model, stimuli, {"isolated blocks": k}, lambda k=k: _changed(model, blocks[:k], apart))]
+    stimuli = Stimuli(model, images, n)
+    rows = [row for k in range(len(_blocks(model)) + 1) for row in
+            _accuracy(model, stimuli, {"isolated blocks": k}, isolated(model, k))]
     return Finding(f"{model.title}: class token apart from the patches for the first blocks ({stimuli.name})",
                    "right answers (%)", pd.DataFrame(rows))
 
 
 def cls_alone(model: VisionModel, images=None, n: int | None = None) -> Finding:
     """Accuracy when the class token sees no patches from block k on, for k = 0 (never any) to all (as trained)."""
-    def alone(block: Callable, x: torch.Tensor, prefix: int) -> torch.Tensor:
-        return torch.cat([block(x[:, :prefix]), x[:, prefix:]], 1)
-
-    blocks, stimuli = _blocks(model), Stimuli(model, images, n)
-    rows = [row for k in range(len(blocks) + 1) for row in
-            _accuracy(model, stimuli, {"class token alone from block": k}, lambda k=k: _changed(model, blocks[k:], alone))]
+    stimuli = Stimuli(model, images, n)
+    rows = [row for k in range(len(_blocks(model)) + 1) for row in
+            _accuracy(model, stimuli, {"class token alone from block": k}, alone(model, k))]
     return Finding(f"{model.title}: class token alone from a block on ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
+
+
+def isolated(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
+    """Inside ``with isolated(model, k):`` the class token and the patches pass through the first k blocks apart."""
+    return _changed(model, _blocks(model)[:_within(model, blocks)],
+                    lambda block, x, prefix: torch.cat([block(x[:, :prefix]), block(x[:, prefix:])], 1))
+
+
+def alone(model: VisionModel, block: int) -> AbstractContextManager[None]:
+    """Inside ``with alone(model, k):`` the class token sees no patches from block k on."""
+    return _changed(model, _blocks(model)[_within(model, block):],
+                    lambda run, x, prefix: torch.cat([run(x[:, :prefix]), x[:, prefix:]], 1))
 
 
 def head_on_tokens(model: VisionModel, images=None, n: int | None = None) -> Finding:
@@ -52,10 +58,10 @@ def head_on_tokens(model: VisionModel, images=None, n: int | None = None) -> Fin
     Rows: the class token; the mean and the maximum of what the head answers over all patches; one patch, on average over all.
     For a linear head the mean of its answers is its answer to the mean of the patches.
     """
-    last, stimuli = _blocks(model)[-1], Stimuli(model, images, n)
-    found = []
+    _blocks(model)
+    stimuli, found = Stimuli(model, images, n), []
     for numbers, batch in stimuli.batches(f"{model.name}: head on patches"):
-        own, each = model(batch), patch_logits(model, batch, last)
+        own, each = model(batch), patch_logits(model, batch)
         answers = {"class token": own[:, None], "mean of patches": each.mean(1, keepdim=True),
                    "maximum of patches": each.amax(1, keepdim=True), "each patch": each}
         labels = stimuli.labels(numbers).to(own.device)
@@ -69,38 +75,80 @@ def head_on_tokens(model: VisionModel, images=None, n: int | None = None) -> Fin
     return Finding(f"{model.title}: the trained head on other tokens ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
 
 
+def top1(model: VisionModel, changed: AbstractContextManager | None = None, n: int = 512) -> float:
+    """Right answers in percent on the first ``n`` default images, inside ``changed``, such as ``isolated(model, 2)``."""
+    return _accuracy(model, Stimuli(model, None, n), {}, changed)[0]["value"]
+
+
 @torch.inference_mode()
-def patch_logits(model: VisionModel, images: torch.Tensor, last: Site | None = None) -> torch.Tensor:
+def patch_hits(model: VisionModel, images=None, n: int = 512) -> tuple[torch.Tensor, int]:
+    """On how many images the head is right from each patch of the last block alone: int64 (patches,); and of how many."""
+    stimuli, hits = Stimuli(model, images, n), 0
+    for numbers, batch in stimuli.batches(f"{model.name}: head on each patch"):
+        each = patch_logits(model, batch)
+        hits = hits + _hits(each, stimuli.labels(numbers).to(each.device))[..., 0].sum(0)
+    return hits, stimuli.n
+
+
+@torch.inference_mode()
+def patch_logits(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
     """What the head answers to each patch token of the last block in the class token's place: (N, patches, classes).
 
     Args:
         images: (N, 3, S, S) in [0, 1].
     """
-    last = last or _blocks(model)[-1]
+    last = _blocks(model)[-1]
+    first, patches = last.prefix, last.grid[0] * last.grid[1]
 
     def unfold(x: torch.Tensor) -> torch.Tensor:
-        return x[:, last.prefix:].flatten(0, 1)[:, None].expand(-1, last.prefix, -1)
+        return x[:, first:].flatten(0, 1)[:, None].expand(-1, first, -1)
 
-    with _after(model, last, unfold):
-        found = model(images)
-    return found.view(len(images), -1, found.shape[-1])
+    if model.memo["class token"] == "alone":
+        with _after(model, last, unfold):
+            found = model(images)
+        return found.view(len(images), patches, -1)
+    found = []
+    for patch in range(first, first + patches):  # PiT wants as many images and patches as went in
+        with _after(model, last, lambda x, patch=patch: torch.cat([x[:, [patch] * first], x[:, first:]], 1)):
+            found.append(model(images))
+    return torch.stack(found, 1)
 
 
 def _blocks(model: VisionModel) -> list[Site]:
     """The blocks of a model that answers from class tokens; VitvizError for one that does not."""
     blocks = sites(model).get("residual", [])
-    probe = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
-    if blocks and blocks[-1].prefix and blocks[-1].grid:
-        # If the answer stays the same without the patches of the last block, it is read from the tokens before them.
+    if "class token" not in model.memo:
+        model.memo["class token"] = _reads_class_token(model, blocks)
+    if not model.memo["class token"]:
+        raise VitvizError(f"{model.name} does not read its answer from a class token of its last block (Swin and Twins average "
+                          f"all patches, CNNs all places), so there is no such token to keep apart. A ViT or a DeiT has one.")
+    return blocks
+
+
+@torch.inference_mode()
+def _reads_class_token(model: VisionModel, blocks: list[Site]) -> str | None:
+    """Whether the answer stays the same when the last block gives out its class tokens "alone", or with "other" patches."""
+    if not (blocks and blocks[-1].prefix and blocks[-1].grid):
+        return None
+    prefix = blocks[-1].prefix
+    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+    changes = {"alone": lambda x: x[:, :prefix], "other": lambda x: torch.cat([x[:, :prefix], x[:, prefix:].roll(1, 0)], 1)}
+    whole = model(images)
+    for name, change in changes.items():
         try:
-            with torch.inference_mode(), _after(model, blocks[-1], lambda x: x[:, :blocks[-1].prefix]):
-                found = model(probe)
-            if torch.allclose(found, model(probe), atol=1e-4, rtol=1e-3):
-                return blocks
-        except (RuntimeError, ValueError):
-            pass
-    raise VitvizError(f"{model.name} does not read its answer from a class token of its last block (Swin and Twins average all "
-                      f"patches, CNNs all places), so there is no such token to keep apart. A ViT or a DeiT has one.")
+            with _after(model, blocks[-1], change):
+                found = model(images)
+        except (RuntimeError, ValueError, AssertionError):  # PiT folds its patches back into an image
+            continue
+        if torch.allclose(found, whole, atol=1e-4, rtol=1e-3):
+            return name
+    return None
+
+
+def _within(model: VisionModel, blocks: int) -> int:
+    if not 0 <= blocks <= len(_blocks(model)):
+        raise VitvizError(f"{model.name} has {len(_blocks(model))} blocks; got {blocks}.")
+    return blocks
 
 
 @contextmanager
@@ -122,21 +170,32 @@ def _changed(model: VisionModel, blocks: list[Site], run: Callable) -> Iterator[
         prefixes = [place.prefix for place in blocks if place.prefix]
         try:
             for module, prefix in zip(modules, prefixes, strict=True):
-                module.forward = lambda x, forward=module.forward, prefix=prefix: run(forward, x, prefix)
+                module.forward = _on_some(model, module.forward, run, prefix)
             yield
         finally:
             for module in modules:
                 module.__dict__.pop("forward", None)  # the class's own again
 
 
+def _on_some(model: VisionModel, forward: Callable, run: Callable, prefix: int) -> Callable:
+    """The ``forward`` of a block, run as ``run`` says."""
+    def changed(x: torch.Tensor, *more, **named) -> torch.Tensor:
+        if any(isinstance(value, torch.Tensor) for value in (*more, *named.values())):
+            raise VitvizError(f"The blocks of {model.name} are told where their tokens lie (rotary or relative positions), so "
+                              f"they cannot be run on some of them. A plain ViT's can.")
+        return run(lambda tokens: forward(tokens, *more, **named), x, prefix)
+
+    return changed
+
+
 @torch.inference_mode()
-def _accuracy(model: VisionModel, stimuli: Stimuli, of: dict, changed: Callable) -> list[dict]:
-    """Two rows, top-1 and top-5, of a model that is run inside ``changed()``."""
+def _accuracy(model: VisionModel, stimuli: Stimuli, of: dict, changed: AbstractContextManager | None = None) -> list[dict]:
+    """Two rows, top-1 and top-5, of a model that is run inside ``changed``."""
     hits = []
-    for numbers, batch in stimuli.batches(f"{model.name}: {', '.join(f'{k} {v}' for k, v in of.items())}"):
-        with changed():
+    with changed or nullcontext():
+        for numbers, batch in stimuli.batches(f"{model.name}: {', '.join(f'{k} {v}' for k, v in of.items())}"):
             found = model(batch)
-        hits.append(_hits(found[:, None], stimuli.labels(numbers).to(found.device))[:, 0])
+            hits.append(_hits(found[:, None], stimuli.labels(numbers).to(found.device))[:, 0])
     hits = torch.cat(hits)
     return [{**of, "measure": measure, **share(hits[:, j].sum(), len(hits))} for j, measure in enumerate(("top-1", "top-5"))]
 

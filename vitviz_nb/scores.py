@@ -39,9 +39,10 @@ class Scores:
 def _activations(model: VisionModel, kind: str, reference: Stimuli) -> list[torch.Tensor]:
     """Per layer of a kind (n, units): from memory, else from the cache folder, else from the network."""
     known = model.memo.setdefault("references", {})
-    if (kind, reference.key) not in known:
-        known[kind, reference.key] = _read_or_measure(model, kind, reference)
-    return known[kind, reference.key]
+    key = kind, reference.key, reference.n
+    if key not in known:
+        known[key] = _read_or_measure(model, kind, reference)
+    return known[key]
 
 
 def _read_or_measure(model: VisionModel, kind: str, reference: Stimuli) -> list[torch.Tensor]:

@@ -59,7 +59,7 @@ class Stimuli:
                               f"floats in [0, 1], got {type(source).__name__}.")
         if stack.dim() != 4 or tuple(stack.shape[1:]) != (3, size, size) or not len(stack):
             raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(stack.shape)}.")
-        self._stack = stack[:n]
+        self._stack = stack[:n].float()
         self.n = len(self._stack)
         self.name = f"{self.n:,} images"
         self.key = hashlib.sha256(self._stack.cpu().contiguous().numpy().tobytes()).hexdigest()
@@ -102,6 +102,8 @@ class Stimuli:
 
 def _read(source, size: int, n: int) -> tuple[torch.Tensor, list[str]]:
     """The first ``n`` items of a torchvision data set: images (n, 3, size, size) and the names of their classes."""
+    if not n:
+        raise VitvizError(f"The data set {type(source).__name__} is empty.")
     classes = [name if isinstance(name, str) else name[0] for name in source.classes]  # ImageNet has tuples of synonyms
     images, labels = [], []
     for i in tqdm(range(n), desc="reading images", unit="image", leave=False, delay=2):

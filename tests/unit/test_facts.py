@@ -7,8 +7,8 @@ import pytest
 
 import vitviz_nb as vv
 from vitviz_nb.errors import VitvizError
+from vitviz_nb.exercises import _shared_context
 from vitviz_nb.models import embedded_names, models_dir, read_card
-from vitviz_nb.notebook import _shared_context
 from vitviz_nb.scores import default_reference
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"

@@ -7,12 +7,11 @@ import pytest
 import torch
 from PIL import Image
 from torch import Tensor, nn
+from torchvision import datasets
 
 import vitviz_nb as vv
-from vitviz_nb import models
 from vitviz_nb.emoji_world import STYLES, EmojiWorld
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.images import fit
 from vitviz_nb.models import VisionModel
 from vitviz_nb.scores import reference_activations
 from vitviz_nb.sites import site
@@ -112,10 +111,15 @@ def test_a_data_set_is_read_at_the_models_size_and_no_further_than_needed(tiny_v
     assert Stimuli(tiny_vit, Zoo(1030)).n == 1024  # ImageNet's 50,000 would take hours
 
 
-def test_a_data_set_of_oblong_pictures_is_cropped_to_their_middle(tiny_vit):
-    zoo, noise = Zoo(1), np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)
-    zoo.__class__ = type("Oblong", (Zoo,), {"__getitem__": lambda self, i: (Image.fromarray(noise), 0)})
-    assert torch.equal(Stimuli(tiny_vit, zoo).batch([0])[0], fit(Image.fromarray(noise), 32) / 255)
+def test_a_data_set_is_cropped_to_the_middle_of_its_pictures(tiny_vit):
+    class Oblong(Zoo):
+        def __getitem__(self, i: int):
+            banner = picture("ant").resize((80, 40))
+            banner.paste(picture("cat"), (20, 0))  # black, 40 px of white, black
+            return banner, 0
+
+    seen = Stimuli(tiny_vit, Oblong(1)).batch([0])
+    assert seen.shape == (1, 3, 32, 32) and (seen[..., 2:-2] == 1).all()  # but for what the outermost pixels take in
 
 
 def test_batches_hold_every_image_once_and_in_order(tiny_vit):
@@ -153,8 +157,9 @@ def test_what_was_measured_on_more_scenes_of_a_world_is_not_taken_for_fewer(tiny
 
 
 def test_labels_are_the_models_class_numbers_by_name_in_any_case(tiny_vit, tmp_path):
-    # Folders come in the order Cat, DOG, ant; the model's classes are ant, bee, cat, dog.
-    stimuli = Stimuli(tiny_vit, vv.image_folder(write(tmp_path / "zoo", "DOG", "ant", "Cat"), 32))
+    # Folders come in the order Cat, DOG, ant.
+    model = VisionModel(tiny_vit.module, "shouting", 32, class_names=["ANT", "BEE", "cat", "dog"])
+    stimuli = Stimuli(model, vv.image_folder(write(tmp_path / "zoo", "DOG", "ant", "Cat"), 32))
     assert torch.equal(stimuli.batch(range(3)), pixels("cat", "dog", "ant"))
     assert stimuli.labels(range(3)).tolist() == [2, 3, 0] and stimuli.labels([2]).tolist() == [0]
     assert stimuli.labels(range(3)).dtype == torch.int64
@@ -163,6 +168,11 @@ def test_labels_are_the_models_class_numbers_by_name_in_any_case(tiny_vit, tmp_p
 @pytest.mark.parametrize("classes", [["dog", "ant", "bee"], [("Dog", "domestic dog"), ("ant", "emmet"), ("bee",)]])
 def test_labels_of_a_data_set_go_by_the_name_or_first_synonym_of_its_classes(tiny_vit, classes):
     assert Stimuli(tiny_vit, Zoo(4, classes)).labels(range(4)).tolist() == [0, 1, 3, 0]  # ant, bee, dog, ant
+
+
+def test_a_data_set_of_torchvision_is_read_and_labelled(tiny_vit, tmp_path):
+    stimuli = Stimuli(tiny_vit, datasets.ImageFolder(write(tmp_path / "zoo", "dog", "bee", "cat")))  # numbers bee 0, cat 1, dog 2
+    assert torch.equal(stimuli.batch(range(3)), pixels("bee", "cat", "dog")) and stimuli.labels(range(3)).tolist() == [1, 2, 3]
 
 
 def test_labels_of_a_world_are_its_scenes_concepts(tiny_vit):
@@ -213,7 +223,7 @@ def test_masks_are_the_worlds_own_and_no_other_images_have_any(tiny_vit):
     ([torch.rand(3, 32, 32)], "got list"),
     (np.zeros((4, 3, 32, 32), np.float32), "got ndarray"),
     ("photos", "got str"),
-    (Zoo(0), r"\(N, 3, 32, 32\)|image"),  # a data set that holds nothing
+    (Zoo(0), r"\(0, 3, 32, 32\)|[Aa]t least one image|no image|empty"),  # a data set that holds nothing
 ])
 def test_other_images_are_refused_with_what_is_taken(tiny_vit, images, said):
     with pytest.raises(VitvizError, match=said):

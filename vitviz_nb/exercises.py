@@ -1,0 +1,77 @@
+"""Checks of the exercises: is this answer right, and which number decides?"""
+
+from collections.abc import Callable
+from numbers import Integral, Real
+
+from .contexts import CONTEXTS
+from .errors import VitvizError
+from .models import VisionModel
+from .pooling import alone, isolated, patch_hits, top1
+from .scores import default_reference
+from .sites import sites
+from .top import top_images
+
+
+def check(exercise: str, answer, model: VisionModel) -> None:
+    """Say whether an answer to an exercise is right, with the number that decides.
+
+    Raises:
+        VitvizError: no such exercise, or an answer of the wrong kind.
+    """
+    if exercise not in _EXERCISES:
+        raise VitvizError(f"There is no exercise {exercise!r}; there are {', '.join(_EXERCISES)}.")
+    if not isinstance(model, VisionModel):
+        raise VitvizError(f"The check needs the model as its third argument, as in vv.check({exercise!r}, answer, model).")
+    right, why = _EXERCISES[exercise](answer, model)
+    print(f"{'Right' if right else 'Not yet'}: {why}")
+
+
+def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 00.1: a neuron of the last MLP layer, at least 5 of whose 6 strongest scenes lie in one context."""
+    places = sites(model).get("mlp") or next(iter(sites(model).values()))
+    if isinstance(answer, bool) or not isinstance(answer, Integral):
+        raise VitvizError(f"Exercise 00.1 wants the number of a neuron, 0 to {places[-1].units - 1}, got {answer!r}.")
+    best = top_images(model, places[-1].layer, answer, places[-1].kind)
+    contexts = default_reference(model).source.batch(best.indices).context.tolist()
+    most = max(set(contexts), key=contexts.count)
+    found = f"{contexts.count(most)} of the {len(contexts)} strongest scenes of neuron {answer} are on {CONTEXTS[most]}"
+    return contexts.count(most) >= 5, found if contexts.count(most) >= 5 else f"{found}; at least 5 are needed."
+
+
+def _half_gone(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 05.1: the fewest blocks apart that cost the model half of its right answers."""
+    depth = len(sites(model)["residual"])
+    wanted = _whole("05.1", answer, "a number of blocks", depth)
+    whole = top1(model)
+    found = [top1(model, isolated(model, k)) for k in range(depth + 1)]
+    right = next(k for k in range(depth + 1) if found[k] < whole / 2)
+    return wanted == right, (f"with {wanted} blocks apart {found[wanted]:.1f} % of the scenes are right, with none {whole:.1f} %"
+                             + ("." if wanted == right else "; look for the first that is below half of it."))
+
+
+def _last_meeting(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 05.2: percentage points that the class token's meeting with the patches in the last block is worth, within 3."""
+    if isinstance(answer, bool) or not isinstance(answer, Real):
+        raise VitvizError(f"Exercise 05.2 wants a number of percentage points, got {answer!r}.")
+    worth = top1(model) - top1(model, alone(model, len(sites(model)["residual"]) - 1))
+    near = abs(answer - worth) <= 3
+    return near, (f"it is {worth:.1f} points, within 3 of yours." if near else
+                  "your number is more than 3 points off. Compare all blocks with class token alone from the last block on.")
+
+
+def _best_patch(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 05.3: a patch whose token the head reads nearly as well as the best patch's (nine tenths of its right answers)."""
+    hits, n = patch_hits(model)
+    patch = _whole("05.3", answer, "a patch", len(hits) - 1)
+    mine, best = hits[patch].item(), hits.max().item()
+    return mine >= 0.9 * best, f"the head is right on {100 * mine / n:.1f} % of scenes at patch {patch}" + (
+        f", on {100 * best / n:.1f} % at the best." if mine >= 0.9 * best else "; there are better ones.")
+
+
+def _whole(exercise: str, answer, what: str, most: int) -> int:
+    if isinstance(answer, bool) or not isinstance(answer, Integral) or not 0 <= answer <= most:
+        raise VitvizError(f"Exercise {exercise} wants {what}, 0 to {most}, got {answer!r}.")
+    return int(answer)
+
+
+_EXERCISES: dict[str, Callable] = {"00.1": _shared_context, "05.1": _half_gone, "05.2": _last_meeting, "05.3": _best_patch}
