@@ -6,6 +6,7 @@ import pandas as pd
 import torch
 from PIL import Image
 
+from .attack import attack
 from .drawing import Tile, bundle, contact_sheet
 from .errors import VitvizError
 from .faithfulness import named, selectivity
@@ -32,9 +33,10 @@ def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: in
         raise VitvizError("Naming pictures needs two embedded models: only of Emoji World is it known what each scene shows. "
                           "Load them with vv.load('emoji-…').")
     visualizer, shares, selective = Visualizer(model), [], []
-    for kind in ("query", "key", "value", "mlp"):
-        if kind not in sites(model):
-            continue
+    kinds = [kind for kind in ("query", "key", "value", "mlp") if kind in sites(model)]
+    if not kinds:
+        raise VitvizError(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
+    for kind in kinds:
         place = site(model, layer, kind)
         chosen = torch.linspace(0, place.units - 1, min(neurons, place.units)).round().long().tolist()
         rendering, found = visualizer.render(layer, chosen, kind), selectivity(model, place)
@@ -84,7 +86,7 @@ def look_alike(model: VisionModel, image: torch.Tensor, layer: int, neuron: int,
                steps: int = 20) -> LookAlike:
     """Change an image by no more than ``distance`` (L2, pixels in [0, 1]) so that it excites one neuron as much as it can.
 
-    Projected gradient ascent. At 64 px a distance of 1 is a hundredth of the range a pixel, which cannot be seen.
+    At 64 px a distance of 1 is a hundredth of the range a pixel, which cannot be seen.
 
     Args:
         image: (3, S, S) in [0, 1].
@@ -99,17 +101,12 @@ def look_alike(model: VisionModel, image: torch.Tensor, layer: int, neuron: int,
     def activation(shown: torch.Tensor) -> torch.Tensor:
         return tokens(model, place, model.normalize(shown))[..., neuron].float().mean()
 
-    changed = image
-    for _ in range(steps):
-        changed = changed.detach().requires_grad_()
-        slope = torch.autograd.grad(activation(changed), changed)[0]
-        change = changed.detach() + 2.5 * distance / steps * slope / slope.norm().clamp_min(1e-20) - image
-        changed = (image + change * (distance / change.norm().clamp_min(1e-20)).clamp(max=1)).clamp(0, 1)
+    changed = attack(activation, image, distance, steps)
     reference = default_reference(model)
     known = reference_activations(model, place, reference)[:, neuron]
     with torch.inference_mode():
         values = [activation(shown).item() for shown in (image, changed)]
     percentiles = tuple(100 * (known < value).float().mean().item() for value in values)
     found = (changed - image).norm().item()
-    return LookAlike(image[0].cpu(), changed[0].detach().cpu(), found, *values, percentiles,
+    return LookAlike(image[0].cpu(), changed[0].cpu(), found, *values, percentiles,
                      f"{model.title}, {place}, neuron {neuron}: a change of {found:.2f} (L2), percentiles among {reference.name}")

@@ -18,13 +18,13 @@ def peaks_in_mask(model: VisionModel, images=None, n: int | None = None) -> Find
     """How often a neuron is most active on the thing itself, by layer: over every neuron's five strongest scenes, in percent.
 
     A scene counts as inside if its mask covers half of the patch where the neuron peaks. Beside it the same peaks against the
-    mask of the neuron's next scene, which says what the middle of the picture, where most things stand, is worth alone; and
+    mask of another of its five scenes, which says what the middle of the picture, where most things stand, is worth alone; and
     the share of patches that masks cover.
 
     Args:
         images: with masks (``Stimuli.masks``), such as an ``EmojiWorld``.
     """
-    stimuli = Stimuli(model, images, n)
+    stimuli = _several(model, images, n)
     kind, places = next(iter(sites(model).items()))
     if any(place.grid is None for place in places):
         raise VitvizError(f"The windows of {model.name} do not lie in the order of the image, so its neurons have no maps.")
@@ -57,13 +57,13 @@ def probes(model: VisionModel, images=None, n: int = 256) -> Finding:
     of variance it explains there (R², in percent; below 0 would be worse than the mean). "Place" is row and column. Intervals
     are over test images.
     """
-    stimuli = Stimuli(model, images, n)
-    places = _residual(model)
+    stimuli, places = _several(model, images, n), _residual(model)
     tokens, colours = [[] for _ in places], [[] for _ in places]
     for _, batch in stimuli.batches(f"{model.name}: probes"):
-        for i, found in enumerate(each_layer(model, "residual", batch, lambda place, tokens: tokens)):
-            tokens[i].append(found)
-            colours[i].append(F.adaptive_avg_pool2d(batch, places[i].grid).flatten(2).transpose(1, 2).cpu())
+        found = each_layer(model, "residual", batch, lambda place, tokens: tokens.clone())  # a later layer may work in place
+        for i, place in enumerate(places):
+            tokens[i].append(found[place.layer])
+            colours[i].append(F.adaptive_avg_pool2d(batch, place.grid).flatten(2).transpose(1, 2).cpu())
     rows = []
     for i, place in enumerate(places):
         x, colour = torch.cat(tokens[i]), torch.cat(colours[i])
@@ -76,16 +76,23 @@ def probes(model: VisionModel, images=None, n: int = 256) -> Finding:
 
 def token_similarity(model: VisionModel, images=None, n: int = 256) -> Finding:
     """Mean cosine of residual-stream tokens, by layer: patches of one image, and its class token with its patches."""
-    stimuli, places, found = Stimuli(model, images, n), _residual(model), []
+    stimuli, places, found = _several(model, images, n), _residual(model), []
     for _, batch in stimuli.batches(f"{model.name}: similarities"):
         found.append(each_layer(model, "residual", batch, _cosines, prefix=True))
     rows = []
-    for i, place in enumerate(places):
-        patches, own = torch.cat([part[i] for part in found]).T
+    for place in places:
+        patches, own = torch.cat([part[place.layer] for part in found]).T
         rows.append({"layer": place.layer, "between": "patches of an image", **mean(patches.numpy())})
         if place.prefix:
             rows.append({"layer": place.layer, "between": "class token and patches", **mean(own.numpy())})
     return Finding(f"{model.title}: how alike tokens are ({stimuli.name})", "mean cosine", pd.DataFrame(rows))
+
+
+def _several(model: VisionModel, images, n: int | None) -> Stimuli:
+    stimuli = Stimuli(model, images, n)
+    if stimuli.n < 2:
+        raise VitvizError(f"This is measured over several images, at least 2; there is {stimuli.n}.")
+    return stimuli
 
 
 def _residual(model: VisionModel) -> list[Site]:

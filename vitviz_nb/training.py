@@ -23,6 +23,7 @@ from safetensors.torch import save, save_file
 from torch import nn
 from tqdm import tqdm
 
+from .attack import attack
 from .emoji_world import STYLES, EmojiWorld, Scenes
 from .errors import VitvizError, nearest
 from .intervals import wilson
@@ -32,7 +33,7 @@ from .models import VisionModel, build, load_from, models_dir, plain_attention, 
 SIZE = 64  # px
 MEAN = STD = (0.5, 0.5, 0.5)
 COLOURED = ("3d", "cartoon", "flat")
-ATTACKS = 2  # steps of an attack; with one, networks learn to bend the slope instead of the answer
+ATTACK_STEPS = 2  # with one, networks learn to bend the slope instead of the answer
 _OTHERS, _UNSEEN = 3, 2**40  # captions of other scenes for each scene of a batch, and how far off these scenes lie
 WITH_WORDS = (*COLOURED, *COLOURED, "word")  # reading is learned late: more words than this slow everything down
 
@@ -154,11 +155,9 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
             torch.manual_seed(recipe.seed * 1_000_003 + step)  # of shortened captions, and of paths and patches left out
             network.see_all(step >= 0.8 * recipe.steps)
             with _precision(device):
-                images, measure = scenes.images, network.loss(scenes)
-                random = torch.get_rng_state()
-                for _ in range(ATTACKS if recipe.radius else 0):
-                    images = climb(measure, scenes.images, images, recipe.radius)
-                    torch.set_rng_state(random)  # the patches left out must be those that the attack has changed
+                images, measure = scenes.images, _with_same_draws(network.loss(scenes))
+                if recipe.radius:
+                    images = attack(measure, images, recipe.radius, ATTACK_STEPS)
                 loss = measure(images)
             loss.backward()
             try:
@@ -239,6 +238,17 @@ class _Network(nn.Module):
         return distilled
 
 
+def _with_same_draws(measure: Callable) -> Callable:
+    """``measure``, leaving out the same patches and paths each time: those that an attack has changed must be seen."""
+    random = torch.get_rng_state()
+
+    def again(images: torch.Tensor) -> torch.Tensor:
+        torch.set_rng_state(random)
+        return measure(images)
+
+    return again
+
+
 def _earlier(name: str, out: Path) -> VisionModel:
     """A model trained before: the one in ``out``, else the one that ships."""
     return load_from(out if (out / f"{name}.json").exists() else models_dir(), name)
@@ -254,18 +264,6 @@ def _optimizers(network: nn.Module, recipe: Training) -> list[torch.optim.Optimi
     if inner:
         optimizers.append(torch.optim.Muon(inner, lr=recipe.peak, weight_decay=recipe.decay, adjust_lr_fn="match_rms_adamw"))
     return optimizers
-
-
-def climb(measure: Callable, images: torch.Tensor, moved: torch.Tensor, radius: float) -> torch.Tensor:
-    """One step of an attack: ``moved`` (N, 3, H, W) up the slope of the loss, but within ``radius`` (L2) of ``images``."""
-    moved = moved.detach().requires_grad_()
-    slope = torch.autograd.grad(measure(moved), moved)[0].float()
-    change = (moved + radius * slope / _norm(slope) - images).detach()
-    return (images + change * (radius / _norm(change)).clamp(max=1)).clamp(0, 1)
-
-
-def _norm(x: torch.Tensor) -> torch.Tensor:
-    return x.flatten(1).norm(dim=1).clamp_min(1e-20).view(-1, 1, 1, 1)
 
 
 @torch.inference_mode()

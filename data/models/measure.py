@@ -5,7 +5,8 @@
 
 For the last block of a model, over its neurons: the share of living ones, the share of their pictures above the 99th
 percentile of scenes, how many are selective for a concept, and how many pictures of those each judge, a model of another
-architecture, names among its five best guesses as the neuron's own concept; seconds for one picture, made alone and scored.
+architecture, names among its five best guesses as the neuron's own concept; seconds for one picture, made alone and scored;
+and the share of 500 scenes it names right when they are attacked in ten steps of radius (L2) 1 and 2.
 """
 
 import argparse
@@ -15,8 +16,10 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 
 import vitviz_nb as vv
+from vitviz_nb.attack import attack
 from vitviz_nb.drawing import Tile, contact_sheet
 from vitviz_nb.faithfulness import named, selectivity
 from vitviz_nb.intervals import wilson
@@ -66,6 +69,13 @@ def main() -> None:
             n = int(found.counted.sum())
             row.append(f"from {bound}: {100 * found.share:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {n})")
         print(f"  named by {name}: " + "; ".join(row), flush=True)
+    scenes = vv.EmojiWorld("val", styles=model.card["recipe"]["styles"], size=model.image_size).batch(range(500), model.device)
+    for radius in (1.0, 2.0):
+        moved = attack(lambda images: F.cross_entropy(model(images), scenes.concept), scenes.images, radius, steps=10)
+        with torch.inference_mode():
+            right = int((model(moved).argmax(1) == scenes.concept).sum())
+        low, high = wilson(right, 500)
+        print(f"  attacked with radius {radius}: {right / 5:.1f} % right ({100 * low:.1f} to {100 * high:.1f})", flush=True)
     if options.sheet:
         sheet(model, visualizer, kind, places).save(options.sheet, quality=85, method=6)
 

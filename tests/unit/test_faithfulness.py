@@ -116,6 +116,23 @@ def test_scenes_are_by_default_those_of_the_validation_split_in_the_styles_of_th
     assert asked == [(("val",), {"styles": ["3d", "flat"], "size": SIZE})]
 
 
+def test_shuffled_concepts_tell_a_unit_nothing_though_every_concept_has_as_many_scenes(model):
+    strength = selectivity(model, site(model, 0), Flags(), shuffled=True).strength
+    # The best of four means, of at least 1,024 scenes each, lies by chance about 1 / sqrt(1024) = 0.03 deviations above.
+    assert all(0 < strength[unit] < 0.15 for unit in (RED, GREEN, BLUE)) and strength[STILL] == pytest.approx(0, abs=1e-3)
+    counts = [faithfulness_module._moments(model, "mlp", Flags(), shuffled)[0][2].tolist() for shuffled in (False, True)]
+    assert counts == [[4096, 2048, 1024, 1024]] * 2
+
+
+def test_shuffled_and_true_selectivity_are_each_kept_and_never_taken_for_the_other(model):
+    world = Flags()
+    first = [selectivity(model, site(model, 0), world, shuffled).strength for shuffled in (False, True)]
+    assert world.drawn == 2 * 8192
+    again = [selectivity(make_model(), site(model, 0), world, shuffled).strength for shuffled in (False, True)]
+    assert world.drawn == 2 * 8192 and torch.equal(torch.stack(first), torch.stack(again))
+    assert first[0][RED] > 10 * first[1][RED]
+
+
 # A judge
 
 

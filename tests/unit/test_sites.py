@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.sites import activations, check_neurons, site, sites, tokens
+from vitviz_nb.sites import activations, check_neurons, each_layer, site, sites, tokens
 
 
 @dataclass(frozen=True)
@@ -248,6 +248,41 @@ def test_an_image_is_read_the_same_alone_and_among_others_by_either_way(name: st
                 together, alone = tokens(model, place, x), tokens(model, place, x[1:2])
             assert torch.allclose(together[1:2], alone, atol=1e-5), place
             assert mean.shape == (3, place.units) and torch.allclose(mean, together.mean(1), atol=1e-5), place
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_each_layer_gives_every_sites_tokens_in_order_with_class_tokens_in_front_if_wanted(name: str, family_models):
+    model = family_models[name]
+    x = inputs(model)
+    images = x * model.std + model.mean
+    for kind, places in sites(model).items():
+        seen = []
+        plain = each_layer(model, kind, images, lambda place, found: seen.append(place) or found.clone())  # noqa: B023
+        whole = each_layer(model, kind, images, lambda place, found: found.clone(), prefix=True)
+        assert sorted(seen, key=lambda place: place.layer) == places  # as they are listed, with their prefix
+        for place, own, more in zip(places, plain, whole, strict=True):
+            assert own.dtype == torch.float32 and torch.allclose(own, tokens(model, place, x), atol=1e-5), place
+            assert more.shape[1] == place.prefix + own.shape[1] and torch.equal(more[:, place.prefix:], own), place
+
+
+def test_class_tokens_in_front_are_those_of_the_network(family_models):
+    model = family_models["vit, registers"]
+    x = inputs(model)
+    with spied([model.module.blocks[1], model.module.norm]) as calls, torch.no_grad():
+        model.module(x)
+    found = each_layer(model, "residual", x * model.std + model.mean, lambda place, found: found[:, :place.prefix], prefix=True)
+    for own, (_, stream) in zip(found, calls, strict=True):
+        assert own.shape == (2, 5, 32) and torch.allclose(own, stream[:, :5], atol=1e-5)
+
+
+def test_what_is_kept_of_a_layer_is_its_own_though_the_next_works_in_place():
+    module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.ReLU(inplace=True))
+    model, images = VisionModel(module, "small", 8), torch.rand(2, 3, 8, 8)
+    first, second = each_layer(model, "channel", images, lambda place, found: found.amin(1))
+    with torch.no_grad():
+        expected = F.leaky_relu(module[0](model.normalize(images))).amin((2, 3))
+    assert torch.allclose(first, expected, atol=1e-6) and torch.allclose(second, expected.relu(), atol=1e-6)
+    assert (expected < 0).any() and hooks(module) == 0
 
 
 def test_channels_are_what_the_next_layer_is_given(resnet_model: VisionModel):

@@ -20,7 +20,7 @@ from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.intervals import wilson
 from vitviz_nb.language import shorten
-from vitviz_nb.training import ATTACKS, TRAININGS, Training, climb, train
+from vitviz_nb.training import ATTACK_STEPS, TRAININGS, Training, train
 
 VIT, DEIT = "timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled"
 ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 256}
@@ -253,24 +253,23 @@ def test_a_finished_run_leaves_weights_and_card_alone(tmp_path: Path):
 @pytest.mark.parametrize(("radius", "attacked"), [(1.0, STEPS), (0.0, 0)])
 def test_scenes_are_attacked_in_every_step_or_never(radius: float, attacked: int, tmp_path: Path, recipe,
                                                     monkeypatch: pytest.MonkeyPatch):
-    radii, scenes = [], set()
+    radii = []
 
-    def spy(measure, images, moved, radius):
-        radii.append(radius)
-        scenes.add(images)
-        return moved
+    def spy(measure, images, radius, steps):
+        radii.append((radius, steps))
+        return images
 
-    monkeypatch.setattr(training, "climb", spy)
+    monkeypatch.setattr(training, "attack", spy)
     recipe(radius=radius)
     train("tiny", tmp_path, "cpu")
-    assert radii == [radius] * ATTACKS * attacked and len(scenes) == attacked  # each step of an attack keeps to its scenes
+    assert radii == [(radius, ATTACK_STEPS)] * attacked
 
 
 def test_an_attacked_step_learns_the_attacked_scenes(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
     recipe(architecture=ARCHITECTURE, steps=2)
-    monkeypatch.setattr(training, "climb", lambda measure, images, *_: images)
+    monkeypatch.setattr(training, "attack", lambda measure, images, *_: images)
     plain = trained(tmp_path / "plain")
-    monkeypatch.setattr(training, "climb", lambda measure, images, *_: 1 - images)
+    monkeypatch.setattr(training, "attack", lambda measure, images, *_: 1 - images)
     assert not same(trained(tmp_path / "moved"), plain)
 
 
@@ -284,7 +283,7 @@ def test_the_attack_and_the_learning_leave_out_the_same_patches(tmp_path: Path, 
     monkeypatch.setattr(PatchDropout, "forward", spy)
     recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"patch_drop_rate": 0.5}}, steps=5)
     train("tiny", tmp_path, "cpu")
-    passes = 1 + ATTACKS
+    passes = 1 + ATTACK_STEPS
     by_step = [states[i:i + passes] for i in range(0, len(states), passes)]
     assert len(by_step) == 4  # the fifth leaves nothing out
     assert all(torch.equal(state, step[0]) for step in by_step for state in step)
@@ -550,43 +549,6 @@ def test_every_recipe_builds_a_model_for_its_scenes(name: str):
 ])
 def test_wilsons_interval_is_the_published_one(hits: int, n: int, low: float, high: float):
     assert wilson(hits, n) == pytest.approx((low, high), abs=5e-5)
-
-
-@pytest.mark.parametrize("radius", [0.1, 1.0, 5.0])
-def test_an_attack_moves_each_image_by_at_most_the_radius(radius: float):
-    module = models.build(ARCHITECTURE).eval()
-    images, labels = torch.rand(6, 3, 16, 16), torch.arange(6)
-    moved = images
-    for _ in range(3):
-        moved = climb(lambda x: F.cross_entropy(module(x), labels), images, moved, radius)
-        distance = (moved - images).flatten(1).norm(dim=1)
-        assert (distance <= radius * (1 + 1e-5)).all() and (distance > 0.2 * radius).all()
-        assert moved.min() >= 0 and moved.max() <= 1 and not moved.requires_grad
-    assert all(parameter.grad is None for parameter in module.parameters())
-
-
-def test_an_attack_goes_where_the_loss_rises():
-    def measure(images: Tensor) -> Tensor:
-        return images[1, 0].mean() - images[0, 0].mean()  # less red is worse for the first, more red for the second
-
-    grey = torch.full((2, 3, 8, 8), 0.5)
-    change = climb(measure, grey, grey, 0.8) - 0.5
-    # By the same at each of 64 pixels: 0.8 / 8.
-    assert torch.allclose(change[0, 0], torch.full((8, 8), -0.1), atol=1e-5)
-    assert torch.allclose(change[1, 0], torch.full((8, 8), 0.1), atol=1e-5)
-    assert change[:, 1:].abs().max() < 1e-6
-
-
-def test_a_second_step_of_an_attack_goes_on_from_the_first():
-    def measure(images: Tensor) -> Tensor:
-        return images[:, 0].sum()
-
-    grey = torch.full((1, 3, 8, 8), 0.5)
-    green = grey + torch.tensor([0, 0.1, 0]).view(3, 1, 1)  # 0.8 from grey
-    change = climb(measure, grey, green, 0.8) - grey
-    # 0.8 towards green and 0.8 towards red, together 0.8 * sqrt(2), shortened to 0.8.
-    expected = torch.tensor([0.1, 0.1, 0]).view(3, 1, 1).expand(3, 8, 8) / 2**0.5
-    assert torch.allclose(change[0], expected, atol=1e-5)
 
 
 def test_accuracy_counts_hits_by_group(monkeypatch: pytest.MonkeyPatch):
