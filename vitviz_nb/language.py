@@ -9,6 +9,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PROMPTS = {"3d": "a 3D model of {}", "cartoon": "a cartoon of {}", "flat": "a flat icon of {}", "line": "a line drawing of {}",
            "word": "a written word of {}"}
+_FIRST = re.compile(r"(a|two|three) (?:(small|large) )?(\S+(?: \S+)? of) (.+)")  # count, size, style, thing
 _LENGTH = 32  # words of a caption that are read; the longest of Emoji World has 30
 _UNKNOWN = 1  # 0 fills a caption up
 
@@ -55,12 +56,15 @@ def split(caption: str) -> list[str]:
 
 
 def shorten(caption: str, said: float = 0.3) -> str:
-    """What is in a scene, and each further fact (turn, place, companion, context, …) with probability ``said``.
+    """What is in a scene and how many; each further fact (size, style, turn, place, context, …) with probability ``said``.
 
     As people caption pictures. With every fact in every caption, a tower can find a scene's own without knowing the thing.
     """
     first, *others = caption.split(", ")
-    return ", ".join([first, *(fact for fact, u in zip(others, torch.rand(len(others)).tolist(), strict=True) if u < said)])
+    count, size, style, thing = _FIRST.fullmatch(first).groups()
+    u = torch.rand(2 + len(others)).tolist()
+    words = [count, *[size] * bool(size and u[0] < said), *[style] * (u[1] < said), thing]
+    return ", ".join([" ".join(words), *(fact for fact, v in zip(others, u[2:], strict=True) if v < said)])
 
 
 def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
@@ -79,6 +83,7 @@ def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log
 
 @torch.no_grad()
 def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
-    """Points (classes, width) of class names, each the mean over one prompt a style, times the factor to logits."""
-    points = sum(tower([PROMPTS[style].format(name) for name in names]) for style in styles)
+    """Points (classes, width) of class names, each the mean over a plain prompt and one a style, times the factor to logits."""
+    prompts = ["a {}", *(PROMPTS[style] for style in styles)]
+    points = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
     return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()

@@ -1,6 +1,7 @@
 """The text tower: how captions become points, and what scenes are compared with."""
 
 import math
+import re
 
 import pytest
 import torch
@@ -93,14 +94,21 @@ def test_scenes_with_the_same_caption_are_each_others_own():
     assert found == pytest.approx((2 * twin + alone) / 3, abs=1e-5)
 
 
-def test_a_shortened_caption_keeps_the_thing_and_each_further_fact_now_and_then():
+def test_a_shortened_caption_keeps_thing_and_count_and_each_further_fact_now_and_then():
     torch.manual_seed(0)
-    caption = "a large cartoon of dog, upside down, with cat, on grass"
+    caption = "two large flat icons of ripe apple, upside down, with cat, on grass"
     found = [shorten(caption) for _ in range(2000)]
-    assert all(text.startswith("a large cartoon of dog") for text in found)
-    for fact in ("upside down", "with cat", "on grass"):
-        assert sum(f", {fact}" in text for text in found) / 2000 == pytest.approx(0.3, abs=0.04)
-    assert shorten(caption, said=1.0) == caption and shorten(caption, said=0.0) == "a large cartoon of dog"
+    assert all(re.match(r"two (large )?(flat icons of )?ripe apple", text) for text in found)
+    for fact in ("large ", "flat icons of ", ", upside down", ", with cat", ", on grass"):
+        assert sum(fact in text for text in found) / 2000 == pytest.approx(0.3, abs=0.04)
+    assert shorten(caption, said=1.0) == caption and shorten(caption, said=0.0) == "two ripe apple"
+
+
+def test_every_caption_can_be_shortened_to_its_count_and_thing():
+    scenes = EmojiWorld(size=8).batch(range(500))
+    for i, caption in enumerate(scenes.captions):
+        count = ("a", "two", "three")[scenes.count[i] - 1]
+        assert shorten(caption, said=0.0) == f"{count} {scenes.world.concepts[scenes.concept[i]]}"
 
 
 def test_the_factor_between_cosine_and_logit_grows_to_e_to_the_4_6_and_no_further(tower: TextTower):
@@ -111,10 +119,10 @@ def test_the_factor_between_cosine_and_logit_grows_to_e_to_the_4_6_and_no_furthe
     assert torch.allclose(class_points(tower, ["cat"], ["flat"]).norm(), torch.tensor(math.exp(4.6)), rtol=1e-4)
 
 
-def test_a_class_is_the_mean_of_its_name_in_each_style_times_the_factor(tower: TextTower):
+def test_a_class_is_the_mean_of_its_name_alone_and_in_each_style_times_the_factor(tower: TextTower):
     found = class_points(tower, ["cat", "dog"], ["flat", "line"])
     for k, name in enumerate(["cat", "dog"]):
-        mean = (tower([f"a flat icon of {name}"]) + tower([f"a line drawing of {name}"]))[0] / 2
+        mean = sum(tower([prompt.format(name)])[0] for prompt in ("a {}", "a flat icon of {}", "a line drawing of {}")) / 3
         assert torch.allclose(found[k], mean / mean.norm() * math.exp(2.3), atol=1e-4)
     assert not found.requires_grad
 
