@@ -440,7 +440,7 @@ def test_both_towers_lie_in_one_file_and_give_the_cosines_with_class_names(clip:
     logits = clip(images)
     assert logits.shape == (3, 256) and clip.class_names == names
     for k in (0, 100, 255):
-        prompt = clip.text([f"a flat icon of {names[k]}", f"a line drawing of {names[k]}"]).mean(0)
+        prompt = clip.text([f"a {names[k]}", f"a flat icon of {names[k]}", f"a line drawing of {names[k]}"]).mean(0)
         cosine = torch.cosine_similarity(points, prompt[None], dim=1)
         assert torch.allclose(logits[:, k], cosine * clip.text.log_scale.exp(), atol=1e-4)
 
