@@ -60,12 +60,12 @@ def _last_meeting(answer, model: VisionModel) -> tuple[bool, str]:
 
 
 def _best_patch(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 05.3: a patch whose token the head reads nearly as well as the best patch's (nine tenths of its right answers)."""
+    """Exercise 05.3: a patch whose token the head reads three quarters as often right as the best patch's."""
     hits, n = patch_hits(model)
     patch = _whole("05.3", answer, "a patch", len(hits) - 1)
     mine, best = hits[patch].item(), hits.max().item()
-    return mine >= 0.9 * best, f"the head is right on {100 * mine / n:.1f} % of scenes at patch {patch}" + (
-        f", on {100 * best / n:.1f} % at the best." if mine >= 0.9 * best else "; there are better ones.")
+    return mine >= 0.75 * best, f"the head is right on {100 * mine / n:.1f} % of scenes at patch {patch}" + (
+        f", on {100 * best / n:.1f} % at the best." if mine >= 0.75 * best else "; there are better ones.")
 
 
 def _whole(exercise: str, answer, what: str, most: int) -> int:

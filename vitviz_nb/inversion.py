@@ -1,6 +1,6 @@
 """What of a scene is left in a layer? Feature inversion: a picture whose units answer as they did to the scene.
 
-After Mahendran and Vedaldi 2015; the paper's section 4 uses it to show that patch tokens keep what their patch shows.
+After Mahendran and Vedaldi 2015, "Understanding deep image representations by inverting them".
 """
 
 from dataclasses import dataclass

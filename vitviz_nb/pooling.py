@@ -1,4 +1,4 @@
-"""Is the last layer a learned global pooling? What the class token gathers, and when (paper, section 5).
+"""Is the last layer a learned global pooling? What the class token gathers, and when (paper, section 4).
 
 Every function takes any model whose answer is read from class (and distillation) tokens after its last block, and any images
 with labels. Blocks are re-run on some of their tokens only; which those are is found from the sites, not from the family.
@@ -20,7 +20,7 @@ from .stimuli import Stimuli
 def isolated_cls(model: VisionModel, images=None, n: int | None = None) -> Finding:
     """Accuracy when the class token and the patches pass through the first k blocks apart, for k = 0 (as trained) to all.
 
-    Paper, section 5: ViT-B/16 keeps nearly all of its accuracy until the class token is kept apart for all blocks but the last.
+    Paper, section 4: ViT-B/16 keeps nearly all of its accuracy until the class token is kept apart for all blocks but the last.
 
     Args:
         images: labelled, as ``Stimuli`` takes them.

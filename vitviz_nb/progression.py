@@ -1,4 +1,4 @@
-"""From edges to things: how pictures and units change with depth (paper, section 4)."""
+"""From edges to things: how pictures and units change with depth (paper, section 3)."""
 
 import pandas as pd
 import torch

@@ -77,7 +77,7 @@ class Training:
             raise VitvizError("Each of every_token, teacher and captions sets what a model learns from; a recipe takes one.")
 
 
-# Few augmentations leave the colours of a picture as the neuron wants them; found on emoji-vit (data/models/README.md).
+# Few augmentations leave the colours of a picture as the neuron wants them (data/models/README.md).
 _PICTURES = {"steps": 64, "copies": 1, "tv": 0.04, "jitter": 0.125, "colour": 0.1, "noise": 0.05, "spread": 0.2, "leak": 0.1}
 
 
@@ -90,7 +90,8 @@ _RESNET = {"block": "timm.models.resnet.BasicBlock", "layers": (1, 2, 2, 1), "ch
 TRAININGS = {
     "emoji-vit-standard": Training(_timm("vision_transformer.VisionTransformer", **_VIT), WITH_WORDS, steps=11_000),
     "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
-                          start="emoji-vit-standard", radius=2.0, every_token=True, seed=1),
+                          start="emoji-vit-standard", radius=2.0, every_token=True, seed=1,
+                          pictures={**_PICTURES, "steps": 128, "tv": 0.014, "jitter": 0.09}),
     # The same scenes in the same order as emoji-vit-standard, with captions instead of labels; 128 is a point's width.
     "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,
                            steps=11_000, captions=True),

@@ -3,12 +3,14 @@
 import re
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 import vitviz_nb as vv
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.exercises import _shared_context
 from vitviz_nb.models import embedded_names, models_dir, read_card
+from vitviz_nb.paths import data_dir
 from vitviz_nb.scores import default_reference
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
@@ -20,10 +22,10 @@ def model():
 
 
 def test_the_exercise_takes_any_right_neuron_and_rejects_near_misses(model, capsys):
-    for neuron in (25, 60, 105):
+    for neuron in (19, 39, 59):
         vv.check("00.1", neuron, model)
         assert capsys.readouterr().out.startswith("Right: 6 of the 6")
-    vv.check("00.1", 4, model)
+    vv.check("00.1", 1, model)
     assert "Not yet: 4 of the 6" in capsys.readouterr().out
 
 
@@ -38,19 +40,17 @@ def test_an_unknown_exercise_names_those_there_are(model):
         vv.check("99.9", 1, model)
 
 
-def test_a_hundred_neurons_of_the_last_layer_pass_the_exercise(model):
+def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     passing = sum(_shared_context(neuron, model)[0] for neuron in range(512))
-    assert "100 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
-    assert abs(passing - 100) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal
+    assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
+    assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal
 
 
-def test_neuron_422_answers_to_scenes_with_construction_workers(model):
-    reference = default_reference(model)
-    worker = reference.source.concepts.index("construction worker")
-    scenes = reference.source.batch(range(reference.n))
-    best = vv.top_images(model, 5, 422)
-    assert (scenes.concept == worker).sum() == 7 and reference.n == 1024
-    assert scenes.concept[best.indices].tolist()[:4] == [worker] * 4
+def test_neuron_376_answers_to_scenes_with_bullseyes_then_clowns(model):
+    concepts = default_reference(model).source.concepts
+    best = vv.top_images(model, 5, 376)
+    found = [concepts[i] for i in default_reference(model).source.batch(best.indices).concept]
+    assert found[:3] == ["bullseye"] * 3 and "clown face" in found[3:]
 
 
 COLUMNS = ("unoccluded", "occluded", "small", "blurred", "plain", "style 3d", "style cartoon", "style flat", "style word",
@@ -73,11 +73,11 @@ def test_the_readme_of_the_models_says_what_the_cards_say(name):
     assert row(read_card(name)) in (models_dir() / "README.md").read_text("utf-8")
 
 
-def test_the_first_model_is_at_least_85_percent_right_on_unoccluded_scenes(model):
+def test_the_first_model_is_at_least_80_percent_right_on_unoccluded_scenes(model):
     row = read_card("emoji-vit")["accuracy"]["unoccluded"]
-    assert row["top1"] >= 0.85
+    assert row["top1"] >= 0.8
     text = NOTEBOOK.read_text("utf-8")
-    assert re.search(r"85\.1 % of unoccluded and 64\.8 % of occluded", text) and round(row["top1"], 3) == 0.851
+    assert re.search(r"81\.5 % of unoccluded and 65\.3 % of occluded", text) and round(row["top1"], 3) == 0.815
     # The card is not taken at its word: 500 fresh scenes that it was not measured on agree with it.
     from vitviz_nb.intervals import wilson
 
@@ -86,3 +86,32 @@ def test_the_first_model_is_at_least_85_percent_right_on_unoccluded_scenes(model
     right = (model(scenes.images).argmax(1) == scenes.concept)[~scenes.occluded]
     low, high = wilson(int(right.sum()), len(right))
     assert low <= row["top1"] <= high + 0.03
+
+
+# The atlas that ships
+
+
+def test_the_atlas_has_every_neuron_of_the_first_model_and_is_of_its_weights_and_recipe(model):
+    atlas = vv.Atlas.open(data_dir() / "atlas" / "emoji-vit")
+    assert all(atlas.holds(model, "mlp", layer, vv.Recipe.quick(model), 0) for layer in range(6))
+    assert atlas.rendering(5, list(range(512))).pictures.shape == (512, 3, 64, 64)
+
+
+def test_19_of_20_pictures_of_the_first_models_last_layer_beat_99_percent_of_scenes():
+    percentile = np.array(vv.Atlas.open(data_dir() / "atlas" / "emoji-vit").rendering(5, list(range(512))).scores.percentile)
+    assert (percentile > 99).mean() >= 0.95
+
+
+def test_weights_and_atlases_keep_to_their_size():
+    def megabytes(folder: Path) -> float:
+        return sum(file.stat().st_size for file in folder.rglob("*") if file.is_file()) / 1e6
+
+    assert megabytes(models_dir()) <= 40 and megabytes(data_dir() / "atlas") <= 15
+    assert max(file.stat().st_size for file in data_dir().rglob("*") if file.is_file()) <= 10e6
+
+
+@pytest.mark.parametrize("folder", sorted((data_dir() / "atlas").glob("*")), ids=lambda folder: folder.name)
+def test_every_atlas_belongs_to_the_weights_that_ship(folder):
+    atlas = vv.Atlas.open(folder)
+    shown = vv.load(folder.name, device="cpu")
+    assert all(atlas.covers(shown, atlas.facts["kind"], layer) for layer in atlas.facts["layers"])
