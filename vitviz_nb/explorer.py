@@ -74,7 +74,7 @@ class Explorer(widgets.VBox):
         self._layer = widgets.IntSlider(description="Layer", max=last, value=last, continuous_update=False, layout=wide)
         self._neuron = widgets.IntSlider(description="Neuron", max=place.units - 1, continuous_update=False, layout=wide)
         made = {name: Recipe.named(name, model) for name in RECIPES}
-        recipes = [(f"{name}: {recipe.steps} steps of {recipe.copies} copies", name) for name, recipe in made.items()]
+        recipes = [(f"{name}: {recipe.work}", name) for name, recipe in made.items()]
         self._recipe = widgets.Dropdown(description="Recipe", options=recipes, layout=wide)
         self._tuned = {name: self._regulariser(name, values, made) for name, values in _REGULARISERS.items()} if tune else {}
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))

@@ -1,5 +1,6 @@
 """What an experiment returns: a small table of measured numbers that shows, plots and saves itself."""
 
+import textwrap
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -63,7 +64,7 @@ class Finding:
         if self.control:
             axis.axhline(self.control[1], color="0.35", linestyle=(0, (1, 2)), label=f"{self.control[0]}: {self.control[1]:.3g}")
         if not lines:
-            axis.set_xticks(range(len(ticks)), ticks)
+            axis.set_xticks(range(len(ticks)), [textwrap.fill(str(tick), 12) for tick in ticks])
         elif len(ticks) <= 13:
             axis.set_xticks(ticks)
         axis.set(xlabel=first, ylabel=self.quantity)

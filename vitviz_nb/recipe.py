@@ -75,6 +75,11 @@ class Recipe:
             raise VitvizError(f"There is no recipe {name!r}; there are {', '.join(RECIPES)}.{nearest(name, RECIPES)}")
         return cls.quick(model) if name == "quick" else cls.paper()
 
+    @property
+    def work(self) -> str:
+        """How much is done, in words: "128 steps of 1 copy"."""
+        return f"{self.steps} step{'s' * (self.steps != 1)} of {self.copies} {'copy' if self.copies == 1 else 'copies'}"
+
     def as_dict(self) -> dict:
         return asdict(self)
 

@@ -52,8 +52,7 @@ class Rendering:
     @property
     def title(self) -> str:
         against = f", percentiles among {self.scores.reference}" if self.scores else ""
-        return (f"{self.model}, {self.kind} layer {self.layer}, {self.recipe.steps} steps of {self.recipe.copies} copies, "
-                f"seed {self.seed}{against}")
+        return f"{self.model}, {self.kind} layer {self.layer}, {self.recipe.work}, seed {self.seed}{against}"
 
     def caption(self, k: int) -> list[str]:
         """Two short lines on picture ``k``."""

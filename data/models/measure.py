@@ -90,11 +90,12 @@ def sheet(model, visualizer, kind, places):
         others = [n for n in torch.randperm(place.units, generator=random).tolist() if n not in best][:8]
         rendering = visualizer.render(place.layer, others + best, kind)
         for k, neuron in enumerate(others + best):
-            second = f"random, {neuron}" if k < 8 else f"{names[chosen.concept[neuron]]} {chosen.strength[neuron]:.1f}"[:24]
-            tiles.append(Tile(rendering.pictures[k], [second, rendering.caption(k)[1]], rendering.scores.status[k] == "alive"))
+            shown = f"random: {neuron}" if k < 8 else f"{names[chosen.concept[neuron]][:13]} {chosen.strength[neuron]:.1f}"
+            tiles.append(Tile(rendering.pictures[k], [shown, f"above {rendering.scores.percentile[k]:.1f} %"],
+                              rendering.scores.status[k] == "alive"))
     return contact_sheet(tiles, f"{model.title}: each row a layer, from first to last; left 8 random units, right the 8 most "
-                                f"selective with their concept and selectivity (standard deviations); below, activation and "
-                                f"percentile among scenes", side=96, columns=16)
+                                f"selective with their concept and selectivity (standard deviations); below, the percentage of "
+                                f"scenes that excite the unit less", side=96, columns=16)
 
 
 if __name__ == "__main__":
