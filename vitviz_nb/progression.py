@@ -3,13 +3,17 @@
 import pandas as pd
 import torch
 import torch.nn.functional as F
+from PIL import Image
 
+from .drawing import Tile, contact_sheet
 from .emoji_world import EmojiWorld
+from .errors import VitvizError
 from .faithfulness import selectivity
 from .finding import Finding, mean
 from .models import VisionModel
 from .sites import activations, sites
 from .stimuli import Stimuli
+from .visualizer import Visualizer
 
 
 def power(pictures: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
@@ -45,6 +49,31 @@ def by_depth(pictures: dict[int, torch.Tensor], title: str) -> tuple[Finding, Fi
         colourful.append({"layer": layer, **mean(100 * chroma.numpy())})
     return (Finding(f"{title}: how fine pictures are", "mean frequency (cycles a side)", pd.DataFrame(fine)),
             Finding(f"{title}: how colourful pictures are", "colourfulness (% of range)", pd.DataFrame(colourful)))
+
+
+def wall(visualizer: Visualizer, units: int = 8) -> Image.Image:
+    """Pictures of every layer, the first at the top: so many random units, then so many of the most selective ones.
+
+    The model must be embedded: only of Emoji World is it known which concept a scene shows (``faithfulness.selectivity``).
+    """
+    model, tiles, random = visualizer.model, [], torch.Generator().manual_seed(0)
+    if model.card is None:
+        raise VitvizError(f"A wall shows the most selective units, which only embedded models have; {model.name} is none. Render "
+                          f"layers of it with a Visualizer.")
+    kind, places = next(iter(sites(model).items()))
+    for place in places:
+        found = selectivity(model, place)
+        best = found.strength.topk(units).indices.tolist()
+        others = [n for n in torch.randperm(place.units, generator=random).tolist() if n not in best][:units]
+        rendering = visualizer.render(place.layer, others + best, kind)
+        for k, neuron in enumerate(others + best):
+            concept = model.class_names[found.concept[neuron]][:13]
+            shown = f"random: {neuron}" if k < units else f"{concept} {found.strength[neuron]:.1f}"
+            tiles.append(Tile(rendering.pictures[k], [shown, f"above {rendering.scores.percentile[k]:.1f} %"],
+                              rendering.scores.status[k] == "alive"))
+    title = (f"{model.title}: each row a layer, from first to last; left {units} random units, right the {units} most selective "
+             f"with their concept and selectivity (standard deviations); below, the share of scenes that excite the unit less")
+    return contact_sheet(tiles, title, side=96, columns=2 * units)
 
 
 def selectivity_by_depth(model: VisionModel, world: EmojiWorld | None = None) -> Finding:

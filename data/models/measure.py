@@ -20,10 +20,10 @@ import torch.nn.functional as F
 
 import vitviz_nb as vv
 from vitviz_nb.attack import attack
-from vitviz_nb.drawing import Tile, contact_sheet
 from vitviz_nb.faithfulness import named, selectivity
 from vitviz_nb.intervals import wilson
 from vitviz_nb.models import load_from, models_dir
+from vitviz_nb.progression import wall
 from vitviz_nb.sites import sites
 
 BOUNDS = (0.0, 2.0, 3.0, 4.0)  # standard deviations; the README states the share from 3: below, a neuron has no clear concept
@@ -77,25 +77,7 @@ def main() -> None:
         low, high = wilson(right, 500)
         print(f"  attacked with radius {radius}: {right / 5:.1f} % right ({100 * low:.1f} to {100 * high:.1f})", flush=True)
     if options.sheet:
-        sheet(model, visualizer, kind, places).save(options.sheet, quality=85, method=6)
-
-
-def sheet(model, visualizer, kind, places):
-    """8 random and the 8 most selective units of every layer, the first layer at the top."""
-    tiles, random = [], torch.Generator().manual_seed(0)
-    names = model.class_names
-    for place in places:
-        chosen = selectivity(model, place)
-        best = chosen.strength.topk(8).indices.tolist()
-        others = [n for n in torch.randperm(place.units, generator=random).tolist() if n not in best][:8]
-        rendering = visualizer.render(place.layer, others + best, kind)
-        for k, neuron in enumerate(others + best):
-            shown = f"random: {neuron}" if k < 8 else f"{names[chosen.concept[neuron]][:13]} {chosen.strength[neuron]:.1f}"
-            tiles.append(Tile(rendering.pictures[k], [shown, f"above {rendering.scores.percentile[k]:.1f} %"],
-                              rendering.scores.status[k] == "alive"))
-    return contact_sheet(tiles, f"{model.title}: each row a layer, from first to last; left 8 random units, right the 8 most "
-                                f"selective with their concept and selectivity (standard deviations); below, the percentage of "
-                                f"scenes that excite the unit less", side=96, columns=16)
+        wall(visualizer).save(options.sheet, quality=85, method=6)
 
 
 if __name__ == "__main__":

@@ -193,7 +193,7 @@ def test_a_model_with_a_text_tower_is_frozen_whole_and_answers_with_similarities
     assert not any(p.requires_grad for p in model.text.parameters()) and not model.text.training
     points = model.module(images * 2 - 1)
     for k, name in enumerate(NAMES):
-        prompt = model.text([f"a flat icon of {name}", f"a line drawing of {name}"]).mean(0)
+        prompt = model.text([f"a {name}", f"a flat icon of {name}", f"a line drawing of {name}"]).mean(0)
         assert torch.allclose(model(images)[:, k], torch.cosine_similarity(points, prompt[None]) * math.exp(2.3), atol=1e-4)
 
 

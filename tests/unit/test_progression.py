@@ -10,8 +10,14 @@ import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
+import vitviz_nb as vv
+from vitviz_nb import progression
+from vitviz_nb.errors import VitvizError
+from vitviz_nb.faithfulness import Selectivity
 from vitviz_nb.models import VisionModel
-from vitviz_nb.progression import _correlation, by_depth, invariance, power, selectivity_by_depth, turned
+from vitviz_nb.paths import data_dir
+from vitviz_nb.progression import _correlation, by_depth, invariance, power, selectivity_by_depth, turned, wall
+from vitviz_nb.visualizer import Visualizer
 
 SIDE = 32
 
@@ -179,3 +185,25 @@ def test_the_correlation_is_numpys_and_0_where_nothing_varies():
     second[:, 0], second[:, 2] = second[:, 0] - 2 * first[:, 0], 5
     expected = [np.corrcoef(first[:, i], second[:, i])[0, 1] for i in (0, 1)]
     assert _correlation(first, second).tolist() == pytest.approx([*expected, 0], abs=1e-5)
+
+
+def test_a_wall_needs_an_embedded_model(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit is none"):
+        wall(Visualizer(tiny_vit))
+
+
+def test_a_wall_has_a_row_a_layer_of_random_and_of_the_most_selective_units(monkeypatch):
+    drawn = []
+    monkeypatch.setattr(progression, "contact_sheet", lambda tiles, title, **_: drawn.extend(tiles))
+    monkeypatch.setattr(progression, "selectivity", lambda model, place: Selectivity(
+        torch.full((place.units,), 7), torch.arange(place.units).float()))
+    model = vv.load("emoji-vit", device="cpu")
+    wall(Visualizer(model), units=2)  # its pictures lie in the atlas
+    lines = [tile.lines for tile in drawn]
+    assert len(lines) == 6 * 4 and all(line[1].startswith("above ") for line in lines)
+    assert [line[0] for line in lines[2::4]] == [f"{model.class_names[7][:13]} 511.0"] * 6
+    assert [line[0] for line in lines[3::4]] == [f"{model.class_names[7][:13]} 510.0"] * 6
+    random = [line[0] for i in (0, 1) for line in lines[i::4]]
+    assert all(text.startswith("random: ") for text in random) and not {"random: 511", "random: 510"} & set(random)
+    atlas = vv.Atlas.open(data_dir() / "atlas" / "emoji-vit")
+    assert torch.equal(drawn[-2].picture, atlas.rendering(5, [511]).pictures[0])

@@ -37,10 +37,11 @@ def test_a_figure_is_drawn_and_closed():
         axis.plot([1, 2])
         return figure
 
+    before = plt.get_fignums()  # those of other tests
     slide = Slide(draw, height=(1, 3))
     slide._controls["height"].value = 2
     assert shown(slide).size == (200, 200) and np.asarray(shown(slide)).std() > 0
-    assert not plt.get_fignums()
+    assert plt.get_fignums() == before
 
 
 def test_an_error_is_said_and_the_last_picture_stays():
