@@ -65,8 +65,8 @@ def probes(model: VisionModel, images=None, n: int = 256) -> Finding:
             tokens[i].append(found[place.layer])
             colours[i].append(F.adaptive_avg_pool2d(batch, place.grid).flatten(2).transpose(1, 2).cpu())
     rows = []
-    for i, place in enumerate(places):
-        x, colour = torch.cat(tokens[i]), torch.cat(colours[i])
+    for place in places:
+        x, colour = torch.cat(tokens.pop(0)), torch.cat(colours.pop(0))  # given back layer by layer: they are large
         grid = torch.stack(torch.meshgrid(*(torch.arange(side).float() for side in place.grid), indexing="ij"), -1).view(-1, 2)
         for name, target in (("its place", grid.expand(len(x), -1, -1)), ("its colour", colour)):
             rows.append({"layer": place.layer, "read from the token": name, **mean(100 * _explained(x, target).numpy())})
