@@ -4,11 +4,13 @@ from collections.abc import Callable
 from numbers import Integral, Real
 
 from .contexts import CONTEXTS
-from .errors import VitvizError
+from .errors import VitvizError, nearest
+from .faithfulness import selectivity
 from .models import VisionModel
 from .pooling import alone, isolated, patch_hits, top1
+from .progression import correlation
 from .scores import default_reference
-from .sites import sites
+from .sites import activations, sites
 from .top import top_images
 
 
@@ -36,6 +38,45 @@ def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
     most = max(set(contexts), key=contexts.count)
     found = f"{contexts.count(most)} of the {len(contexts)} strongest scenes of neuron {answer} are on {CONTEXTS[most]}"
     return contexts.count(most) >= 5, found if contexts.count(most) >= 5 else f"{found}; at least 5 are needed."
+
+
+def _turning_point(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 03.1: the first layer whose units are, on average, half again as selective as those of layer 0."""
+    places = next(iter(sites(model).values()))
+    wanted = _whole("03.1", answer, "a layer", len(places) - 1)
+    found = [selectivity(model, place).strength.mean().item() for place in places]
+    right = next((i for i, value in enumerate(found) if value >= 1.5 * found[0]), None)
+    said = f"selectivity is {found[wanted]:.2f} in layer {wanted}, {found[0]:.2f} in layer 0"
+    return wanted == right, f"{said}." if wanted == right else f"{said}; look for the first of at least {1.5 * found[0]:.2f}."
+
+
+def _named_picture(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 03.2: a neuron of the last layer and a name that is among its five favourite concepts of all."""
+    places = next(iter(sites(model).values()))
+    if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], str):
+        raise VitvizError(f"Exercise 03.2 wants a neuron and a name, such as (0, 'lion'), got {answer!r}.")
+    neuron, name = _whole("03.2", answer[0], "a neuron", places[-1].units - 1), answer[1]
+    names = [known.casefold() for known in model.class_names]
+    if name.casefold() not in names:
+        raise VitvizError(f"No concept is called {name!r}.{nearest(name, model.class_names)} model.class_names lists all.")
+    best = selectivity(model, places[-1]).of_each[:, neuron].topk(5).indices.tolist()
+    right = names.index(name.casefold()) in best
+    return right, (f"the favourites of neuron {neuron} are {', '.join(model.class_names[i] for i in best)}." if right else
+                   f"{name} is not among the five favourites of neuron {neuron}; look at its strongest scenes, too.")
+
+
+def _period(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 03.3: the shift in pixels, 1 to 12, that layer 0 minds least."""
+    wanted = _whole("03.3", answer, "a shift in pixels", 12)
+    images = default_reference(model).batch(range(128))
+    plain = activations(model, next(iter(sites(model))), images)[0]
+    found = [1.0]
+    for shift in range(1, 13):
+        moved = activations(model, next(iter(sites(model))), images.roll((shift, shift), (2, 3)))[0]
+        found.append(correlation(plain, moved).mean().item())
+    right = max(range(1, 13), key=found.__getitem__)
+    return wanted == right, (f"shifted by {wanted} px, layer 0 answers as before with a correlation of {found[wanted]:.3f}"
+                             + ("." if wanted == right else "; another shift from 1 to 12 does it less harm."))
 
 
 def _half_gone(answer, model: VisionModel) -> tuple[bool, str]:
@@ -74,4 +115,5 @@ def _whole(exercise: str, answer, what: str, most: int) -> int:
     return int(answer)
 
 
-_EXERCISES: dict[str, Callable] = {"00.1": _shared_context, "05.1": _half_gone, "05.2": _last_meeting, "05.3": _best_patch}
+_EXERCISES: dict[str, Callable] = {"00.1": _shared_context, "03.1": _turning_point, "03.2": _named_picture,
+                                   "03.3": _period, "05.1": _half_gone, "05.2": _last_meeting, "05.3": _best_patch}

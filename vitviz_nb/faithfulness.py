@@ -22,10 +22,12 @@ class Selectivity:
     Attributes:
         concept: int64 (units,), the concept whose scenes raise the unit most on average.
         strength: (units,), by how many standard deviations (over all scenes) that average lies above the mean of all.
+        of_each: (concepts, units), the same for every concept.
     """
 
     concept: torch.Tensor
     strength: torch.Tensor
+    of_each: torch.Tensor
 
 
 def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None, shuffled: bool = False) -> Selectivity:
@@ -39,8 +41,8 @@ def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None
     total = n.sum()
     mean = sums.sum(0) / total
     spread = (square / total - mean**2).clamp_min(1e-20).sqrt()
-    strength = ((sums / n[:, None] - mean) / spread).max(0)
-    return Selectivity(strength.indices, strength.values)
+    of_each = (sums / n[:, None] - mean) / spread
+    return Selectivity(of_each.argmax(0), of_each.amax(0), of_each)
 
 
 def _moments(model: VisionModel, kind: str, world: EmojiWorld,

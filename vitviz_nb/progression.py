@@ -110,7 +110,7 @@ def invariance(model: VisionModel, images=None, n: int = 256) -> Finding:
         living = first.std(0) > 0
         for name, parts in changed.items():
             second = torch.cat([part[i] for part in parts])
-            rows.append({"layer": place.layer, "the image is": name, **mean(_correlation(first, second)[living].numpy())})
+            rows.append({"layer": place.layer, "the image is": name, **mean(correlation(first, second)[living].numpy())})
     return Finding(f"{model.title}: units on shifted and turned images ({stimuli.name})", "correlation", pd.DataFrame(rows))
 
 
@@ -122,7 +122,7 @@ def turned(images: torch.Tensor, angle: float) -> torch.Tensor:
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
 
 
-def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+def correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """Of each column of (n, units) with the same column of the other: (units,)."""
     first, second = first - first.mean(0), second - second.mean(0)
     return (first * second).mean(0) / (first.square().mean(0) * second.square().mean(0)).sqrt().clamp_min(1e-20)

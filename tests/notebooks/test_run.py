@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 NOTEBOOKS = find_notebooks(ROOT)
 SECONDS = 300  # to end what hangs, not a measure of speed
 # Bytes: Binder stops a kernel at 2 GB, and JupyterLab itself runs beside it.
-MOST_MEMORY = {"00_start_here": 1.2e9, "05_finding_pooling": 1.2e9}
+MOST_MEMORY = dict.fromkeys(["00_start_here", "03_finding_progression", "05_finding_pooling"], 1.2e9)
 MEASURE = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 
 

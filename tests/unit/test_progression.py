@@ -16,7 +16,7 @@ from vitviz_nb.errors import VitvizError
 from vitviz_nb.faithfulness import Selectivity
 from vitviz_nb.models import VisionModel
 from vitviz_nb.paths import data_dir
-from vitviz_nb.progression import _correlation, by_depth, invariance, power, selectivity_by_depth, turned, wall
+from vitviz_nb.progression import by_depth, correlation, invariance, power, selectivity_by_depth, turned, wall
 from vitviz_nb.visualizer import Visualizer
 
 SIDE = 32
@@ -184,7 +184,7 @@ def test_the_correlation_is_numpys_and_0_where_nothing_varies():
     first, second = torch.randn(50, 3), torch.randn(50, 3)
     second[:, 0], second[:, 2] = second[:, 0] - 2 * first[:, 0], 5
     expected = [np.corrcoef(first[:, i], second[:, i])[0, 1] for i in (0, 1)]
-    assert _correlation(first, second).tolist() == pytest.approx([*expected, 0], abs=1e-5)
+    assert correlation(first, second).tolist() == pytest.approx([*expected, 0], abs=1e-5)
 
 
 def test_a_wall_needs_an_embedded_model(tiny_vit):
@@ -196,7 +196,7 @@ def test_a_wall_has_a_row_a_layer_of_random_and_of_the_most_selective_units(monk
     drawn = []
     monkeypatch.setattr(progression, "contact_sheet", lambda tiles, title, **_: drawn.extend(tiles))
     monkeypatch.setattr(progression, "selectivity", lambda model, place: Selectivity(
-        torch.full((place.units,), 7), torch.arange(place.units).float()))
+        torch.full((place.units,), 7), torch.arange(place.units).float(), torch.empty(0)))
     model = vv.load("emoji-vit", device="cpu")
     wall(Visualizer(model), units=2)  # its pictures lie in the atlas
     lines = [tile.lines for tile in drawn]
