@@ -12,7 +12,7 @@ from .intervals import wilson
 from .models import VisionModel
 from .sites import Site, activations, sites
 
-_SCENES, _AT_ONCE = 8192, 64  # 32 scenes of each of 256 concepts
+_SCENES, _AT_ONCE = 8192, 16  # 32 scenes of each of 256 concepts; few at once keep a CNN small
 
 
 @dataclass(frozen=True, eq=False)

@@ -14,10 +14,11 @@ from vitviz_nb.faithfulness import Selectivity
 @pytest.fixture
 def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     """Layers of mean selectivity 2, 2.9 and 3; neuron 0 of the last likes bee best, then cat, ant, dog, eel."""
-    strengths, each = [2.0, 2.9, 3.0], torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 9]])
+    strengths = [2.0, 2.9, 3.0]
+    each = torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 9], [0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])
     monkeypatch.setattr(exercises, "sites", lambda model: {"mlp": [SimpleNamespace(units=2, n=i) for i in range(3)]})
     monkeypatch.setattr(exercises, "selectivity", lambda model, place: Selectivity(
-        torch.tensor([1, 3]), torch.full((2,), strengths[place.n]), torch.cat([each, torch.tensor([[0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])])))
+        torch.tensor([1, 3]), torch.full((2,), strengths[place.n]), each))
     tiny_vit.class_names = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
     # Layer 0 answers to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
     stripes = torch.arange(36).remainder(3).float()
