@@ -11,6 +11,7 @@ from .emoji_world import EmojiWorld
 from .intervals import wilson
 from .models import VisionModel
 from .sites import Site, activations, sites
+from .stimuli import default_world
 
 _SCENES, _AT_ONCE = 8192, 16  # 32 scenes of each of 256 concepts; few at once keep a CNN small
 
@@ -36,7 +37,7 @@ def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None
     By chance, where a unit knows nothing of concepts, the strength of its best of 256 is about 0.5; ``shuffled`` measures that,
     with concepts that are exchanged among the scenes.
     """
-    world = world or EmojiWorld("val", styles=model.card["recipe"]["styles"], size=model.image_size)
+    world = world or default_world(model)
     sums, square, n = _moments(model, place.kind, world, shuffled)[place.layer]
     total = n.sum()
     mean = sums.sum(0) / total

@@ -26,7 +26,7 @@ def isolated_cls(model: VisionModel, images=None, n: int | None = None) -> Findi
         images: labelled, as ``Stimuli`` takes them.
     """
     stimuli = Stimuli(model, images, n)
-    rows = [row for k in range(len(_blocks(model)) + 1) for row in
+    rows = [row for k in range(depth(model) + 1) for row in
             _accuracy(model, stimuli, {"isolated blocks": k}, isolated(model, k))]
     return Finding(f"{model.title}: class token apart from the patches for the first blocks ({stimuli.name})",
                    "right answers (%)", pd.DataFrame(rows))
@@ -35,7 +35,7 @@ def isolated_cls(model: VisionModel, images=None, n: int | None = None) -> Findi
 def cls_alone(model: VisionModel, images=None, n: int | None = None) -> Finding:
     """Accuracy when the class token sees no patches from block k on, for k = 0 (never any) to all (as trained)."""
     stimuli = Stimuli(model, images, n)
-    rows = [row for k in range(len(_blocks(model)) + 1) for row in
+    rows = [row for k in range(depth(model) + 1) for row in
             _accuracy(model, stimuli, {"class token alone from block": k}, alone(model, k))]
     return Finding(f"{model.title}: class token alone from a block on ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
 
@@ -145,9 +145,14 @@ def _reads_class_token(model: VisionModel, blocks: list[Site]) -> str | None:
     return None
 
 
+def depth(model: VisionModel) -> int:
+    """How many blocks it has; VitvizError for a model that does not answer from class tokens."""
+    return len(_blocks(model))
+
+
 def _within(model: VisionModel, blocks: int) -> int:
-    if not 0 <= blocks <= len(_blocks(model)):
-        raise VitvizError(f"{model.name} has {len(_blocks(model))} blocks; got {blocks}.")
+    if not 0 <= blocks <= depth(model):
+        raise VitvizError(f"{model.name} has {depth(model)} blocks, so 0 to {depth(model)} can be chosen; got {blocks}.")
     return blocks
 
 

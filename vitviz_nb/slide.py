@@ -45,6 +45,9 @@ class Slide(widgets.VBox):
         except VitvizError as error:  # the picture before it stays
             self._say(f"error: {error}")
             return
+        except Exception as error:  # a callback's error would be lost: show it where the learner looks
+            self._say(f"error: {type(error).__name__}: {error}")
+            return
         self._picture.value = png(image)
         self._picture.width = str(image.width)
         self._say("")

@@ -38,8 +38,7 @@ class Stimuli:
 
     def __init__(self, model: VisionModel, images=None, n: int | None = None):
         size, few = model.image_size, 1024 if model.image_size <= 96 else 128  # a large network on a CPU takes its time
-        styles = model.card["recipe"]["styles"] if model.card else STYLES
-        self.source = source = EmojiWorld("val", styles=styles, size=size) if images is None else images
+        self.source = source = default_world(model) if images is None else images
         self._classes, self._device, self._labels = model.class_names, model.device, None
         if n is not None and n < 1:
             raise VitvizError(f"At least one image is needed, got n={n}.")
@@ -98,6 +97,11 @@ class Stimuli:
         if not isinstance(self.source, EmojiWorld):
             raise VitvizError(f"It is not known where the {self.name} show their things; use an EmojiWorld.")
         return self.source.batch(numbers, self._device).masks
+
+
+def default_world(model: VisionModel) -> EmojiWorld:
+    """The validation scenes of Emoji World at a model's size, for an embedded model in the styles it was trained on."""
+    return EmojiWorld("val", styles=model.card["recipe"]["styles"] if model.card else STYLES, size=model.image_size)
 
 
 def _read(source, size: int, n: int) -> tuple[torch.Tensor, list[str]]:

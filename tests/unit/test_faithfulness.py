@@ -9,6 +9,7 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vitviz_nb import faithfulness as faithfulness_module
+from vitviz_nb import stimuli as stimuli_module
 from vitviz_nb.faithfulness import Named, named, selectivity
 from vitviz_nb.models import VisionModel
 from vitviz_nb.sites import site
@@ -110,7 +111,7 @@ def test_scenes_are_seen_once_for_all_layers_of_the_same_weights(model):
 
 def test_scenes_are_by_default_those_of_the_validation_split_in_the_styles_of_the_card(model, monkeypatch):
     asked = []
-    monkeypatch.setattr(faithfulness_module, "EmojiWorld", lambda *a, **k: asked.append((a, k)) or Flags())
+    monkeypatch.setattr(stimuli_module, "EmojiWorld", lambda *a, **k: asked.append((a, k)) or Flags())
     model.card = {"recipe": {"styles": ["3d", "flat"]}}
     assert selectivity(model, site(model, 0)).concept[RED] == 2
     assert asked == [(("val",), {"styles": ["3d", "flat"], "size": SIZE})]

@@ -44,14 +44,16 @@ def test_a_figure_is_drawn_and_closed():
     assert plt.get_fignums() == before
 
 
-def test_an_error_is_said_and_the_last_picture_stays():
+@pytest.mark.parametrize(("error", "said"), [
+    (VitvizError("no such <layer>"), "error: no such &lt;layer&gt;"), (ZeroDivisionError("oh"), "error: ZeroDivisionError: oh")])
+def test_an_error_is_said_and_the_last_picture_stays(error, said):
     def draw(layer):
         if layer == 1:
-            raise VitvizError("no such <layer>")
+            raise error
         return Image.new("RGB", (layer + 2, 4))
 
     slide = Slide(draw, layer=(0, 2))
     slide._controls["layer"].value = 1
-    assert "error: no such &lt;layer&gt;" in slide._status.value and shown(slide).width == 2
+    assert said in slide._status.value and shown(slide).width == 2
     slide._controls["layer"].value = 2
     assert "error" not in slide._status.value and shown(slide).width == 4
