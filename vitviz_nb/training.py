@@ -29,6 +29,7 @@ from .errors import VitvizError, nearest
 from .intervals import wilson
 from .language import TextTower, contrast, shorten, split
 from .models import VisionModel, build, load_from, models_dir, plain_attention, usable_device
+from .muon import Muon
 
 SIZE = 64  # px
 MEAN = STD = (0.5, 0.5, 0.5)
@@ -98,17 +99,18 @@ TRAININGS = {
     "emoji-resnet": Training(_timm("resnet.ResNet", **_RESNET), steps=5500),
     "emoji-resnet-robust": Training(_timm("resnet.ResNet", **_RESNET), steps=2500, peak=2e-3, start="emoji-resnet", radius=2.0,
                                     seed=1),
-    "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=6000, teacher="emoji-resnet"),
+    # Batches of 64: on a CPU, where scenes are what costs, they learn more of each (loss 3.8 instead of 4.1 after 24,000 scenes).
+    "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=4500, batch=64, teacher="emoji-resnet"),
     "emoji-coat": Training(_timm("coat.CoaT", img_size=SIZE, patch_size=4, embed_dims=(64, 96, 96, 96),
-                                 serial_depths=(1, 1, 1, 1), parallel_depth=1, num_heads=8)),
+                                 serial_depths=(1, 1, 1, 1), parallel_depth=1, num_heads=8), batch=64),
     "emoji-convit": Training(_timm("convit.ConVit", img_size=SIZE, patch_size=8, embed_dim=32, depth=6, num_heads=4,
-                                   local_up_to_layer=4)),
+                                   local_up_to_layer=4), batch=64),
     "emoji-pit": Training(_timm("pit.PoolingVisionTransformer", img_size=SIZE, patch_size=8, stride=4, base_dims=(24, 24, 24),
-                                depth=(1, 2, 2), heads=(2, 4, 8))),
+                                depth=(1, 2, 2), heads=(2, 4, 8)), batch=64),
     "emoji-swin": Training(_timm("swin_transformer.SwinTransformer", img_size=SIZE, patch_size=4, embed_dim=48,
-                                 depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4)),
+                                 depths=(2, 2, 2), num_heads=(2, 4, 8), window_size=4), batch=64),
     "emoji-twins": Training(_timm("twins.Twins", img_size=SIZE, patch_size=4, embed_dims=(48, 96, 192), num_heads=(2, 4, 6),
-                                  mlp_ratios=(4, 4, 4), depths=(1, 2, 2), sr_ratios=(4, 2, 1))),
+                                  mlp_ratios=(4, 4, 4), depths=(1, 2, 2), sr_ratios=(4, 2, 1), wss=(4, 4, 4)), batch=64),
 }
 
 
@@ -263,7 +265,7 @@ def _optimizers(network: nn.Module, recipe: Training) -> list[torch.optim.Optimi
     rest = [p for p in network.parameters() if id(p) not in known]
     optimizers = [torch.optim.AdamW(rest, lr=recipe.peak, weight_decay=recipe.decay)]
     if inner:
-        optimizers.append(torch.optim.Muon(inner, lr=recipe.peak, weight_decay=recipe.decay, adjust_lr_fn="match_rms_adamw"))
+        optimizers.append(Muon(inner, lr=recipe.peak, weight_decay=recipe.decay))
     return optimizers
 
 

@@ -187,7 +187,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Pat
 @pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
 def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tmp_path: Path, uninterrupted, trained,
                                                                               monkeypatch: pytest.MonkeyPatch):
-    move, moves = torch.optim.Muon.step, []
+    move, moves = training.Muon.step, []
 
     def interrupted(*arguments):
         moves.append(None)
@@ -195,7 +195,7 @@ def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tm
             raise KeyboardInterrupt
         return move(*arguments)
 
-    monkeypatch.setattr(torch.optim.Muon, "step", interrupted)
+    monkeypatch.setattr(training.Muon, "step", interrupted)
     with pytest.raises(VitvizError, match="Stopped at step 2 of 6; the same command starts afresh"):
         train("tiny", tmp_path, "cpu")
     assert same(trained(tmp_path), uninterrupted)
@@ -334,7 +334,7 @@ def test_muon_moves_the_matrices_inside_and_adamw_all_the_rest(changes: dict, mu
     moved = [[id(p) for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
     assert sorted(sum(moved, [])) == sorted(map(id, network.parameters()))  # each by one
     kinds = [type(optimizer) for optimizer in optimizers]
-    assert kinds == [torch.optim.AdamW, torch.optim.Muon][:len(kinds)]
+    assert kinds == [torch.optim.AdamW, training.Muon][:len(kinds)]
     inside = {name for name, p in network.named_parameters() if id(p) not in moved[0]}
     assert {re.sub(r".*\.\d+\.|\.weight$", "", name) for name in inside} == muon
 
