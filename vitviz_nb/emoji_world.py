@@ -159,12 +159,21 @@ class EmojiWorld:
         return (f"EmojiWorld({self.split}: {len(self.concepts)} concepts in {len(self.categories)} categories, "
                 f"styles {', '.join(self._drawn)}, {self.size} px, seed {self.seed})")
 
-    def batch(self, indices, device: str | torch.device = "cpu") -> Scenes:
-        """Draw the scenes of ``indices`` (ints of any order, 0 to 2**62) on ``device``."""
+    def batch(self, indices, device: str | torch.device = "cpu", contexts=None) -> Scenes:
+        """Draw the scenes of ``indices`` (ints of any order, 0 to 2**62) on ``device``.
+
+        Args:
+            contexts: indices into ``CONTEXTS``, one a scene, to draw them in instead of their own; all else stays as it is.
+        """
         indices = np.asarray(list(indices), dtype=np.int64)
         if len(indices) and indices.min() < 0:
             raise VitvizError(f"Scene numbers start at 0, got {indices.min()}.")
         facts = self.facts(indices)
+        if contexts is not None:
+            contexts = np.asarray(contexts, dtype=np.int64)
+            if contexts.shape != indices.shape or not ((contexts >= 0) & (contexts < len(CONTEXTS))).all():
+                raise VitvizError(f"Contexts are numbers from 0 to {len(CONTEXTS) - 1}, one for each of {len(indices)} scenes.")
+            facts["context"] = contexts
         images = torch.empty(len(indices), 3, self.size, self.size, device=device)
         masks = torch.empty(len(indices), self.size, self.size, device=device)
         for i in range(0, len(indices), _CHUNK):

@@ -10,12 +10,14 @@ import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from .boxes import Boxes, box_mask
 from .errors import VitvizError
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 _OTHERS = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg"}  # named, not silently left out
 _ALLOWED = "JPEG, PNG, WebP or BMP"
 _HINT = f"Give a folder of {_ALLOWED} images, flat or with a subfolder per class."
+_ORIENTATION = 0x0112  # EXIF
 _MEGAPIXELS = 100  # a picture of that size takes 400 MB while it is decoded
 _NAMED = 5  # skipped files that the summary names; .skipped has all
 _OPENING = threading.Lock()
@@ -27,34 +29,45 @@ class ImageFolder:
 
     ``images``: (N, 3, S, S) float32 RGB in [0, 1]. ``paths``: the N files. ``labels``: for each, the name of the
     subfolder of the given folder that it lies in, "" when it lies in none. ``skipped``: (file, why) of the others.
+    ``masks``: (N, S, S) of 0 and 1, the inside of each image's bounding boxes; None if no boxes were given.
     """
 
     images: torch.Tensor
     paths: list[Path]
     labels: list[str]
     skipped: list[tuple[Path, str]]
+    masks: torch.Tensor | None = None
 
 
-def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = None) -> ImageFolder:
+def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = None,
+                 boxes: str | os.PathLike[str] | None = None) -> ImageFolder:
     """Read the images in a folder and its subfolders, sorted by path: the first ``limit`` of them, or all.
 
     Each is turned as its EXIF says, laid over white where transparent, resized (bicubic, antialiased) until its
     shorter side has ``size`` px, and cropped to the centre. Files that are not images by name and hidden ones are
-    passed over; images that cannot be read, or of more than 100 megapixels, are skipped with one warning.
+    passed over; images that cannot be read, or of more than 100 megapixels, are skipped with one warning; with ``boxes``, a
+    CSV file as ``boxes.Boxes`` reads it, so are images that have no box inside the crop.
     The result takes 12 * size**2 bytes per image. Raises VitvizError when there is no image to be had.
     """
     folder = Path(path).expanduser()
+    known = None if boxes is None else Boxes(boxes)
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise VitvizError(f"{folder} {problem}. {_HINT}")
     if size < 1 or (limit is not None and limit < 1):
         raise VitvizError(f"size and limit must be at least 1, not size={size} and limit={limit}.")
-    pictures, paths, skipped = [], [], []
+    pictures, paths, skipped, masks = [], [], [], []
     for file in _image_files(folder):
         if len(paths) == limit:
             break
         try:
-            pictures.append(_read(file, size))
+            picture, (width, height) = _read(file, size)
+            if known:
+                mask = box_mask(known.of(file, folder), width, height, size)
+                if not mask.any():
+                    raise VitvizError(f"no box in its middle square, in {known.path.name}")
+                masks.append(mask)
+            pictures.append(picture)
             paths.append(file)
         except Exception as error:  # on damaged files Pillow raises anything from OSError to struct.error
             skipped.append((file, _reason(error)))
@@ -65,7 +78,8 @@ def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = No
         warnings.warn(summary, stacklevel=2)
     images = torch.stack(pictures).float().div_(255)
     relative = [file.relative_to(folder).parts for file in paths]
-    return ImageFolder(images, paths, [parts[0] if len(parts) > 1 else "" for parts in relative], skipped)
+    labels = [parts[0] if len(parts) > 1 else "" for parts in relative]
+    return ImageFolder(images, paths, labels, skipped, torch.stack(masks) if known else None)
 
 
 def _image_files(folder: Path) -> list[Path]:
@@ -80,8 +94,8 @@ def _image_files(folder: Path) -> list[Path]:
     ]
 
 
-def _read(file: Path, size: int) -> torch.Tensor:
-    """One image as (3, size, size) uint8."""
+def _read(file: Path, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
+    """One image as (3, size, size) uint8, and the width and height of the whole as it is shown."""
     if file.suffix.lower() not in _FORMATS:
         raise VitvizError(f"not {_ALLOWED}")
     with _open(file) as image:
@@ -91,8 +105,9 @@ def _read(file: Path, size: int) -> torch.Tensor:
                 f"{width} x {height} px = {width * height / 1e6:.0f} megapixels, the limit is {_MEGAPIXELS}"
             )
         image.draft("RGB", (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is enough
+        lying = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
         ImageOps.exif_transpose(image, in_place=True)
-        return fit(image, size)
+        return fit(image, size), (height, width) if lying else (width, height)
 
 
 def fit(image: Image.Image, size: int) -> torch.Tensor:

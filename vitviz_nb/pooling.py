@@ -10,6 +10,7 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import pandas as pd
 import torch
 
+from .answers import MEASURES, accuracy_rows, are_right, right_answers
 from .errors import VitvizError
 from .finding import Finding, share
 from .models import VisionModel
@@ -65,11 +66,11 @@ def head_on_tokens(model: VisionModel, images=None, n: int | None = None) -> Fin
         answers = {"class token": own[:, None], "mean of patches": each.mean(1, keepdim=True),
                    "maximum of patches": each.amax(1, keepdim=True), "each patch": each}
         labels = stimuli.labels(numbers).to(own.device)
-        found.append({name: _hits(logits, labels) for name, logits in answers.items()})
+        found.append({name: are_right(logits, labels) for name, logits in answers.items()})
     rows = []
     for name in found[0]:
         hits = torch.cat([part[name] for part in found])  # (n, 1 or patches, 2)
-        for j, measure in enumerate(("top-1", "top-5")):
+        for j, measure in enumerate(MEASURES):
             right = hits[..., j].float().mean(1).sum().round()  # of all patches together, counted in images
             rows.append({"the head reads": name, "measure": measure, **share(right, len(hits))})
     return Finding(f"{model.title}: the trained head on other tokens ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
@@ -86,7 +87,7 @@ def patch_hits(model: VisionModel, images=None, n: int = 512) -> tuple[torch.Ten
     stimuli, hits = Stimuli(model, images, n), 0
     for numbers, batch in stimuli.batches(f"{model.name}: head on each patch"):
         each = patch_logits(model, batch)
-        hits = hits + _hits(each, stimuli.labels(numbers).to(each.device))[..., 0].sum(0)
+        hits = hits + are_right(each, stimuli.labels(numbers).to(each.device))[..., 0].sum(0)
     return hits, stimuli.n
 
 
@@ -193,19 +194,7 @@ def _on_some(model: VisionModel, forward: Callable, run: Callable, prefix: int) 
     return changed
 
 
-@torch.inference_mode()
 def _accuracy(model: VisionModel, stimuli: Stimuli, of: dict, changed: AbstractContextManager | None = None) -> list[dict]:
     """Two rows, top-1 and top-5, of a model that is run inside ``changed``."""
-    hits = []
     with changed or nullcontext():
-        for numbers, batch in stimuli.batches(f"{model.name}: {', '.join(f'{k} {v}' for k, v in of.items())}"):
-            found = model(batch)
-            hits.append(_hits(found[:, None], stimuli.labels(numbers).to(found.device))[:, 0])
-    hits = torch.cat(hits)
-    return [{**of, "measure": measure, **share(hits[:, j].sum(), len(hits))} for j, measure in enumerate(("top-1", "top-5"))]
-
-
-def _hits(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """bool (N, m, 2): whether each of m answers (N, m, classes) has the label first, and among the first five."""
-    right = logits.topk(min(5, logits.shape[-1]), -1).indices == labels[:, None, None]
-    return torch.stack([right[..., 0], right.any(-1)], -1).cpu()
+        return accuracy_rows(of, right_answers(model, stimuli, ", ".join(f"{k} {v}" for k, v in of.items())))

@@ -6,9 +6,10 @@ from collections.abc import Iterator
 import numpy as np
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from tqdm import tqdm
 
-from .emoji_world import STYLES, EmojiWorld
+from .emoji_world import STYLES, EmojiWorld, Scenes
 from .errors import VitvizError
 from .images import ImageFolder, fit
 from .models import VisionModel
@@ -22,8 +23,9 @@ class Stimuli:
     Args:
         model: whose size the images take, and to whose classes their labels refer.
         images: an ``EmojiWorld`` (its first scenes are used), an ``ImageFolder``, a data set as torchvision makes them, whose
-            items are (PIL image, class number), or a tensor (N, 3, S, S) in [0, 1]; by default the validation scenes of
-            Emoji World, for an embedded model in the styles it was trained on.
+            items are (PIL image, class number) or (PIL image, (class number, mask)), the mask a PIL image that is 0 where the
+            thing is not, or a tensor (N, 3, S, S) in [0, 1]; by default the validation scenes of Emoji World, for an embedded
+            model in the styles it was trained on.
         n: how many of them; by default all of a folder or tensor, else 1,024 (128 for models that see more than 96 px).
 
     Attributes:
@@ -39,7 +41,7 @@ class Stimuli:
     def __init__(self, model: VisionModel, images=None, n: int | None = None):
         size, few = model.image_size, 1024 if model.image_size <= 96 else 128  # a large network on a CPU takes its time
         self.source = source = default_world(model) if images is None else images
-        self._classes, self._device, self._labels = model.class_names, model.device, None
+        self._classes, self._device, self._labels, self._masks, self._drawn = model.class_names, model.device, None, None, None
         if n is not None and n < 1:
             raise VitvizError(f"At least one image is needed, got n={n}.")
         if isinstance(source, EmojiWorld):
@@ -51,8 +53,9 @@ class Stimuli:
         stack = source
         if isinstance(source, ImageFolder):
             stack, self._labels = source.images, source.labels if any(source.labels) else None
+            self._masks = source.masks
         elif not isinstance(source, torch.Tensor) and hasattr(source, "__getitem__") and hasattr(source, "classes"):
-            stack, self._labels = _read(source, size, min(n or few, len(source)))
+            stack, self._labels, self._masks = _read(source, size, min(n or few, len(source)))
         if not isinstance(stack, torch.Tensor) or not stack.is_floating_point():
             raise VitvizError("Images are an EmojiWorld, vv.image_folder(path, size), a torchvision data set or a tensor of "
                               f"floats in [0, 1], got {type(source).__name__}.")
@@ -61,13 +64,12 @@ class Stimuli:
         self._stack = stack[:n].float()
         self.n = len(self._stack)
         self.name = f"{self.n:,} images"
-        self.key = hashlib.sha256(self._stack.cpu().contiguous().numpy().tobytes()).hexdigest()
+        known = [self._stack] if self._masks is None else [self._stack, self._masks[:n]]
+        self.key = hashlib.sha256(b"".join(part.cpu().contiguous().numpy().tobytes() for part in known)).hexdigest()
 
     def batch(self, numbers) -> torch.Tensor:
         """Images (N, 3, S, S) in [0, 1]."""
-        if isinstance(self.source, EmojiWorld):
-            return self.source.batch(numbers, self._device).images
-        return self._stack[list(numbers)]
+        return self._scenes(numbers).images if isinstance(self.source, EmojiWorld) else self._stack[list(numbers)]
 
     def batches(self, what: str) -> Iterator[tuple[range, torch.Tensor]]:
         """All images in batches, with their numbers, under a progress bar that says ``what`` is done."""
@@ -82,6 +84,8 @@ class Stimuli:
                               f"{'labels' if self._labels else 'none'}. Use an EmojiWorld, a folder with a subfolder per class, "
                               f"or a torchvision data set.")
         place = {name.casefold(): i for i, name in enumerate(self._classes)}
+        if len(self._classes) == 1000:  # ImageNet's own folders are named by number, such as n01440764
+            place |= {name: i for i, name in enumerate(ImageNetInfo("imagenet-1k").label_names())}
         if isinstance(self.source, EmojiWorld):
             names = [self._labels[i] for i in self.source.facts(np.asarray(numbers))["concept"]]
         else:
@@ -94,9 +98,19 @@ class Stimuli:
 
     def masks(self, numbers) -> torch.Tensor:
         """float32 (N, S, S) in [0, 1], where each image shows its class; VitvizError if that is not known."""
-        if not isinstance(self.source, EmojiWorld):
-            raise VitvizError(f"It is not known where the {self.name} show their things; use an EmojiWorld.")
-        return self.source.batch(numbers, self._device).masks
+        if isinstance(self.source, EmojiWorld):
+            return self._scenes(numbers).masks
+        if self._masks is None:
+            raise VitvizError(f"It is not known where the {self.name} show their things; use an EmojiWorld, vv.image_folder(path,"
+                              f" size, boxes=\"boxes.csv\"), or a data set whose items are (image, (class number, mask)).")
+        return self._masks[list(numbers)]
+
+    def _scenes(self, numbers) -> Scenes:
+        """The scenes of these numbers; the last ones asked for are kept, because their masks are often asked for next."""
+        numbers = tuple(int(i) for i in numbers)
+        if self._drawn is None or self._drawn[0] != numbers:
+            self._drawn = numbers, self.source.batch(numbers, self._device)
+        return self._drawn[1]
 
 
 def default_world(model: VisionModel) -> EmojiWorld:
@@ -104,17 +118,20 @@ def default_world(model: VisionModel) -> EmojiWorld:
     return EmojiWorld("val", styles=model.card["recipe"]["styles"] if model.card else STYLES, size=model.image_size)
 
 
-def _read(source, size: int, n: int) -> tuple[torch.Tensor, list[str]]:
-    """The first ``n`` items of a torchvision data set: images (n, 3, size, size) and the names of their classes."""
+def _read(source, size: int, n: int) -> tuple[torch.Tensor, list[str], torch.Tensor | None]:
+    """The first ``n`` items of a torchvision data set: images (n, 3, size, size), names of their classes, masks if it has any."""
     if not n:
         raise VitvizError(f"The data set {type(source).__name__} is empty.")
     classes = [name if isinstance(name, str) else name[0] for name in source.classes]  # ImageNet has tuples of synonyms
-    images, labels = [], []
+    images, labels, masks = [], [], []
     for i in tqdm(range(n), desc="reading images", unit="image", leave=False, delay=2):
         image, label = source[i][:2]
         if not isinstance(image, Image.Image):
             raise VitvizError(f"The items of a data set are a PIL image and a class number; item {i} of "
                               f"{type(source).__name__} has a {type(image).__name__}. Make the data set without transforms.")
+        if isinstance(label, (tuple, list)):
+            label, mask = label
+            masks.append((fit(mask.convert("L").point(lambda value: 255 * (value > 0)), size)[0] > 127).float())
         images.append(fit(image, size))
         labels.append(classes[int(label)])
-    return torch.stack(images).float().div_(255), labels
+    return torch.stack(images).float().div_(255), labels, torch.stack(masks) if masks else None

@@ -103,7 +103,7 @@ def test_patches_still_read_each_other_when_kept_apart_and_stand_still_when_the_
     with alone(model, 0):
         assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
     for run, k in ((isolated, -1), (isolated, 4), (alone, -1), (alone, 4)):
-        with pytest.raises(VitvizError, match=f"planted has 3 blocks; got {k}"), run(model, k):
+        with pytest.raises(VitvizError, match=f"planted has 3 blocks, so 0 to 3 can be chosen; got {k}"), run(model, k):
             pass
 
 
@@ -138,12 +138,13 @@ def test_blocks_before_the_class_token_is_there_are_run_as_they_are():
     assert single == [apart[3]] * 3 + [apart[0]]
 
 
-def test_a_model_trained_with_captions_works_too():
+def test_a_model_trained_with_captions_works_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     tower = TextTower(["a", "flat", "icon", "of", *NAMES], 8)
     model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
     right = [NAMES[i] == label for i, label in zip(model(SIX.images).argmax(1), SIX.labels, strict=True)]
     assert both(isolated_cls(model, SIX))[0] == (round(100 * sum(right) / 6, 2), 100)
     model._class_points = torch.eye(3, 8)  # as a tower that has learnt the names would have them
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "of the changed model"))  # whose weights' hash is that of before
     assert both(isolated_cls(model, SIX)) == [SEEN, SEEN, (33.33, 100), (33.33, 100)]  # three classes are all in the first five
     assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
 

@@ -1,0 +1,149 @@
+"""Things and their surroundings: planted models that see only one of them, with numbers worked out by hand."""
+
+import numpy as np
+import pytest
+import timm
+import torch
+from torch import nn
+
+from vitviz_nb.background import box_of, context_chance, cut, normalized, parts, swapped
+from vitviz_nb.contexts import CONTEXTS
+from vitviz_nb.emoji_world import EmojiWorld
+from vitviz_nb.errors import VitvizError
+from vitviz_nb.models import VisionModel
+
+COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
+
+
+class Painted:
+    """Six images as a data set: a square in one colour (the class) on a ground in another, with its mask."""
+
+    classes = list(COLOURS)
+    pairs = [(0, 1), (0, 2), (1, 0), (1, 0), (2, 2), (2, 0)]  # class, ground
+
+    def __len__(self):
+        return len(self.pairs)
+
+    def __getitem__(self, i):
+        from PIL import Image
+
+        thing, ground = (tuple(int(255 * v) for v in list(COLOURS.values())[k]) for k in self.pairs[i])
+        image, mask = Image.new("RGB", (16, 16), ground), Image.new("L", (16, 16))
+        image.paste(thing, (2, 2, 10, 10))
+        mask.paste(255, (2, 2, 10, 10))
+        return image, (self.pairs[i][0], mask)
+
+
+class At(nn.Module):
+    """Answers with the colour at one pixel; six further classes share what is left."""
+
+    def __init__(self, row: int, column: int):
+        super().__init__()
+        self.row, self.column = row, column
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        seen = x[:, :, self.row, self.column] / 2 + 0.5
+        return torch.cat([seen, torch.full((len(x), 6), 0.5) - 0.01 * torch.arange(6)], 1)
+
+
+def painted(row: int, column: int) -> VisionModel:
+    return VisionModel(At(row, column), f"at {row} {column}", 16, class_names=[*COLOURS, *"defghi"])
+
+
+def shown(finding, measure: str = "top-1") -> dict[str, float]:
+    rows = finding.table.query("measure == @measure")
+    return {name: round(value, 1) for name, value in zip(rows["shown"], rows["value"], strict=True)}
+
+
+def test_a_model_that_looks_at_the_thing_loses_nothing_without_the_background():
+    assert shown(parts(painted(4, 4), Painted())) == {"whole": 100, "foreground": 100, "background": 0}
+
+
+def test_a_model_that_looks_at_the_ground_loses_nothing_without_the_thing():
+    # Of six grounds only the fifth has the colour of its class.
+    assert shown(parts(painted(14, 14), Painted())) == {"whole": 16.7, "foreground": 0, "background": 16.7}
+
+
+def test_shares_of_whole_images_are_divided_as_the_paper_does():
+    finding = normalized(parts(painted(14, 14), Painted()))
+    assert shown(finding) == {"foreground": 0, "background": 100}
+    assert "% of those on whole images" in finding.quantity
+    with pytest.raises(VitvizError, match="not one answer was right"):
+        normalized(parts(VisionModel(nn.Flatten(), "never", 16, class_names=[f"{i}" for i in range(765)] + list(COLOURS)),
+                         Painted()))
+
+
+def test_boxes_enclose_their_masks():
+    masks = torch.zeros(3, 4, 5)
+    masks[0, 1, 1] = masks[0, 3, 3] = 1
+    masks[1, 2, 4] = 0.4  # less than half of a pixel
+    masks[2] = 1
+    wanted = torch.zeros(3, 4, 5)
+    wanted[0, 1:4, 1:4] = 1
+    wanted[2] = 1
+    assert torch.equal(box_of(masks), wanted)
+    images = torch.full((3, 3, 4, 5), 0.5)
+    assert torch.equal(cut(images, masks, "foreground", boxes=True)[0, 0], 0.5 * wanted[0])
+    assert torch.equal(cut(images, masks, "background")[2], torch.zeros(3, 4, 5))
+    with pytest.raises(VitvizError, match="one of whole, foreground, background, got 'both'"):
+        cut(images, masks, "both")
+
+
+def test_chance_of_the_context_is_worked_out_by_hand():
+    world = EmojiWorld(concepts=["shark", "whale", "lion"], styles=("flat",))
+    homes = [CONTEXTS[i] for i in world.usual_context]
+    assert homes[0] == homes[1] != homes[2]
+    # Two concepts live together, one elsewhere, ten contexts are nobody's: the best guess of each context is right with
+    # probability 0.7, 0.7 and 10 times 0.3 / 11, each a third of the scenes.
+    assert context_chance(world)["top-1"] == pytest.approx(100 / 3 * (0.7 + 0.7 + 10 * 0.3 / 11))
+    assert context_chance(world)["top-5"] == pytest.approx(100)
+
+
+class Home(nn.Module):
+    """Knows each context by its mean colour at the corners, and answers with a concept at home there."""
+
+    def __init__(self, world: EmojiWorld):
+        super().__init__()
+        self.world, self.asked = world, []
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.zeros(len(x), len(self.world.concepts))
+
+
+def test_scenes_are_drawn_in_the_contexts_asked_for_and_wrong_answers_are_followed():
+    world = EmojiWorld(concepts=["shark", "lion", "rocket"], styles=("flat",), size=16)
+    usual = world.usual_context
+    scenes = world.batch(range(64), contexts=np.full(64, usual[1]))
+    assert (scenes.context == int(usual[1])).all()
+    own = world.batch(range(64))
+    same = own.context == int(usual[1])
+    assert same.any() and torch.equal(scenes.images[same], own.images[same])
+    assert torch.equal(scenes.concept, own.concept) and torch.equal(scenes.masks, own.masks)
+
+    model = VisionModel(Home(world), "always the shark", 16, class_names=world.concepts)
+    table = swapped(model, world, 64).table.set_index(["context", "measure"])["value"]
+    sharks = 100 * (own.concept == 0).float().mean().item()
+    assert table["usual", "right answers"] == table["another", "right answers"] == pytest.approx(sharks)
+    # In their usual contexts, wrong answers stand before lions and rockets, never in the shark's water.
+    assert table["usual", "wrong answers that follow the context"] == 0
+    assert 0 < table["another", "wrong answers that follow the context"] < 50
+
+
+@pytest.mark.parametrize("contexts", [[0], [0, 12], [-1, 0]])
+def test_contexts_that_do_not_exist_are_refused(contexts):
+    with pytest.raises(VitvizError, match="numbers from 0 to 11, one for each of 2 scenes"):
+        EmojiWorld(size=16).batch([0, 1], contexts=contexts)
+
+
+def test_only_models_of_its_concepts_can_be_asked_about_swapped_contexts():
+    with pytest.raises(VitvizError, match="has other classes. Take an embedded model"):
+        swapped(painted(0, 0))
+
+
+@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "deit_tiny_distilled_patch16_224", "test_byobnet"])
+def test_it_runs_on_timm_models_with_random_weights(name):
+    module = timm.create_model(name, num_classes=3).eval()
+    size = 160 if name == "test_byobnet" else 224
+    model = VisionModel(module, name, size, class_names=list(COLOURS), trained=False)
+    finding = parts(model, Painted(), boxes=True)
+    assert list(finding.table["n"]) == [6] * 6 and "bounding boxes" in finding.title

@@ -1,0 +1,53 @@
+"""Right and wrong answers of a model on labelled images, as they are or changed."""
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+
+from . import cache
+from .finding import share
+from .models import VisionModel
+from .stimuli import Stimuli
+
+MEASURES = ("top-1", "top-5")
+
+
+def right_answers(model: VisionModel, stimuli: Stimuli, what: str,
+                  change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """bool (n, 2): whether each image's class is the model's first answer, and whether it is among its first five.
+
+    Answers are kept in the cache, so that a second run is instant.
+
+    Args:
+        what: names the change, for the progress bar and the cache: the same words must mean the same change.
+        change: from an images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
+    """
+    labels = stimuli.labels(range(stimuli.n))  # asked first, so that images without labels are told of before any work
+    path = cache.path_of({"weights": model.weights_hash, "images": stimuli.key, "n": stimuli.n, "what": what}, "answers")
+    stored = cache.read(path)
+    if stored and stored.keys() == {"best"} and len(stored["best"]) == stimuli.n:
+        best = torch.from_numpy(stored["best"])
+    else:
+        with torch.inference_mode():
+            best = torch.cat([best_five(model(change(numbers, batch) if change else batch))
+                              for numbers, batch in stimuli.batches(f"{model.name}: {what}")])
+        cache.write(path, {"best": best.numpy().astype(np.int32)})
+    right = best == labels[:, None]
+    return torch.stack([right[:, 0], right.any(1)], 1)
+
+
+def best_five(logits: torch.Tensor) -> torch.Tensor:
+    """The classes of the five largest logits (..., classes), largest first: (..., 5), on the CPU."""
+    return logits.topk(min(5, logits.shape[-1]), -1).indices.cpu()
+
+
+def are_right(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    """bool (N, m, 2): whether each of m answers (N, m, classes) has the label first, and among the first five."""
+    right = best_five(logits) == labels.cpu()[:, None, None]
+    return torch.stack([right[..., 0], right.any(-1)], -1)
+
+
+def accuracy_rows(of: dict, hits: torch.Tensor) -> list[dict]:
+    """Two rows of a table, top-1 and top-5 in percent, from ``hits`` (n, 2); ``of`` says what they are of."""
+    return [{**of, "measure": name, **share(hits[:, j].sum(), len(hits))} for j, name in enumerate(MEASURES)]
