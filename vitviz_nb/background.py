@@ -1,14 +1,20 @@
 """What do things, and what do their surroundings, tell a model? (Paper, section 5.)"""
 
+import warnings
+from dataclasses import replace
+from pathlib import Path
+
 import numpy as np
 import pandas as pd
 import torch
+from tqdm import tqdm
 
 from .answers import MEASURES, accuracy_rows, right_answers
 from .contexts import CONTEXTS
 from .emoji_world import P_USUAL_CONTEXT, EmojiWorld
 from .errors import VitvizError
 from .finding import Finding, share
+from .images import image_folder
 from .models import VisionModel
 from .stimuli import Stimuli, default_world
 
@@ -22,13 +28,18 @@ def parts(model: VisionModel, images=None, n: int | None = None, boxes: bool = F
         images: labelled, with masks or bounding boxes (``Stimuli.masks``).
         boxes: True to cut along the bounding box of each mask, as the paper does with ImageNet's boxes, instead of the mask.
     """
-    stimuli, rows = Stimuli(model, images, n), []
-    for shown in SHOWN:
-        hits = right_answers(model, stimuli, f"{shown} alone",
-                             lambda numbers, batch, shown=shown: cut(batch, stimuli.masks(numbers), shown, boxes))
-        rows += accuracy_rows({"shown": shown}, hits)
+    stimuli = Stimuli(model, images, n)
+    rows = [row for shown, hits in _of_parts(model, stimuli, boxes).items() for row in accuracy_rows({"shown": shown}, hits)]
     how = "bounding boxes" if boxes else "masks"
     return Finding(f"{model.title}: what is shown, cut along {how} ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
+
+
+def _of_parts(model: VisionModel, stimuli: Stimuli, boxes: bool) -> dict[str, torch.Tensor]:
+    """For each of ``SHOWN``, the right answers (n, 2)."""
+    how = "boxes" if boxes else "masks"
+    return {shown: right_answers(model, stimuli, shown if shown == "whole" else f"{shown} alone, by {how}",
+                                 lambda numbers, batch, shown=shown: cut(batch, stimuli.masks(numbers), shown, boxes))
+            for shown in SHOWN}
 
 
 def cut(images: torch.Tensor, masks: torch.Tensor, shown: str, boxes: bool = False) -> torch.Tensor:
@@ -62,13 +73,52 @@ def normalized(finding: Finding) -> Finding:
     The interval is that of the part, divided by the accuracy on whole images; the uncertainty of the latter is left out.
     """
     table = finding.table.copy()
-    whole = table[table["shown"] == "whole"].groupby("measure")["value"].mean()
+    of = [column for column in ("model", "measure") if column in table]
+    whole = table[table["shown"] == "whole"].set_index(of)["value"]
     if (whole == 0).any():
         raise VitvizError("On whole images not one answer was right, so nothing can be divided by their accuracy.")
+    divisor = whole.loc[list(map(tuple, table[of].to_numpy())) if len(of) > 1 else table["measure"]].to_numpy()
     for column in ("value", "low", "high"):
-        table[column] = 100 * table[column] / table["measure"].map(whole)
+        table[column] = 100 * table[column] / divisor
     table = table[table["shown"] != "whole"].reset_index(drop=True)
     return Finding(f"{finding.title}, as a share of whole images", "right answers (% of those on whole images)", table)
+
+
+def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path, per_class: int | None = None) -> Finding:
+    """The paper's table of foreground and background, measured on images like its own: ImageNet's, with bounding boxes.
+
+    Classes are read one after the other, so memory does not depend on how many images there are, and every class that is done
+    is found in the cache by a later call.
+
+    Args:
+        folder: a subfolder a class, named by ImageNet's number (n01440764) or as the models name the class.
+        boxes: CSV, as ``boxes.Boxes`` reads it; images without a box are left out.
+        per_class: so many images of each class, the first by name; all of them by default.
+    """
+    folders = sorted(sub for sub in Path(folder).expanduser().glob("*") if sub.is_dir() and not sub.name.startswith("."))
+    if not folders:
+        raise VitvizError(f"{folder} has no subfolders; it should have one for each class, such as ImageNet's train/n01440764.")
+    hits: dict[tuple[str, str], list[torch.Tensor]] = {}
+    left_out = []
+    for sub in tqdm(folders, desc="foreground and background", unit="class"):
+        for model in models:
+            with warnings.catch_warnings():
+                warnings.simplefilter("ignore")  # half of ImageNet's images have no box
+                try:
+                    found = image_folder(sub, model.image_size, per_class, boxes)
+                except VitvizError as error:
+                    left_out.append(f"{sub.name} ({error})")
+                    break
+            stimuli = Stimuli(model, replace(found, labels=[sub.name] * len(found.paths)))
+            for shown, right in _of_parts(model, stimuli, boxes=True).items():
+                hits.setdefault((model.title, shown), []).append(right)
+    if not hits:
+        raise VitvizError(f"No class in {folder} has an image with a box in {boxes}. The first: {left_out[0]}")
+    if left_out:
+        warnings.warn(f"{len(left_out)} of {len(folders)} classes left out: {'; '.join(left_out[:3])}", stacklevel=2)
+    rows = [row for (name, shown), parts_ in hits.items()
+            for row in accuracy_rows({"shown": shown, "model": name}, torch.cat(parts_))]
+    return Finding(f"Foreground and background, cut along bounding boxes ({folder})", "right answers (%)", pd.DataFrame(rows))
 
 
 def context_chance(world: EmojiWorld) -> dict[str, float]:

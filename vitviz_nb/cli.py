@@ -83,6 +83,19 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the atlas; made if missing")
 
+    sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
+                  epilog="example, with ImageNet and its boxes:\n"
+                         "  vitviz background vit_base_patch32_224 resnet50 --images imagenet/train \\\n"
+                         "      --boxes LOC_train_solution.csv --out table.csv\n\n"
+                         "prints and writes right answers in percent; what is done is kept, and the same command goes on.")
+    sub.add_argument("model", nargs="+", help="any timm names with ImageNet's classes")
+    sub.add_argument("--images", type=Path, required=True, help="a folder with a subfolder for each class, as n01440764")
+    sub.add_argument("--boxes", type=Path, required=True,
+                     help="LOC_train_solution.csv, or a CSV file with the columns file,left,top,right,bottom")
+    sub.add_argument("--per-class", type=int, help="so many images of each class (default: all that have boxes)")
+    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    sub.add_argument("--out", type=Path, required=True, help="CSV file for the table")
+
     sub = command("publish", _publish, "write badges and the Colab address into the README and every notebook")
     sub.add_argument("target", nargs="?", metavar="OWNER/REPO", help="on GitHub (default: the git remote 'origin')")
     return parser
@@ -180,6 +193,22 @@ def _atlas(options) -> None:
     atlas = make_atlas(model, layers, options.out)
     size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
     print(f"{sum(places[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
+
+
+def _background(options) -> None:
+    from .background import normalized, paper_table
+    from .models import load
+
+    models = [load(name, device=options.device) for name in options.model]
+    finding = paper_table(models, options.images, options.boxes, options.per_class)
+    path = finding.save(options.out)
+    for title, table in ((finding.quantity, finding.table), (f"{normalized(finding).quantity}, as the paper's table",
+                                                             normalized(finding).table)):
+        print(f"{title}:")
+        for row in table.itertuples():
+            print(f"  {row.model:<44}{row.shown:<12}{row.measure}  {row.value:6.2f}  "
+                  f"(95 % interval {row.low:.2f} to {row.high:.2f}, n = {row.n})")
+    print(f"written to {path}")
 
 
 def _publish(options) -> None:

@@ -1,12 +1,17 @@
 """Things and their surroundings: planted models that see only one of them, with numbers worked out by hand."""
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import timm
 import torch
+from PIL import Image
+from timm.data import ImageNetInfo
 from torch import nn
 
-from vitviz_nb.background import box_of, context_chance, cut, normalized, parts, swapped
+from vitviz_nb import cli
+from vitviz_nb.background import box_of, context_chance, cut, normalized, paper_table, parts, swapped
 from vitviz_nb.contexts import CONTEXTS
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
@@ -25,8 +30,6 @@ class Painted:
         return len(self.pairs)
 
     def __getitem__(self, i):
-        from PIL import Image
-
         thing, ground = (tuple(int(255 * v) for v in list(COLOURS.values())[k]) for k in self.pairs[i])
         image, mask = Image.new("RGB", (16, 16), ground), Image.new("L", (16, 16))
         image.paste(thing, (2, 2, 10, 10))
@@ -147,3 +150,77 @@ def test_it_runs_on_timm_models_with_random_weights(name):
     model = VisionModel(module, name, size, class_names=list(COLOURS), trained=False)
     finding = parts(model, Painted(), boxes=True)
     assert list(finding.table["n"]) == [6] * 6 and "bounding boxes" in finding.title
+
+
+@pytest.fixture
+def imagenet(tmp_path: Path) -> tuple[Path, Path]:
+    """A stand-in for ImageNet: two classes by their numbers, boxes in its own form, one image without."""
+    root = tmp_path / "train"
+    lines = ["ImageId,PredictionString"]
+    for number, colours in (("n01440764", ["red", "blue", "red"]), ("n01443537", ["blue", "blue"])):
+        (root / number).mkdir(parents=True)
+        for i, colour in enumerate(colours):
+            image = Image.new("RGB", (16, 16), "lime")
+            image.paste(colour, (2, 2, 10, 10))
+            image.save(root / number / f"{number}_{i}.png")
+            lines.append(f"{number}_{i},{number} 2 2 10 10")
+    lines.pop()  # the last image has no box
+    boxes = tmp_path / "LOC_train_solution.csv"
+    boxes.write_text("\n".join(lines) + "\n")
+    return root, boxes
+
+
+class Thousand(nn.Module):
+    """Of ImageNet's classes, the first for red at one pixel, the second for blue, the third for lime."""
+
+    def __init__(self, row: int, column: int):
+        super().__init__()
+        self.row, self.column = row, column
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        red, green, blue = (x[:, :, self.row, self.column] / 2 + 0.5).unbind(1)
+        rest = 0.5 - 0.001 * torch.arange(997)
+        return torch.cat([torch.stack([red, blue, green], 1), rest.expand(len(x), -1)], 1)
+
+
+def thousand(row: int, column: int) -> VisionModel:
+    info = ImageNetInfo("imagenet-1k")
+    names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
+    return VisionModel(Thousand(row, column), f"at {row} {column}", 16, class_names=names)
+
+
+def test_the_papers_table_is_made_from_imagenets_folders_and_boxes(imagenet):
+    finding = paper_table([thousand(4, 4), thousand(14, 14)], *imagenet)
+    value = finding.table.set_index(["model", "shown", "measure"])["value"].round(1)
+    # Of red, blue, red and blue, all but the second are what their class is; four images have boxes.
+    assert set(finding.table["n"]) == {4}
+    assert value["at 4 4", "whole", "top-1"] == value["at 4 4", "foreground", "top-1"] == 75
+    # Black leaves 0.5 to classes that do not exist here: nothing is right, and the first three are not among five.
+    assert value["at 4 4", "background", "top-5"] == 0
+    assert value["at 14 14", "whole", "top-1"] == 0
+    with pytest.raises(VitvizError, match="not one answer"):
+        normalized(finding)
+    share = normalized(paper_table([thousand(4, 4)], *imagenet)).table.set_index(["shown", "measure"])["value"]
+    assert share["foreground", "top-1"] == 100 and share["background", "top-1"] == 0
+
+
+def test_the_papers_table_takes_some_images_of_each_class_and_says_which_are_left_out(imagenet):
+    root, boxes = imagenet
+    (root / "n01484850").mkdir()
+    with pytest.warns(UserWarning, match="1 of 3 classes left out: n01484850"):
+        assert set(paper_table([thousand(4, 4)], root, boxes, per_class=1).table["n"]) == {2}
+    with pytest.raises(VitvizError, match="has no subfolders"):
+        paper_table([thousand(4, 4)], root / "n01440764", boxes)
+    boxes.write_text("ImageId,PredictionString\nother,n01440764 1 2 3 4\n")
+    with pytest.raises(VitvizError, match="No class in .* has an image with a box"):
+        paper_table([thousand(4, 4)], root, boxes)
+
+
+def test_the_command_prints_and_writes_the_table(imagenet, monkeypatch, capsys, tmp_path: Path):
+    monkeypatch.setattr("vitviz_nb.models.load", lambda name, device=None: thousand(4, 4))
+    root, boxes = imagenet
+    arguments = ["background", "some_vit", "--images", str(root), "--boxes", str(boxes), "--out", str(tmp_path / "t.csv")]
+    assert cli.main(arguments) == 0
+    out = capsys.readouterr().out
+    assert "75.00  (95 % interval 30.06 to 95.44, n = 4)" in out and "as the paper's table" in out
+    assert "foreground" in (tmp_path / "t.csv").read_text()
