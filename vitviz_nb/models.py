@@ -3,6 +3,7 @@
 import hashlib
 import importlib
 import json
+import os
 import threading
 from functools import cache, cached_property
 from pathlib import Path
@@ -13,6 +14,7 @@ import torch.nn.functional as F
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.layers import use_fused_attn
+from timm.models import load_state_dict
 from torch import nn
 
 from .errors import VitvizError, nearest
@@ -169,23 +171,34 @@ def usable_device(device: str | None) -> str:
     return device
 
 
-def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None) -> VisionModel:
+def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None,
+         checkpoint: str | os.PathLike[str] | None = None, class_names: list[str] | None = None) -> VisionModel:
     """A model by name.
 
     Args:
-        name: an embedded model (``vv.list_models()`` starts with them; these work offline) or any timm name, such as
-            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads.
+        name: an embedded model (``vv.list_models()`` starts with them; these work offline), any timm name, such as
+            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads, or the card of a model that
+            ``vitviz train`` made, such as ``"trained/emoji-swin.json"``.
         pretrained: False gives random weights (seed 0), labelled "untrained" wherever they appear.
         device: "cpu", "cuda", "mps", …; by default the fastest there is.
+        checkpoint: a file of your own weights for the timm model ``name``: safetensors, or what ``torch.save`` wrote, read
+            without running anything in it. It may have any number of classes.
+        class_names: what those classes are called, in order; by default ImageNet's names where there are 1,000.
 
     Raises:
-        VitvizError: no such model (with the nearest names); weights out of reach, changed or not finite; no such device.
+        VitvizError: no such model (with the nearest names); weights out of reach, changed, not of this model or not finite; no
+            such device.
     """
     if not isinstance(name, str):
         raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {name!r}.")
     device, embedded = usable_device(device), embedded_names()
-    if name in embedded:
+    if checkpoint is not None:
+        model = _load_checkpoint(name, Path(checkpoint).expanduser(), class_names)
+    elif name in embedded:
         model = load_from(models_dir(), name, pretrained)
+    elif name.endswith(".json"):
+        card = Path(name).expanduser()
+        model = load_from(card.parent, card.stem, pretrained)
     elif timm.is_model(name):
         model = _load_timm(name, pretrained)
     else:
@@ -241,10 +254,42 @@ def _load_timm(name: str, pretrained: bool) -> VisionModel:
         module = create_pretrained(name)
     else:
         module = _seeded(lambda: timm.create_model(name, pretrained=False))
-    config = resolve_model_data_config(module)
     licence = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "see the model's page"
-    names = None
-    if getattr(module, "num_classes", 0) == 1000:
-        info = ImageNetInfo("imagenet-1k")
-        names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
-    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], names, licence, trained=pretrained)
+    return _of_timm(module, name, imagenet_names() if getattr(module, "num_classes", 0) == 1000 else None, licence, pretrained)
+
+
+def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> VisionModel:
+    if not timm.is_model(name):
+        raise VitvizError(f"A checkpoint needs the timm name of its model; there is none called {name!r}."
+                          f"{nearest(name, _timm_names())}")
+    if not path.is_file():
+        raise VitvizError(f"There is no checkpoint {path}; name a .safetensors, .pth or .bin file.")
+    try:
+        weights = load_state_dict(str(path), weights_only=True)
+    except Exception as error:  # a file of another kind fails in any way there is
+        raise VitvizError(f"{path} is no checkpoint that can be read safely ({str(error).splitlines()[0]}); save its weights "
+                          f"alone: safetensors.torch.save_file(model.state_dict(), path).") from None
+    classifier = timm.create_model(name, pretrained=False).pretrained_cfg.get("classifier") or "head"
+    head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
+    classes = len(head) if head is not None else 0
+    module = timm.create_model(name, pretrained=False, num_classes=classes)
+    try:
+        module.load_state_dict(weights)
+    except RuntimeError as error:
+        lines = str(error).splitlines()
+        raise VitvizError(f"{path} does not hold weights of {name}: {lines[min(1, len(lines) - 1)].strip()[:200]} "
+                          f"Give the timm name it was trained with.") from None
+    if class_names is not None and len(class_names) != classes:
+        raise VitvizError(f"The weights in {path} tell {classes} classes apart, but {len(class_names)} names were given.")
+    return _of_timm(module, name, class_names or (imagenet_names() if classes == 1000 else None), "of your own", True)
+
+
+def _of_timm(module: nn.Module, name: str, class_names: list[str] | None, licence: str, trained: bool) -> VisionModel:
+    config = resolve_model_data_config(module)
+    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], class_names, licence, trained)
+
+
+def imagenet_names() -> list[str]:
+    """ImageNet's 1,000 classes in order, the first of each one's synonyms."""
+    info = ImageNetInfo("imagenet-1k")
+    return [info.index_to_description(i).split(",")[0] for i in range(1000)]

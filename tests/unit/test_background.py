@@ -7,7 +7,6 @@ import pytest
 import timm
 import torch
 from PIL import Image
-from timm.data import ImageNetInfo
 from torch import nn
 
 from vitviz_nb import cli
@@ -15,7 +14,7 @@ from vitviz_nb.background import box_of, context_chance, cut, normalized, paper_
 from vitviz_nb.contexts import CONTEXTS
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.models import VisionModel
+from vitviz_nb.models import VisionModel, imagenet_names
 
 COLOURS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}
 
@@ -184,9 +183,7 @@ class Thousand(nn.Module):
 
 
 def thousand(row: int, column: int) -> VisionModel:
-    info = ImageNetInfo("imagenet-1k")
-    names = [info.index_to_description(i).split(",")[0] for i in range(1000)]
-    return VisionModel(Thousand(row, column), f"at {row} {column}", 16, class_names=names)
+    return VisionModel(Thousand(row, column), f"at {row} {column}", 16, class_names=imagenet_names())
 
 
 def test_the_papers_table_is_made_from_imagenets_folders_and_boxes(imagenet):
