@@ -25,6 +25,7 @@ _HOME = {  # public name: the submodule it lives in
     "explore": "explorer",
     "image_folder": "images",
     "top_images": "top",
+    "Report": "report",
     "setup": "notebook",
     "check": "exercises",
     "VitvizError": "errors",
