@@ -18,7 +18,7 @@ from .finding import Finding, mean
 from .models import VisionModel
 from .progression import correlation
 from .sites import activations, sites
-from .stimuli import AT_ONCE, Stimuli
+from .stimuli import AT_ONCE, Stimuli, others
 
 FACTS = ("concept", "category", "style", "colour", "context", "count", "size", "turn", "place")
 IN_ONE_STYLE = "concept in one style"
@@ -89,7 +89,7 @@ def explained(model: VisionModel, images=None, n: int | None = None, facts: dict
             else:
                 batch, here = stimuli.batch(numbers), {name: values[start:numbers.stop] for name, values in known.items()}
             if shuffled:
-                lot = torch.randperm(len(numbers), generator=torch.Generator().manual_seed(start))
+                lot = others(len(numbers), start)
                 here = {name: values[lot] for name, values in here.items()}
             for table, found in zip(tables, activations(model, kind, batch), strict=True):
                 table.add(found, here)

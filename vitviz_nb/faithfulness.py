@@ -11,7 +11,7 @@ from .emoji_world import EmojiWorld
 from .intervals import wilson
 from .models import VisionModel
 from .sites import Site, activations, sites
-from .stimuli import default_world
+from .stimuli import default_world, others
 
 _SCENES, _AT_ONCE = 8192, 16  # 32 scenes of each of 256 concepts; few at once keep a CNN small
 
@@ -50,7 +50,7 @@ def _moments(model: VisionModel, kind: str, world: EmojiWorld,
              shuffled: bool) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per layer: sums over the scenes of each concept (concepts, units), sums of squares (units,), scenes of each concept."""
     path = cache.path_of({"weights": model.weights_hash, "kind": kind, "world": repr(world), "concepts": world.concepts,
-                          "n": _SCENES} | ({"shuffled": True} if shuffled else {}), "selectivity")
+                          "n": _SCENES} | ({"shuffled": "none keeps its own"} if shuffled else {}), "selectivity")
     places, stored = sites(model)[kind], cache.read(path)
     if not stored or len(stored) != 1 + 2 * len(places):
         concepts = len(world.concepts)
@@ -61,7 +61,7 @@ def _moments(model: VisionModel, kind: str, world: EmojiWorld,
             scenes = world.batch(range(start, start + _AT_ONCE), model.device)
             concept = scenes.concept.cpu()
             if shuffled:
-                concept = concept[torch.randperm(len(concept), generator=torch.Generator().manual_seed(start))]
+                concept = concept[others(len(concept), start)]
             n += torch.bincount(concept, minlength=concepts)
             for total, square, found in zip(sums, squares, activations(model, kind, scenes.images), strict=True):
                 total.index_add_(0, concept, found.double())

@@ -118,6 +118,15 @@ def default_world(model: VisionModel) -> EmojiWorld:
     return EmojiWorld("val", styles=model.card["recipe"]["styles"] if model.card else STYLES, size=model.image_size)
 
 
+def others(n: int, seed: int) -> torch.Tensor:
+    """For each of ``n`` images another of them, by lot: int64 (n,), the control of whatever goes by what an image shows.
+
+    None is its own other, as in a plain shuffle one would be on average: in batches of 16, one image in 16.
+    """
+    lot = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
+    return torch.empty_like(lot).scatter_(0, lot, lot.roll(1))
+
+
 def _read(source, size: int, n: int) -> tuple[torch.Tensor, list[str], torch.Tensor | None]:
     """The first ``n`` items of a torchvision data set: images (n, 3, size, size), names of their classes, masks if it has any."""
     if not n:

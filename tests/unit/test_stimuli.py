@@ -15,7 +15,7 @@ from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
 from vitviz_nb.scores import reference_activations
 from vitviz_nb.sites import site
-from vitviz_nb.stimuli import Stimuli
+from vitviz_nb.stimuli import Stimuli, others
 
 COLOURS = {"bee": (255, 255, 0), "ant": (0, 0, 0), "dog": (128, 64, 0), "cat": (255, 255, 255)}  # not in the model's order
 
@@ -244,3 +244,9 @@ def test_a_data_set_with_transforms_is_refused_with_what_to_do(tiny_vit):
 
     with pytest.raises(VitvizError, match="item 0 of Transformed has a Tensor. Make the data set without transforms"):
         Stimuli(tiny_vit, Transformed())
+
+
+def test_every_image_gets_another_and_each_is_given_once():
+    lots = [others(16, seed) for seed in range(20)]
+    assert all(sorted(lot.tolist()) == list(range(16)) and (lot != torch.arange(16)).all() for lot in lots)
+    assert torch.equal(others(16, 3), lots[3]) and len({tuple(lot.tolist()) for lot in lots}) == 20
