@@ -201,6 +201,20 @@ def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tm
     assert same(trained(tmp_path), uninterrupted)
 
 
+def test_modules_that_are_used_twice_can_be_kept_and_read_again(tmp_path: Path, recipe):
+    """CoaT's stages share an MLP, whose weights then have several names."""
+    path, made = tmp_path / "shared.checkpoint.safetensors", recipe()
+
+    def network():
+        shared = torch.nn.Linear(3, 3)
+        return torch.nn.ModuleDict({"one": shared, "two": shared})
+
+    first, second = network(), network()
+    training._save(path, first, [], made, 2, 1.5)
+    assert training._resume(path, second, [], made) == (2, 1.5)
+    assert torch.equal(first["two"].weight, second["one"].weight)
+
+
 @pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
 def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, uninterrupted, trained, stop_at):
     drawn = stop_at(2, KeyboardInterrupt)
