@@ -81,6 +81,16 @@ class Finding:
         return f"<p>{self.title}. Value: {self.quantity}; low and high: its 95 % interval.</p>{shown.to_html(index=False)}"
 
 
+def beside(findings: dict[str, Finding], title: str) -> Finding:
+    """The same measurement of several models in one finding, each under its name in a column "model"."""
+    tables = []
+    for name, finding in findings.items():
+        tables.append(finding.table.copy())
+        tables[-1].insert(1, "model", name)
+    first = next(iter(findings.values()))
+    return Finding(title, first.quantity, pd.concat(tables, ignore_index=True), first.control)
+
+
 def share(hits, n: int) -> dict[str, float]:
     """The four numbers of a row: a share in percent, with Wilson's interval."""
     low, high = wilson(int(hits), int(n))

@@ -9,16 +9,16 @@ from PIL import Image
 from .attack import attack
 from .drawing import Tile, bundle, contact_sheet
 from .errors import VitvizError
-from .faithfulness import named, selectivity
-from .finding import Finding, mean, share
+from .faithfulness import named
+from .finding import Finding, share
+from .kinds import by_axes, pictures
 from .models import VisionModel
 from .scores import default_reference, reference_activations
-from .sites import check_neurons, site, sites, tokens
-from .visualizer import Visualizer
+from .sites import check_neurons, site, tokens
 
 
-def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: int = 64) -> tuple[Finding, Finding]:
-    """Pictures and units of one layer, by kind of unit: queries, keys, values and MLP units.
+def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: int = 12) -> tuple[Finding, Finding]:
+    """Pictures and units of one layer, by kind of unit: queries, keys, values, MLP units, and random directions of the last.
 
     Args:
         judge: another embedded model, which names what pictures show (``faithfulness.named``).
@@ -27,29 +27,20 @@ def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: in
 
     Returns:
         The share of pictures that the judge names as their unit's own top concept, beside the share above the 99th percentile
-        of scenes, in percent; and the concept selectivity of the units, in standard deviations.
+        of scenes, in percent; and the concept selectivity of all units beside that of random directions (``kinds.by_axes``).
     """
     if model.card is None or judge.class_names != model.class_names:
         raise VitvizError("Naming pictures needs two embedded models: only of Emoji World is it known what each scene shows. "
                           "Load them with vv.load('emoji-…').")
-    visualizer, shares, selective = Visualizer(model), [], []
-    kinds = [kind for kind in ("query", "key", "value", "mlp") if kind in sites(model)]
-    if not kinds:
-        raise VitvizError(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
-    for kind in kinds:
-        place = site(model, layer, kind)
-        chosen = torch.linspace(0, place.units - 1, min(neurons, place.units)).round().long().tolist()
-        rendering, found = visualizer.render(layer, chosen, kind), selectivity(model, place)
-        hits = named(rendering.pictures, found.concept[chosen], found.strength[chosen], judge, 0.0).hits
-        high = sum(p > 99 for p in rendering.scores.percentile)
+    shares = []
+    for kind, row in pictures(model, layer, neurons).items():
+        hits = named(row.rendering.pictures, row.concept, row.strength, judge, -torch.inf).hits
+        high = sum(p > 99 for p in row.rendering.scores.percentile)
         shares += [{"kind": kind, "pictures": f"named by {judge.name}", **share(hits.sum(), len(hits))},
                    {"kind": kind, "pictures": "above the 99th percentile", **share(high, len(hits))}]
-        selective.append({"kind": kind, **mean(found.strength.numpy())})
-    where = f"{model.title}, layer {place.layer}"
+    where = f"{model.title}, layer {site(model, layer).layer}"
     chance = "guessing names", 500 / len(judge.class_names)
-    return (Finding(f"{where}: pictures by kind of unit", "pictures (%)", pd.DataFrame(shares), chance),
-            Finding(f"{where}: how far a unit's favourite concept stands out", "selectivity (standard deviations)",
-                    pd.DataFrame(selective)))
+    return Finding(f"{where}: pictures by kind of unit", "pictures (%)", pd.DataFrame(shares), chance), by_axes(model, layer)[0]
 
 
 @dataclass(frozen=True, eq=False)

@@ -1,17 +1,76 @@
-"""Do patch tokens stay about their own place? Activation maps against masks, linear probes, similarities (paper, section 4)."""
+"""Do patch tokens stay about their own place? Changed squares, maps against masks, probes, similarities (paper, section 4)."""
+
+from collections.abc import Iterator
 
 import pandas as pd
 import torch
 import torch.nn.functional as F
 
 from .errors import VitvizError
-from .finding import Finding, mean
+from .finding import Finding, mean, share
+from .memory import give_back
 from .models import VisionModel
-from .scores import reference_activations
+from .scores import default_reference, reference_activations
 from .sites import Site, each_layer, sites
-from .stimuli import Stimuli
+from .stimuli import AT_ONCE, Stimuli
+from .top import top_images
 
 TOP = 5  # scenes a neuron
+
+
+def squares(model: VisionModel) -> tuple[int, int]:
+    """(rows, columns) of the squares that ``ripples`` changes: the patches of the model's coarsest layer."""
+    return min(place.grid for place in _residual(model))
+
+
+def ripples(model: VisionModel, images: torch.Tensor, changed: torch.Tensor) -> list[torch.Tensor]:
+    """Which patch tokens notice that one square of an image was changed.
+
+    Args:
+        images: (N, 3, S, S) in [0, 1], at least 2. The square takes the pixels of the image before, in the first of the last.
+        changed: int64 (N,), which square of each image, in reading order (see ``squares``).
+
+    Returns:
+        For each layer of the residual stream (N, rows, columns): the share of the squared change of all patch tokens that each
+        token has. An image's shares sum to 1, or to 0 where nothing changed.
+    """
+    places = _residual(model)
+    rows, columns = squares(model)
+    if len(images) < 2 or len(changed) != len(images) or not 0 <= changed.min() <= changed.max() < rows * columns:
+        raise VitvizError(f"Ripples need at least 2 images and for each a square, 0 to {rows * columns - 1}; got {len(images)} "
+                          f"images and squares {changed.tolist()[:5]}.")
+    pixels = _squares(changed, (rows, columns), images.shape[-2:])[:, None].bool().to(images.device)
+    mixed, found = torch.where(pixels, images.roll(1, 0), images), [[] for _ in places]
+    for part in range(0, len(images), AT_ONCE):
+        before, after = (each_layer(model, "residual", shown[part:part + AT_ONCE], lambda place, tokens: tokens.clone())
+                         for shown in (images, mixed))
+        for i, place in enumerate(places):
+            change = (after[place.layer] - before[place.layer]).square().sum(-1)
+            found[i].append((change / change.sum(1, keepdim=True).clamp_min(1e-20)).unflatten(1, place.grid))
+    return [torch.cat(parts) for parts in found]
+
+
+def locality(model: VisionModel, images=None, n: int = 256) -> Finding:
+    """How much of a change stays where it was made, by layer: one square of each image, drawn by lot, takes the pixels of
+    another image; the value is the share of the patch tokens' squared change at the tokens of that square, in percent.
+    """
+    stimuli, places = _several(model, images, n), _residual(model)
+    grid = squares(model)
+    drawn = torch.randint(grid[0] * grid[1], (stimuli.n,), generator=torch.Generator().manual_seed(0))
+    own = [[] for _ in places]
+    for numbers, batch in stimuli.batches(f"{model.name}: one square changed"):
+        if len(batch) < 2:
+            continue
+        chosen = drawn[list(numbers)]
+        for i, shares in enumerate(ripples(model, batch, chosen)):
+            noticed = shares.sum((1, 2)) > 0
+            own[i].append((shares * _squares(chosen, grid, shares.shape[1:])).sum((1, 2))[noticed])
+    if not sum(map(len, own[0])):
+        raise VitvizError(f"No token of {model.name} changed with the images' squares: these are all alike. Give images that "
+                          f"differ.")
+    rows = [{"layer": place.layer, **mean(100 * torch.cat(own[i]).numpy())} for i, place in enumerate(places)]
+    return Finding(f"{model.title}: one square of the image is changed ({stimuli.name})", "change that stays at its place (%)",
+                   pd.DataFrame(rows), ("spread evenly", 100 / (grid[0] * grid[1])))
 
 
 def peaks_in_mask(model: VisionModel, images=None, n: int | None = None) -> Finding:
@@ -24,30 +83,52 @@ def peaks_in_mask(model: VisionModel, images=None, n: int | None = None) -> Find
     Args:
         images: with masks (``Stimuli.masks``), such as an ``EmojiWorld``.
     """
-    stimuli = _several(model, images, n)
-    kind, places = next(iter(sites(model).items()))
-    if any(place.grid is None for place in places):
-        raise VitvizError(f"The windows of {model.name} do not lie in the order of the image, so its neurons have no maps.")
-    peaks, cover = [[] for _ in places], [[] for _ in places]
-    for numbers, batch in stimuli.batches(f"{model.name}: where neurons peak"):
-        masks = stimuli.masks(numbers)[:, None].cpu()
-        found = each_layer(model, kind, batch, lambda place, tokens: tokens.argmax(1).to(torch.int32))
-        for i, place in enumerate(places):
-            peaks[i].append(found[i])
-            cover[i].append(F.adaptive_avg_pool2d(masks, place.grid).flatten(1) >= 0.5)
-    rows = []
-    for i, place in enumerate(places):
-        where, inside = torch.cat(peaks[i]).long(), torch.cat(cover[i])  # (n, units), (n, patches)
-        known = reference_activations(model, place, stimuli)
-        best = known.topk(min(TOP, len(known)), dim=0).indices  # (5, units)
-        living = known.std(0) > 0
-        spot = where.gather(0, best)
-        own, other = inside[best, spot], inside[best.roll(1, 0), spot]
-        area = inside.float().mean(1)[best]
-        for name, hits in (("its own scene", own), ("another scene", other), ("area of the masks", area)):
-            rows.append({"layer": place.layer, "the mask is of": name, **mean(100 * hits.float().mean(0)[living].numpy())})
+    stimuli, rows = _several(model, images, n), []
+    for place, maps, own, other in _top_maps(model, stimuli):
+        spot = maps.argmax(-1, keepdim=True)
+        for name, inside in (("its own scene", own), ("another scene", other)):
+            hits = (inside.gather(-1, spot) >= 0.5).float()
+            rows.append({"layer": place.layer, "the mask is of": name, **mean(100 * hits.mean((0, 2)).numpy())})
+        area = (own >= 0.5).float().mean((0, 2))
+        rows.append({"layer": place.layer, "the mask is of": "area of the masks", **mean(100 * area.numpy())})
     return Finding(f"{model.title}: peaks of neurons inside the mask ({TOP} strongest of {stimuli.name})", "peaks inside (%)",
                    pd.DataFrame(rows))
+
+
+def outlines(model: VisionModel, images=None, n: int | None = None) -> tuple[Finding, Finding]:
+    """Whether a neuron's map over the image follows the outline of the thing, by layer, over its five strongest scenes.
+
+    Unlike a peak, this also counts a neuron that answers everywhere but on the thing.
+
+    Args:
+        images: with masks (``Stimuli.masks``), such as an ``EmojiWorld``.
+
+    Returns:
+        The share of a map's variance over the patches that the mask explains (squared correlation, in percent), mean over
+        neurons, for the scene's own mask and for that of another of the five; and the share of neurons that answer more on the
+        thing than beside it (mean correlation above 0).
+    """
+    stimuli, explained, on_it = _several(model, images, n), [], []
+    for place, maps, own, other in _top_maps(model, stimuli):
+        for name, mask in (("its own scene", own), ("another scene", other)):
+            r = _over_patches(maps, mask)
+            explained.append({"layer": place.layer, "the mask is of": name, **mean(100 * r.square().mean(0).numpy())})
+            if mask is own:
+                on_it.append({"layer": place.layer, **share((r.mean(0) > 0).sum(), r.shape[1])})
+    what = f"({TOP} strongest of {stimuli.name})"
+    return (Finding(f"{model.title}: do maps follow the thing's outline? {what}", "variance explained by the mask (%)",
+                    pd.DataFrame(explained)),
+            Finding(f"{model.title}: neurons that answer on the thing {what}", "neurons (%)", pd.DataFrame(on_it)))
+
+
+def outline_of(model: VisionModel, layer: int, neuron: int) -> torch.Tensor:
+    """Of one neuron (6,): how much of its map the mask explains, in percent, in each of its six strongest scenes
+    (``top_images``)."""
+    best = top_images(model, layer, neuron, next(iter(sites(model))))
+    if best.maps is None:
+        raise VitvizError(f"The windows of {model.name} do not lie in the order of the image, so its neurons have no maps.")
+    masks = F.adaptive_avg_pool2d(default_reference(model).masks(best.indices)[:, None].cpu(), best.maps.shape[1:])
+    return 100 * _over_patches(best.maps.flatten(1), masks.flatten(1)).square()
 
 
 def probes(model: VisionModel, images=None, n: int = 256) -> Finding:
@@ -60,16 +141,17 @@ def probes(model: VisionModel, images=None, n: int = 256) -> Finding:
     stimuli, places = _several(model, images, n), _residual(model)
     tokens, colours = [[] for _ in places], [[] for _ in places]
     for _, batch in stimuli.batches(f"{model.name}: probes"):
-        found = each_layer(model, "residual", batch, lambda place, tokens: tokens.clone())  # a later layer may work in place
+        found = each_layer(model, "residual", batch, lambda place, tokens: tokens.half())  # a copy, and all together are large
         for i, place in enumerate(places):
             tokens[i].append(found[place.layer])
             colours[i].append(F.adaptive_avg_pool2d(batch, place.grid).flatten(2).transpose(1, 2).cpu())
     rows = []
     for place in places:
-        x, colour = torch.cat(tokens.pop(0)), torch.cat(colours.pop(0))  # given back layer by layer: they are large
+        x, colour = torch.cat(tokens.pop(0)).float(), torch.cat(colours.pop(0))  # given back layer by layer
         grid = torch.stack(torch.meshgrid(*(torch.arange(side).float() for side in place.grid), indexing="ij"), -1).view(-1, 2)
         for name, target in (("its place", grid.expand(len(x), -1, -1)), ("its colour", colour)):
             rows.append({"layer": place.layer, "read from the token": name, **mean(100 * _explained(x, target).numpy())})
+    give_back()
     return Finding(f"{model.title}: what a linear probe reads from a patch's token ({stimuli.name})",
                    "variance explained (%)", pd.DataFrame(rows))
 
@@ -93,6 +175,46 @@ def _several(model: VisionModel, images, n: int | None) -> Stimuli:
     if stimuli.n < 2:
         raise VitvizError(f"This is measured over several images, at least 2; there is {stimuli.n}.")
     return stimuli
+
+
+def _top_maps(model: VisionModel, stimuli: Stimuli) -> Iterator[tuple[Site, torch.Tensor, torch.Tensor, torch.Tensor]]:
+    """For each layer the maps of its living neurons over their five strongest images, strongest first (5, living, patches); and
+    as such the share of each patch that the image's mask covers, and that of the one before it in strength.
+    """
+    kind, places = next(iter(sites(model).items()))
+    if any(place.grid is None for place in places):
+        raise VitvizError(f"The windows of {model.name} do not lie in the order of the image, so its neurons have no maps.")
+    known = [reference_activations(model, place, stimuli) for place in places]
+    best = [values.topk(min(TOP, len(values)), dim=0).indices for values in known]  # (5, units)
+    maps = [torch.empty(*index.shape, place.grid[0] * place.grid[1]) for index, place in zip(best, places, strict=True)]
+    cover = {place.grid: [] for place in places}
+    for numbers, batch in stimuli.batches(f"{model.name}: maps of neurons"):
+        masks = stimuli.masks(numbers)[:, None].cpu()
+        for grid, parts in cover.items():
+            parts.append(F.adaptive_avg_pool2d(masks, grid).flatten(1))
+        here = [((index >= numbers[0]) & (index <= numbers[-1])).nonzero(as_tuple=True) for index in best]
+        found = each_layer(model, kind, batch, lambda place, tokens, here=here, first=numbers[0]:
+                           tokens[best[place.layer][here[place.layer]] - first, :, here[place.layer][1]])
+        for i, (rank, unit) in enumerate(here):
+            maps[i][rank, unit] = found[i]
+    give_back()
+    covers = {grid: torch.cat(parts) for grid, parts in cover.items()}  # (n, patches)
+    for i, place in enumerate(places):
+        living = known[i].std(0) > 0
+        index, masks = best[i][:, living], covers[place.grid]
+        yield place, maps[i][:, living], masks[index], masks[index.roll(1, 0)]
+
+
+def _over_patches(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Correlation over the last dimension; 0 where one of the two does not vary."""
+    first, second = (x - x.mean(-1, keepdim=True) for x in (first, second))
+    return (first * second).sum(-1) / (first.norm(dim=-1) * second.norm(dim=-1)).clamp_min(1e-12)
+
+
+def _squares(numbers: torch.Tensor, grid: tuple[int, int], size: tuple[int, int]) -> torch.Tensor:
+    """1 where a map (N, *size) lies in the square of that number of a grid laid over it, else 0."""
+    hot = F.one_hot(numbers.cpu(), grid[0] * grid[1]).float().unflatten(1, grid)
+    return F.interpolate(hot[:, None], tuple(size), mode="nearest")[:, 0]
 
 
 def _residual(model: VisionModel) -> list[Site]:

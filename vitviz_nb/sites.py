@@ -163,28 +163,32 @@ def activations(model: VisionModel, kind: str, images: torch.Tensor) -> list[tor
     return each_layer(model, kind, images, lambda place, found: found.mean(1))
 
 
-@torch.inference_mode()
 def each_layer(model: VisionModel, kind: str, images: torch.Tensor, keep: Callable[[Site, torch.Tensor], torch.Tensor],
                prefix: bool = False) -> list[torch.Tensor]:
-    """``keep(site, tokens)`` at every site of a kind, from one forward pass: per layer, on the CPU.
+    """``keep(site, tokens)`` at every site of a kind, from one forward pass: per layer, on the CPU (see ``at_sites``)."""
+    return at_sites(model, sites(model)[kind], images, keep, prefix)
+
+
+@torch.inference_mode()
+def at_sites(model: VisionModel, places: list[Site], images: torch.Tensor, keep: Callable[[Site, torch.Tensor], torch.Tensor],
+             prefix: bool = False) -> list[torch.Tensor]:
+    """``keep(site, tokens)`` at sites of any kinds, from one forward pass: one tensor a site, on the CPU.
 
     Args:
         images: RGB in [0, 1], (N, 3, image_size, image_size).
-        keep: what to keep of the tokens (N, patch tokens, units), float32: all layers' tokens together fill a memory, and a
+        keep: what to keep of the tokens (N, patch tokens, units), float32: all sites' tokens together fill a memory, and a
             later layer may work in place on this one's.
         prefix: True to have the ``site.prefix`` class tokens, too, in front of the patch tokens.
     """
-    places = sites(model)[kind]
-
     def found(path, call, output):
         here = [p for p in places if (p.path, p.call) == (path, call)]
         cut = [replace(p, prefix=0) if prefix else p for p in here]
-        return {p.layer: keep(p, _patch_tokens(c, output, len(images)).float()).cpu() for p, c in zip(here, cut, strict=True)}
+        return {p: keep(p, _patch_tokens(c, output, len(images)).float()).cpu() for p, c in zip(here, cut, strict=True)}
 
     with model.lock, _watch({p.path: model.module.get_submodule(p.path) for p in places}, found) as calls:
         model.module(model.normalize(images.to(model.device)))
-    kept = {layer: values for _, _, layers in calls for layer, values in layers.items()}
-    return [kept[p.layer] for p in places]
+    kept = {place: values for _, _, here in calls for place, values in here.items()}
+    return [kept[place] for place in places]
 
 
 @contextmanager

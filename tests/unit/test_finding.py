@@ -12,7 +12,7 @@ from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.finding import Finding, mean, share
+from vitviz_nb.finding import Finding, beside, mean, share
 
 
 @pytest.fixture(autouse=True)
@@ -173,3 +173,14 @@ def test_a_notebook_shows_title_quantity_and_every_number():
     cells = [cell.split("<")[0] for cell in html.split("<td>")[1:]]
     assert cells[-6:] == ["4", "top-5", "66.7", "60", "70", "8"] and len(cells) == 4 * 6
     assert DEPTHS.table["value"].dtype == float  # shown from a copy
+
+
+def test_findings_of_several_models_stand_beside_each_other_by_name_and_share_the_control():
+    first, second = (Finding(name, "stays (%)", pd.DataFrame([row(v, v - 1, v + 1, layer=i) for i, v in enumerate(values)]),
+                             ("even", 1.5)) for name, values in (("a", (90, 50)), ("b", (99, 98))))
+    both = beside({"one": first, "two": second}, "Two models")
+    assert both.table.columns.tolist() == ["layer", "model", "value", "low", "high", "n"]
+    assert both.table["model"].tolist() == ["one", "one", "two", "two"] and both.table["value"].tolist() == [90, 50, 99, 98]
+    assert (both.title, both.quantity, both.control) == ("Two models", "stays (%)", ("even", 1.5))
+    assert "model" not in first.table  # as it was
+    assert len(both.plot().get_legend().get_texts()) == 3

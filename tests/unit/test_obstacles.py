@@ -78,31 +78,26 @@ def world(monkeypatch: pytest.MonkeyPatch) -> None:
 # By kind
 
 
-def test_each_kind_has_the_shares_and_the_selectivity_counted_by_hand(judge: VisionModel):
-    model = make([R, R, G, G, G, G, G, G], [R, G, R, G, MIXED, MIXED, MIXED, MIXED, G, G, G, G])
-    pictures, selective = by_kind(model, judge)
-    found = pictures.table.set_index(["pictures", "kind"])
-    # Judged red and nothing else. References are bright red: a picture, about grey, raises a unit more only if that is green.
-    assert found.loc["named by judge"]["value"].to_dict() == {"query": 50, "key": 100, "value": 0, "mlp": 25}
-    assert found.loc["above the 99th percentile"]["value"].to_dict() == {"query": 50, "key": 0, "value": 100, "mlp": 75}
-    assert found.loc["named by judge"]["n"].to_dict() == {"query": 4, "key": 4, "value": 4, "mlp": 8}
-    assert pictures.control == ("guessing names", 500 / 16)
-    # A colour of one scene in 16 has a deviation of sqrt(15) / 16, and its concept lies 15/16 above the mean. Mixed units have
-    # a mean of 1.5/16 and a mean square of 1.25/16: a deviation of sqrt(20 - 2.25) / 16, and 14.5/16 to the first concept.
-    assert selective.table["kind"].tolist() == ["query", "key", "value", "mlp"] and selective.table["n"].tolist() == [4, 4, 4, 8]
-    assert selective.table["value"].tolist() == pytest.approx([15**0.5, 14.5 / 17.75**0.5, 15**0.5, 15**0.5], abs=1e-3)
-    assert all(finding.title.startswith("units, layer 0: ") for finding in (pictures, selective))
+def test_each_kind_has_the_shares_counted_by_hand(judge: VisionModel, monkeypatch: pytest.MonkeyPatch):
+    def row(concepts: list[int], percentiles: list[float]) -> SimpleNamespace:
+        scores = SimpleNamespace(percentile=percentiles)
+        rendering = SimpleNamespace(pictures=torch.rand(len(concepts), 3, SIZE, SIZE), scores=scores)
+        return SimpleNamespace(rendering=rendering, concept=torch.tensor(concepts), strength=torch.tensor([-1.0] * len(concepts)))
 
-
-def test_neurons_are_spaced_evenly_and_kinds_that_the_model_lacks_are_left_out(judge: VisionModel):
-    pictures, selective = by_kind(make([R, G, G, G, R, G, G, G, R]), judge, neurons=3)  # numbers 0, 4 and 8
-    assert pictures.table[["kind", "value", "n"]].values.tolist() == [["mlp", 100, 3], ["mlp", 0, 3]]
-    assert selective.table[["kind", "n"]].values.tolist() == [["mlp", 9]]
-
-
-def test_a_picture_of_a_unit_that_tells_no_concepts_is_counted_too(judge: VisionModel):
-    pictures, _ = by_kind(make([[0.0, 0, 1], R]), judge)
-    assert set(pictures.table["n"]) == {2}
+    # The judge says concepts 0 to 4. All pictures count, however little their unit tells of concepts.
+    rows = {"query": row([0, 5, 6, 7], [99.5, 99, 10, 99.1]), "mlp": row([4, 0], [100, 98]),
+            "mlp directions": row([15, 5], [1, 2])}
+    asked = []
+    monkeypatch.setattr(obstacles, "pictures", lambda *given: asked.append(given) or rows)
+    monkeypatch.setattr(obstacles, "by_axes", lambda model, layer: ("selectivity", "known"))
+    model = make([R, G])
+    found, selective = by_kind(model, judge, 0, 4)
+    table = found.table.set_index(["pictures", "kind"])
+    assert table.loc["named by judge"]["value"].to_dict() == {"query": 25, "mlp": 100, "mlp directions": 0}
+    assert table.loc["above the 99th percentile"]["value"].to_dict() == {"query": 50, "mlp": 50, "mlp directions": 0}
+    assert table.loc["named by judge"]["n"].to_dict() == {"query": 4, "mlp": 2, "mlp directions": 2}
+    assert found.control == ("guessing names", 500 / 16) and found.title.startswith("units, layer 0: ")
+    assert selective == "selectivity" and asked == [(model, 0, 4)]
 
 
 def test_models_without_card_or_with_other_classes_are_refused(judge: VisionModel, tiny_vit: VisionModel):

@@ -6,15 +6,31 @@ from types import SimpleNamespace
 import pytest
 import torch
 import torch.nn.functional as F
-from timm.layers import Mlp
+from timm.layers import Mlp, QuickGELU
 from timm.models.swin_transformer import SwinTransformer
 from torch import Tensor, nn
 
+from vitviz_nb import inversion
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.models import VisionModel
-from vitviz_nb.position import _cosines, _explained, peaks_in_mask, probes, token_similarity
+from vitviz_nb.inversion import invert
+from vitviz_nb.models import VisionModel, build
+from vitviz_nb.position import (
+    _cosines,
+    _explained,
+    locality,
+    outline_of,
+    outlines,
+    peaks_in_mask,
+    probes,
+    ripples,
+    squares,
+    token_similarity,
+)
+from vitviz_nb.progression import invariance
 from vitviz_nb.sites import Site
+from vitviz_nb.stimuli import Stimuli
+from vitviz_nb.top import top_images
 
 SIZE, PATCH = 16, 4
 # Rows over (red, green, blue, first patch, row, column). FIRST answers to red a little, so that it lives.
@@ -112,6 +128,139 @@ def test_images_without_masks_and_units_without_maps_are_told_so():
         peaks_in_mask(make([RED]), torch.rand(3, 3, SIZE, SIZE))
     with pytest.raises(VitvizError, match="The windows of patches do not lie in the order of the image"):
         peaks_in_mask(make([RED], [RED], windows=1), Spots(), n=19)
+
+
+# Outlines
+
+
+def test_the_outline_explains_as_much_of_a_map_as_by_hand():
+    # A map is 1 at its spot and 0 at 15 patches; a mask of one patch at the spot has correlation 1, elsewhere -1/15; of two
+    # patches, one of them the spot, r2 = (1 - 2/16)^2 / ((1 - 1/16) (2 - 4/16)) = 7/15. So the reddest has 1/225, the next 1.
+    follows, on_it = outlines(make([RED]), Spots(), n=19)
+    own = [1 / 225, 1, 7 / 15, 7 / 15, 7 / 15]
+    assert values(follows, "the mask is of", "its own scene") == pytest.approx([20 * sum(own)], abs=1e-3)
+    assert on_it.table["value"].tolist() == [100] and on_it.table["n"].tolist() == [1]
+    # Of neighbours in strength, one has its spot under the other's mask of two; off a mask of two r2 is 1/105, of one 1/225.
+    other = [7 / 15, 1 / 105, 1 / 105, 1 / 225, 1 / 225]
+    assert values(follows, "the mask is of", "another scene") == pytest.approx([20 * sum(other)], abs=1e-3)
+
+
+def test_a_neuron_that_is_silent_on_the_thing_follows_its_outline_and_is_not_on_it():
+    class Held(Spots):  # the thing is black on red, and the mask says where
+        def batch(self, indices, device="cpu"):
+            scenes = super().batch(indices)
+            scenes.images[:, 0] = 1 - scenes.masks
+            return scenes
+
+    follows, on_it = outlines(make([RED]), Held(), n=19)
+    assert values(follows, "the mask is of", "its own scene") == pytest.approx([100]) and on_it.table["value"].tolist() == [0]
+
+
+def test_maps_that_do_not_vary_are_not_explained_and_dead_units_are_left_out():
+    class Flat(Spots):  # even scenes, each redder than the one before
+        def batch(self, indices, device="cpu"):
+            scenes = super().batch(indices)
+            scenes.images[:] = torch.tensor(list(indices)).view(-1, 1, 1, 1) / 20
+            return scenes
+
+    follows, on_it = outlines(make([RED, DEAD]), Flat(), n=19)
+    assert follows.table["value"].tolist() == [0, 0] and on_it.table["n"].tolist() == [1]
+
+
+def test_the_outline_of_one_neuron_is_that_of_its_six_strongest_scenes(monkeypatch: pytest.MonkeyPatch):
+    model = make([RED])
+    model.memo["reference"] = Stimuli(model, Spots(), 19)
+    expected = [100 / 225, 100, 700 / 15, 700 / 15, 700 / 15, 100]
+    assert outline_of(model, 0, 0).tolist() == pytest.approx(expected, abs=0.01)
+    windows = make([RED], windows=1)
+    windows.memo["reference"] = Stimuli(windows, Spots(), 19)
+    with pytest.raises(VitvizError, match="The windows of patches do not lie"):
+        outline_of(windows, 0, 0)
+
+
+# Ripples
+
+
+class Mixing(Patches):
+    """After the first block, tokens hand half of their mean to all; after the second they are all alike."""
+
+    def __init__(self):
+        super().__init__([RED], [RED], [RED], knows="rgb")
+        for keep, block in zip((1.0, 0.5, 0.0), self.blocks, strict=True):
+            block.keep = keep
+            block.register_forward_hook(lambda b, _, x: b.keep * x + (1 - b.keep) * x.mean(1, keepdim=True) if b.keep < 1 else x)
+
+
+def test_shares_of_the_change_are_what_they_are_by_hand():
+    model = VisionModel(Mixing(), "mixing", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    changed = torch.tensor([5, 0, 15])
+    found = ripples(model, torch.rand(3, 3, SIZE, SIZE), changed)
+    # A change of 1 becomes 1/2 + 1/32 at home and 1/32 at the 15 others: 0.2822 and 15 times 0.000977.
+    home = (17 / 32) ** 2 / ((17 / 32) ** 2 + 15 / 32**2)
+    for shares, own, others in zip(found, (1, home, 1 / 16), (0, (1 - home) / 15, 1 / 16), strict=True):
+        assert shares.shape == (3, 4, 4) and torch.allclose(shares.sum((1, 2)), torch.ones(3))
+        for row, square in zip(shares.flatten(1), changed.tolist(), strict=True):
+            assert row[square].item() == pytest.approx(own, abs=1e-5)
+            assert torch.allclose(row[torch.arange(16) != square], torch.tensor(float(others)), atol=1e-5)
+    table = locality(model, torch.rand(19, 3, SIZE, SIZE)).table
+    assert table["value"].tolist() == pytest.approx([100, 100 * home, 6.25], abs=1e-3) and table["n"].tolist() == [19] * 3
+
+
+def test_the_square_takes_the_pixels_of_the_image_before(monkeypatch: pytest.MonkeyPatch):
+    model, seen = make([RED]), []
+    model.module.register_forward_pre_hook(lambda module, arguments: seen.append(arguments[0].clone()))
+    images = torch.rand(2, 3, SIZE, SIZE)
+    assert squares(model) == (4, 4)
+    seen.clear()
+    ripples(model, images, torch.tensor([6, 6]))  # row 1, column 2
+    expected = images.clone()
+    expected[..., 4:8, 8:12] = images.flip(0)[..., 4:8, 8:12]
+    assert torch.equal(seen[0], images) and torch.equal(seen[1], expected)
+
+
+def test_images_in_which_nothing_changes_do_not_count_and_nothing_at_all_is_an_error():
+    model, images = make([RED]), torch.rand(4, 3, SIZE, SIZE)
+    images[1] = images[0]  # so that nothing changes in image 1
+    assert locality(model, images).table["n"].tolist() == [3]
+    with pytest.raises(VitvizError, match="No token of patches changed"):
+        locality(model, torch.full((3, 3, SIZE, SIZE), 0.5))
+
+
+@pytest.mark.parametrize(("n", "changed"), [(1, [0]), (2, [0]), (2, [0, 16]), (2, [-1, 0])])
+def test_squares_that_do_not_fit_are_told_which_do(n: int, changed: list[int]):
+    with pytest.raises(VitvizError, match="at least 2 images and for each a square, 0 to 15"):
+        ripples(make([RED]), torch.rand(n, 3, SIZE, SIZE), torch.tensor(changed))
+
+
+# Models of timm with random weights
+
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_heads": 2, "num_classes": 4}
+FAMILIES = {
+    "ViT": ("vision_transformer.VisionTransformer", SMALL),
+    "DeiT": ("deit.VisionTransformerDistilled", SMALL),
+    "CLIP": ("vision_transformer.VisionTransformer", {**SMALL, "pre_norm": True, "act_layer": QuickGELU}),
+    "Swin": ("swin_transformer.SwinTransformer", {"img_size": 32, "patch_size": 4, "embed_dim": 16, "depths": (1, 1),
+                                                  "num_heads": (2, 2), "window_size": 4, "num_classes": 4}),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_experiment_of_the_notebook_runs_on_models_of_timm(family: str, monkeypatch: pytest.MonkeyPatch):
+    path, arguments = FAMILIES[family]
+    model = VisionModel(build({"class": f"timm.models.{path}", "arguments": arguments}), family, 32)
+    monkeypatch.setattr(inversion, "STEPS", 2)
+    world, layers = EmojiWorld(size=32), range(2)
+    scenes = world.batch(range(2)).images
+    side = 4
+    for finding in (locality(model, world, n=6), peaks_in_mask(model, world, n=6), *outlines(model, world, n=6),
+                    probes(model, world, n=6), token_similarity(model, world, n=6), invariance(model, world, n=6)):
+        assert set(finding.table["layer"]) == set(layers) and finding.table["value"].notna().all(), finding.title
+    assert all(0 < value <= 100.001 for value in locality(model, world, n=6).table["value"])
+    assert {tuple(s.shape[1:]) for s in ripples(model, scenes, torch.tensor([0, 15]))} <= {(4, 4), (8, 8)}
+    assert squares(model) == (side, side)
+    assert top_images(model, -1, 0, images=Stimuli(model, world, 6)).maps.shape == (6, side, side)
+    for position in (True, False):
+        assert invert(model, scenes, -1, position).pictures.shape == scenes.shape
 
 
 # Probes
