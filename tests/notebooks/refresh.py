@@ -1,16 +1,21 @@
 """Run notebooks from fresh kernels and store the outputs of their figures, as readers on GitHub see them.
 
     python tests/notebooks/refresh.py [NOTEBOOK ...]
+    python tests/notebooks/refresh.py --links
 
-All of notebooks/ by default. Cells tagged "figure" keep their pictures; every other output and all widget state go.
+All of notebooks/ by default. Cells tagged "figure" keep their pictures; every other output and all widget state go. With
+--links nothing is run: the last line of every notebook of the course is written anew, after one came or went.
 """
 
 import json
 import sys
+from base64 import b64decode, b64encode
+from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
+from PIL import Image
 
 ROOT = Path(__file__).parents[2]
 
@@ -25,12 +30,55 @@ def refresh(path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             figure = "figure" in cell.metadata.get("tags", [])
-            cell.outputs = [o for o in cell.outputs if figure and "image/png" in o.get("data", {})]
+            cell.outputs = [compact(o) for o in cell.outputs if figure and "image/png" in o.get("data", {})]
+    write(path, notebook)
+
+
+def compact(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
+    """A stored picture as JPEG where that halves it, as it does for walls of pictures: history keeps every version."""
+    raw, packed = b64decode(output.data["image/png"]), BytesIO()
+    Image.open(BytesIO(raw)).convert("RGB").save(packed, "JPEG", quality=88, subsampling=0, optimize=True)
+    if len(packed.getvalue()) < len(raw) / 2:
+        output.data["image/jpeg"] = b64encode(packed.getvalue()).decode()
+        del output.data["image/png"]
+        output.metadata.pop("image/png", None)
+    return output
+
+
+def write(path: Path, notebook: nbformat.NotebookNode) -> None:
     text = json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
     path.write_text(text, encoding="utf-8")
 
 
+def course(root: Path) -> list[Path]:
+    """The notebooks that a learner goes through, in order; solutions are none of them."""
+    return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
+
+
+def neighbours(path: Path, notebooks: list[Path]) -> str:
+    """The last line of a notebook of the course: links to the one before, to the contents, and to the next."""
+    i = notebooks.index(path)
+    links = [("Previous", notebooks[i - 1])] if i else []
+    links += [("Contents", path.parent / "README.md")]
+    links += [("Next", notebooks[i + 1])] if i + 1 < len(notebooks) else []
+    return " · ".join(f"{said}: [{to.stem}]({to.name})" for said, to in links)
+
+
+def link(path: Path, notebooks: list[Path]) -> None:
+    """Write its last line, in the place of the one it has."""
+    notebook = nbformat.read(path, as_version=4)
+    *text, line = notebook.cells[-1].source.splitlines()
+    if "Contents: [" not in line:
+        raise SystemExit(f"{path}: the last line has no link to the contents: {line[:80]}")
+    notebook.cells[-1].source = "\n".join([*text, neighbours(path, notebooks)])
+    write(path, notebook)
+
+
 if __name__ == "__main__":
+    if sys.argv[1:] == ["--links"]:
+        for path in course(ROOT):
+            link(path, course(ROOT))
+        sys.exit()
     for name in sys.argv[1:] or sorted((ROOT / "notebooks").rglob("*.ipynb")):
         refresh(Path(name))
         print(f"refreshed {name}")

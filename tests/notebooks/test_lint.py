@@ -2,6 +2,7 @@
 
 import json
 import re
+from dataclasses import dataclass, field
 from pathlib import Path
 from urllib.parse import unquote
 
@@ -10,10 +11,25 @@ import pytest
 
 from vitviz_nb.publish import END, REPOSITORY_LINE, START, find_notebooks
 
+from .refresh import course, neighbours
+
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = find_notebooks(ROOT)
 LOCAL_PATH = re.compile(r"(?<![\w.:/-])/(?:work|home|root|Users)\b|\bC:\\")
 WIDGET = "application/vnd.jupyter.widget-view+json"
+COURSE = course(ROOT)
+SEE = "What you should see (open it after your own look)"
+CARD = re.compile(r"^\*Difficulty: (easy|medium|hard)\. Importance: (high|medium|low).*\. Time: \d+ minutes\.\*$", re.MULTILINE)
+FOLD = re.compile(r"<details><summary>(.*?)</summary>(.*?)</details>", re.DOTALL)
+QUESTION = re.compile(r"^\d+\. ", re.MULTILINE)
+OPENS_WITH = {
+    "a question in bold": r"\*\*[^*]+\?\*\*",
+    "the paper": r"\(https://arxiv\.org\b",
+    "what the learner will be able to do": r"^\*\*At the end you will be able to\*\* ",
+    "what is needed": r"^\*\*You need\*\* ",
+    "the time to read and to run, on CPU and GPU": r"^\*\*Time\*\*: about \d+ minutes\. .*minute.* CPU.* GPU",
+}
+SLIDERS = re.compile(r"\b(?:Slide|explore)\(")
 
 
 def problems(path: Path, root: Path) -> list[str]:
@@ -101,6 +117,107 @@ def output_texts(output: dict) -> list[str]:
     return [re.sub(r"data:image/[^\"')]*", "", text) for text in texts]
 
 
+@dataclass
+class Section:
+    """What stands under one heading: its markdown, and its code cells."""
+
+    level: int
+    title: str
+    text: str = ""
+    after: str = ""  # the part of the markdown that follows the first figure or widget
+    code: list = field(default_factory=list)
+
+    def write(self, text: str) -> None:
+        self.text += f"\n{text}"
+        self.after += f"\n{text}" * self.shows
+
+    @property
+    def shows(self) -> bool:
+        return any("figure" in cell.metadata.get("tags", []) or SLIDERS.search(cell.source) for cell in self.code)
+
+
+def folds(text: str) -> dict[str, str]:
+    return {summary: hidden.strip() for summary, hidden in FOLD.findall(text)}
+
+
+def sections(cells: list) -> list[Section]:
+    """A notebook's sections of levels 1 to 3 in order; what stands before the first heading belongs to none."""
+    found = [Section(0, "")]
+    for cell in cells:
+        if cell.cell_type == "code":
+            found[-1].code.append(cell)
+            continue
+        before, *rest = re.split(r"^(#{1,3}) (.+)$", re.sub(r"```.*?```", "", cell.source, flags=re.DOTALL), flags=re.MULTILINE)
+        found[-1].write(before)
+        found += [Section(len(level), title, text) for level, title, text in zip(*[iter(rest)] * 3, strict=True)]
+    return found[1:]
+
+
+def skeleton_problems(path: Path) -> list[str]:
+    """What a notebook of the course, from 01 on, lacks of the skeleton that a learner may count on, one sentence each."""
+    notebook, number, found = nbformat.read(path, as_version=4), path.stem[:2], []
+    parts = sections(notebook.cells)
+    opening, main = parts[0], [part for part in parts if part.level == 2]
+    titles = [part.title for part in main]
+    exercises = [part for part in main if part.title.startswith("Exercise ")]
+    last = {part.title: part for part in main[-3:]}
+
+    if not opening.title.startswith(f"{number}. "):
+        found.append(f"the title does not begin with {number}.")
+    found += [f"the opening lacks {what}" for what, form in OPENS_WITH.items() if not re.search(form, opening.text, re.M)]
+    code = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    if titles[:2] != ["Set up", "The answer first"] or not main[0].code or main[0].code[0] is not code[0]:
+        found.append("it does not begin with the sections Set up, with the first code cell, and The answer first")
+    elif not main[1].shows:
+        found.append("The answer first shows no figure")
+    if "vv.load(" not in code[0].source:
+        found.append("the first code cell does not name the model")
+    if "**Predict" not in "".join(part.text for part in parts):
+        found.append("nothing is predicted: no **Predict**")
+    if [part.title.split(":")[0] for part in exercises] != [f"Exercise {i + 1}" for i in range(max(3, len(exercises)))]:
+        found.append(f"not at least three exercises, 1, 2, 3, …: {[part.title for part in exercises]}")
+    for i, part in enumerate(exercises):
+        found += exercise_problems(part, f"{number}.{i + 1}")
+    for part in parts:
+        if part.shows and part not in [*main[:2], *exercises] and not folds(part.after).get(SEE):
+            found.append(f"{part.title}: no fold '{SEE}' after its figure")
+    found += twin_problems(notebook.cells)
+    if list(last) != ["Summary", "Quiz", "References"]:
+        return [*found, f"it does not end with Summary, Quiz and References, but with {list(last)}"]
+    if "**What did not work**" not in last["Summary"].text:
+        found.append("the Summary does not say what did not work")
+    answers = folds(last["Quiz"].text).get("Answers", "")
+    if not answers or 2 * len(QUESTION.findall(answers)) != len(QUESTION.findall(last["Quiz"].text)):
+        found.append("the Quiz has not one answer a question, in a fold Answers")
+    if not re.search(r"arXiv.*\b(?:section|figure|table)s? \d", last["References"].text):
+        found.append("the References do not say which section or figure of the paper")
+    return found
+
+
+def exercise_problems(part: Section, number: str) -> list[str]:
+    """A card: difficulty, importance and minutes in words, a hint, a solution, and the check."""
+    found = []
+    if not CARD.search(part.text):
+        found.append(f"{part.title}: no line '*Difficulty: easy. Importance: high. Time: 5 minutes.*'")
+    found += [f"{part.title}: no fold {name}" for name in ("Hint", "Solution") if not folds(part.text).get(name)]
+    if not any(f'vv.check("{number}", ' in cell.source for cell in part.code):
+        found.append(f'{part.title}: no cell vv.check("{number}", …)')
+    return found
+
+
+def twin_problems(cells: list) -> list[str]:
+    """After a widget comes the same for readers without a kernel: a picture, or a cell whose figure is stored."""
+    found = []
+    for i, cell in enumerate(cells):
+        if cell.cell_type == "code" and SLIDERS.search(cell.source):
+            texts = [k for k in range(i + 1, len(cells)) if cells[k].cell_type == "markdown"]
+            text, *after = cells[texts[0]:texts[0] + 2] if texts else [{"source": ""}]
+            stored = any("figure" in c.metadata.get("tags", []) for c in after)
+            if not re.search(r"without a (running )?kernel", text["source"]) or not (stored or "![" in text["source"]):
+                found.append(f"no picture 'without a running kernel' follows {cell.source.splitlines()[-1]}")
+    return found
+
+
 def test_there_is_a_first_notebook():
     assert (ROOT / "notebooks/00_start_here.ipynb") in NOTEBOOKS
 
@@ -108,6 +225,25 @@ def test_there_is_a_first_notebook():
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_notebook_keeps_the_rules(path):
     assert problems(path, ROOT) == []
+
+
+@pytest.mark.parametrize("path", COURSE[1:], ids=lambda path: path.stem)
+def test_notebook_of_the_course_keeps_to_the_skeleton(path):
+    assert skeleton_problems(path) == []
+
+
+@pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
+def test_notebook_links_to_its_neighbours(path):
+    assert nbformat.read(path, as_version=4).cells[-1].source.splitlines()[-1] == neighbours(path, COURSE), \
+        "run python tests/notebooks/refresh.py --links"
+
+
+def test_the_contents_list_every_notebook_in_order_with_its_minutes():
+    text = (ROOT / "notebooks" / "README.md").read_text("utf-8")
+    listed = re.findall(r"^\| \[(\d\d_\w+)\]\(\1\.ipynb\) \| (\d+) \| ", text, re.MULTILINE)
+    minutes = [re.search(r"\*\*Time\*\*: about (\d+) minutes", path.read_text("utf-8")) for path in COURSE]
+    assert listed == [(path.stem, found[1]) for path, found in zip(COURSE, minutes, strict=True)]
+    assert link_problems(text, ROOT / "notebooks") == []
 
 
 # The rules themselves: a good notebook passes, and each way to spoil it is noticed.
@@ -181,3 +317,124 @@ def test_spoilt_notebook_is_noticed(problem, good, bad, tmp_path):
     found = check(GOOD.replace(good, bad, 1), tmp_path)
     assert len(found) == 1
     assert problem in found[0]
+
+
+OPENING = """# 01. A finding
+Is it so? **Is it really so?** The paper says yes ([arXiv](https://arxiv.org), section 3).
+
+**At the end you will be able to** say so.
+
+**You need** notebook 00.
+
+**Time**: about 30 minutes. Running every cell takes about a minute on two CPU cores and seconds on a GPU."""
+LOOK = f"<details><summary>{SEE}</summary>\n\nStripes.\n</details>"
+TWIN = "Readers without a running kernel see no sliders:"
+CARD_TEXT = """*Difficulty: easy. Importance: high. Time: 5 minutes.*
+
+<details><summary>Hint</summary>
+
+Look.
+</details>
+
+<details><summary>Solution</summary>
+
+Six.
+</details>"""
+CLOSING = """## Summary
+It is so. **What did not work**: the rest.
+
+## Quiz
+1. Is it?
+2. Why?
+
+<details><summary>Answers</summary>
+
+1. It is.
+2. See above.
+</details>
+
+## References
+* [arXiv](https://arxiv.org): figures 1 and 4.
+
+Contents: [README](README.md)"""
+
+
+def lesson() -> str:
+    """The smallest notebook that has the whole skeleton."""
+    drawn = {"metadata": FIGURE, "outputs": [], "execution_count": None}
+    code = {"outputs": [], "execution_count": None}
+    parts = [
+        cell("markdown", f"{START}\n{END}"), cell("markdown", OPENING), cell("markdown", "## Set up"),
+        cell("code", 'model = vv.load("emoji-vit")', **code), cell("markdown", "## The answer first"),
+        cell("code", "answer()", **drawn), cell("markdown", "## By depth\n**Predict.** Will it rise?"),
+        cell("code", "plot()", **drawn), cell("markdown", f"{LOOK}\n\n## Slide it"), cell("code", "Slide(draw)", **code),
+        cell("markdown", TWIN), cell("code", "twin()", **drawn), cell("markdown", f"{LOOK}\nSo it is."),
+        *(part for k in (1, 2, 3) for part in (cell("markdown", f"## Exercise {k}: a thing\n{CARD_TEXT}"),
+                                               cell("code", f'vv.check("01.{k}", 0, model)', **code))),
+        cell("markdown", CLOSING),
+    ]
+    for i, part in enumerate(parts):
+        part["id"] = f"cell-{i}"
+    return json.dumps({"cells": parts, "metadata": {}, "nbformat": 4, "nbformat_minor": 5})
+
+
+def lacks(notebook: str, folder: Path) -> list[str]:
+    path = folder / "01_a_finding.ipynb"
+    path.write_text(notebook)
+    return skeleton_problems(path)
+
+
+def test_lesson_has_the_skeleton(tmp_path):
+    assert lacks(lesson(), tmp_path) == []
+
+
+@pytest.mark.parametrize(("problem", "good", "bad"), [
+    ("begin with 01.", "# 01. A", "# 1. A"),
+    ("able to do", "will be able to", "can"),
+    ("needed", "**You need**", "Needs:"),
+    ("CPU", "two CPU cores", "a machine"),
+    ("the time", "about 30 minutes", "not long"),
+    ("the paper", "([arXiv](https://arxiv.org), section 3)", ""),
+    ("question in bold", "**Is it really so?**", "Is it really so?"),
+    ("Set up", "## Set up", "## Before you begin"),
+    ("Set up", "## The answer first", "## First"),
+    ("shows no figure", "figure", "sketch"),
+    ("name the model", "vv.load(", "load("),
+    ("predicted", "**Predict.**", "Guess."),
+    ("three exercises", "## Exercise 2: a", "## Exercise 4: a"),
+    ("no line", "*Difficulty: easy. Importance: high.", "*Difficulty: ★★."),
+    ("no line", "Time: 5 minutes.", "Time: ten minutes."),
+    ("no fold Hint", "<summary>Hint<", "<summary>Clue<"),
+    ("no fold Solution", "Six.", ""),
+    ('vv.check("01.2"', "01.2", "01.1"),
+    ("By depth: no fold", "Stripes.", ""),
+    ("By depth: no fold", f"{LOOK}\n\n## Slide it", "## Slide it"),
+    ("Slide it: no fold", f"{LOOK}\nSo it is.", "So it is."),
+    ("follows Slide(draw)", TWIN, "Sliders:"),
+    ("end with Summary", "## Quiz", "## Questions"),
+    ("what did not work", "**What did not work**", "The rest"),
+    ("one answer a question", "2. See above.", "See above."),
+    ("one answer a question", "<summary>Answers<", "<summary>Right<"),
+    ("which section", "figures 1 and 4", "some figures"),
+])  # fmt: skip
+def test_lesson_without_a_part_of_it_is_noticed(problem, good, bad, tmp_path):
+    written = lesson()
+    good, bad = (json.dumps(text)[1:-1] for text in (good, bad))
+    assert good in written
+    found = lacks(written.replace(good, bad, 1), tmp_path)
+    assert len(found) == 1
+    assert problem in found[0]
+
+
+def test_a_fold_before_its_figure_is_noticed(tmp_path):
+    fold, written = json.dumps(LOOK)[1:-1], lesson()
+    written = written.replace(fold, "", 1).replace("Will it rise?", f"Will it rise?\\n{fold}")
+    assert lacks(written, tmp_path) == [f"By depth: no fold '{SEE}' after its figure"]
+
+
+def test_neighbours_of_a_notebook_are_those_before_and_after_it():
+    course = [Path(f"{name}.ipynb") for name in ("00_a", "03_b", "05_c")]
+    assert neighbours(course[0], course) == "Contents: [README](README.md) · Next: [03_b](03_b.ipynb)"
+    assert neighbours(course[1], course) == ("Previous: [00_a](00_a.ipynb) · Contents: [README](README.md) · "
+                                             "Next: [05_c](05_c.ipynb)")
+    assert neighbours(course[2], course) == "Previous: [03_b](03_b.ipynb) · Contents: [README](README.md)"

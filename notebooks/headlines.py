@@ -1,0 +1,281 @@
+"""The headline numbers of the course: measured here, and written beside the published ones into this folder's README.
+
+    python notebooks/headlines.py           # all of them
+    python notebooks/headlines.py 03 05     # those of these notebooks; the others stay as they are
+
+headlines.csv keeps what was measured, with the call and the weights that made it and the seconds of processor time the call
+took; the table between the markers in README.md is made from it. A new headline is one more line in ``ROWS``.
+"""
+
+import argparse
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import pandas as pd
+
+import vitviz_nb as vv
+from vitviz_nb.finding import NUMBERS, Finding
+from vitviz_nb.kinds import by_axes, dimensions
+from vitviz_nb.models import read_card
+from vitviz_nb.noise import sensitivity
+from vitviz_nb.pooling import cls_alone, head_on_tokens, isolated_cls
+from vitviz_nb.position import locality, peaks_in_mask, probes, token_similarity
+from vitviz_nb.progression import by_depth, selectivity_by_depth
+from vitviz_nb.published import published
+from vitviz_nb.sites import sites
+
+HERE = Path(__file__).resolve().parent
+START, END = "<!-- headlines -->", "<!-- /headlines -->"
+COLOURS = ("3d", "cartoon", "flat")
+
+
+@dataclass(frozen=True)
+class Call:
+    """A measurement, which may make several numbers.
+
+    Attributes:
+        function: from models, images and ``arguments`` to a ``Finding``, or to several.
+        models: embedded models, in the order in which ``function`` takes them; the numbers are of the first.
+        counted: what the finding's ``n`` counts.
+        styles: of the validation scenes; None leaves images to ``function``, which takes the styles the model was trained on.
+    """
+
+    function: Callable[..., Finding | tuple[Finding, ...]]
+    models: tuple[str, ...]
+    counted: str = "scenes"
+    styles: tuple[str, ...] | None = None
+    arguments: dict = field(default_factory=dict)
+
+    def __str__(self) -> str:
+        styles = {"styles": "+".join(self.styles)} if self.styles else {}
+        return f"{self.function.__name__}({', '.join([*self.models, *_said(styles | self.arguments)])})"
+
+    @property
+    def weights(self) -> str:
+        """The beginnings of the SHA-256 of its models' weights, as they ship."""
+        return " ".join(read_card(name)["sha256"][:12] for name in self.models)
+
+    def run(self) -> tuple[tuple[Finding, ...], float]:
+        """What it finds, and how many seconds of processor time that took."""
+        models = [vv.load(name, device="cpu") for name in self.models]
+        images = {"images": vv.EmojiWorld("val", styles=self.styles, size=models[0].image_size)} if self.styles else {}
+        began = time.process_time()
+        found = self.function(*models, **images, **self.arguments)
+        return found if isinstance(found, tuple) else (found,), round(time.process_time() - began, 1)
+
+
+@dataclass(frozen=True)
+class Row:
+    """One number of the table.
+
+    Attributes:
+        notebook: "03".
+        what: the number in words, without its unit, which the finding knows.
+        published: the paper's number with its source, or that there is none.
+        call: what measures it.
+        cell: which row of the finding's table it is: the values of all columns but the numbers; and "quantity", where several
+            findings of the call have such columns.
+    """
+
+    notebook: str
+    what: str
+    published: str
+    call: Call
+    cell: dict
+
+    @property
+    def made(self) -> tuple[str, str, str]:
+        """What its number depends on, as headlines.csv keeps it: the call, the cell and the weights."""
+        return str(self.call), ", ".join(_said(self.cell)), self.call.weights
+
+
+def _said(values: dict) -> list[str]:
+    return [f"{name}={value}" for name, value in values.items()]
+
+
+def paper(table: str, model: str = "ViT-B/16", **cell) -> str:
+    """A top-1 accuracy in percent from the paper's tables (``data/paper``), with its source; names have _ for spaces."""
+    found = published(table).table.query("measure == 'top-1' and model == @model")
+    for name, value in cell.items():
+        found = found[found[name.replace("_", " ")] == value]
+    (value,) = found["value"]
+    of = ", ".join([model, *(f"{name.replace('_', ' ')} {value}" for name, value in cell.items())])
+    return f"{value:.1f} ({of}; [{table}.csv](../data/paper/{table}.csv))"
+
+
+def fineness(model: vv.VisionModel) -> Finding:
+    """Mean frequency of the pictures of every fourth unit, by layer, as notebook 03 measures it."""
+    (kind, places), viewer = next(iter(sites(model).items())), vv.Visualizer(model)
+    return by_depth({p.layer: viewer.render(p.layer, range(0, p.units, 4), kind).pictures for p in places}, model.title)[0]
+
+
+VIT, USUAL, CNN = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",)
+
+RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLOURS)
+AXES, WIDTH = Call(by_axes, VIT, "units"), Call(dimensions, VIT)
+FINE = Call(fineness, VIT, "pictures")
+SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_depth, models, "units") for models in (VIT, CNN))
+STAYS, PEAKS, PROBES = Call(locality, VIT), Call(peaks_in_mask, VIT, "neurons"), Call(probes, VIT, arguments={"n": 384})
+APART, APART_VIT = (Call(isolated_cls, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
+HEAD, HEAD_VIT = (Call(head_on_tokens, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
+ALONE = Call(cls_alone, USUAL, styles=COLOURS, arguments={"n": 768})
+ALIKE, ALIKE_VIT = (Call(token_similarity, models, styles=COLOURS) for models in (USUAL, VIT))
+
+FIGURES, SECTION_2, SECTION_3, SECTION_4 = (
+    f"no number ({where})" for where in ("pictures, figures 1 and 4", "section 2", "section 3", "section 4"))
+OURS = "–"  # a control, or a question that the paper does not ask
+UNSEEN = {"size of the change (L2)": 1.0}
+WORST, RANDOM = {**UNSEEN, "change": "most exciting"}, {**UNSEEN, "change": "random"}
+EFFECTIVE = {"counted": "effective dimension"}
+STANDS_OUT = {"quantity": "selectivity (standard deviations)"}
+UNITS, TURNED = {"of": "units", **STANDS_OUT}, {"of": "random directions", **STANDS_OUT}
+TOP1, PATCHES = {"measure": "top-1"}, {"between": "patches of an image"}
+REAL, SHUFFLED = {"selective for": "concepts"}, {"selective for": "shuffled labels"}
+OWN, OTHER = {"the mask is of": "its own scene"}, {"the mask is of": "another scene"}
+PLACE, COLOUR = {"read from the token": "its place"}, {"read from the token": "its colour"}
+
+ROWS = (
+    Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, {"model": "emoji-vit-standard", **WORST}),
+    Row("01", "control: a random change of that size", OURS, RISE_USUAL, {"model": "emoji-vit-standard", **RANDOM}),
+    Row("01", "an invisible change, trained under attack", OURS, RISE, {"model": "emoji-vit", **WORST}),
+    Row("02", "queries of the last layer", SECTION_3, AXES, {"kind": "query", **UNITS}),
+    Row("02", "control: random directions among queries", OURS, AXES, {"kind": "query", **TURNED}),
+    Row("02", "MLP units of the last layer", SECTION_3, AXES, {"kind": "mlp", **UNITS}),
+    Row("02", "control: random directions among MLP units", OURS, AXES, {"kind": "mlp", **TURNED}),
+    Row("02", "effective number, 128 queries of the last layer", SECTION_3, WIDTH, {"kind": "query", **EFFECTIVE}),
+    Row("02", "effective number, 512 MLP units of the last layer", SECTION_3, WIDTH, {"kind": "mlp", **EFFECTIVE}),
+    Row("02", "effective number, MLP units before their activation function", OURS, WIDTH, {"kind": "before", **EFFECTIVE}),
+    Row("03", "pictures of layer 0", FIGURES, FINE, {"layer": 0}),
+    Row("03", "pictures of layer 5, the last", FIGURES, FINE, {"layer": 5}),
+    Row("03", "units of layer 0", SECTION_3, SELECTIVE, {"layer": 0, **REAL}),
+    Row("03", "units of layer 5", SECTION_3, SELECTIVE, {"layer": 5, **REAL}),
+    Row("03", "control: units of layer 5, labels shuffled among 16 scenes", OURS, SELECTIVE, {"layer": 5, **SHUFFLED}),
+    Row("03", "CNN, units of layer 0", SECTION_3, SELECTIVE_CNN, {"layer": 0, **REAL}),
+    Row("03", "CNN, units of layer 12, the last", SECTION_3, SELECTIVE_CNN, {"layer": 12, **REAL}),
+    Row("04", "one square of the scene changed, layer 0", SECTION_4, STAYS, {"layer": 0}),
+    Row("04", "one square of the scene changed, layer 4, the last but one", SECTION_4, STAYS, {"layer": 4}),
+    Row("04", "one square of the scene changed, layer 5, the last", SECTION_4, STAYS, {"layer": 5}),
+    Row("04", "neurons of layer 0", SECTION_4, PEAKS, {"layer": 0, **OWN}),
+    Row("04", "neurons of layer 4, the last but one", SECTION_4, PEAKS, {"layer": 4, **OWN}),
+    Row("04", "control: layer 4, mask of another scene", OURS, PEAKS, {"layer": 4, **OTHER}),
+    Row("04", "neurons of layer 5, the last", SECTION_4, PEAKS, {"layer": 5, **OWN}),
+    Row("04", "control: layer 5, mask of another scene", OURS, PEAKS, {"layer": 5, **OTHER}),
+    Row("04", "a patch's place from its token, layer 4", SECTION_4, PROBES, {"layer": 4, **PLACE}),
+    Row("04", "a patch's place from its token, layer 5", SECTION_4, PROBES, {"layer": 5, **PLACE}),
+    Row("04", "a patch's colour from its token, layer 4", SECTION_4, PROBES, {"layer": 4, **COLOUR}),
+    Row("04", "a patch's colour from its token, layer 5", SECTION_4, PROBES, {"layer": 5, **COLOUR}),
+    Row("05", "as trained", paper("isolated_cls", isolated_blocks=0), APART, {"isolated blocks": 0, **TOP1}),
+    Row("05", "class token apart for the first half of the blocks", paper("isolated_cls", isolated_blocks=6), APART,
+        {"isolated blocks": 3, **TOP1}),
+    Row("05", "class token apart for all blocks but the last", paper("isolated_cls", isolated_blocks=11), APART,
+        {"isolated blocks": 5, **TOP1}),
+    Row("05", "class token alone in the last block", paper("cls_only_from_block", class_token_alone_from_block=11), ALONE,
+        {"class token alone from block": 5, **TOP1}),
+    Row("05", "the head reads the mean of the patches", paper("token_head", the_head_reads="mean of patch tokens"), HEAD,
+        {"the head reads": "mean of patches", **TOP1}),
+    Row("05", "the head reads one patch", paper("token_head", the_head_reads="patch 120 alone"), HEAD,
+        {"the head reads": "each patch", **TOP1}),
+    Row("05", "apart for the first half, every patch trained to answer", OURS, APART_VIT, {"isolated blocks": 3, **TOP1}),
+    Row("05", "the head reads one patch, trained to answer", OURS, HEAD_VIT, {"the head reads": "each patch", **TOP1}),
+    Row("05", "patch tokens of the last layer", SECTION_4, ALIKE, {"layer": 5, **PATCHES}),
+    Row("05", "patch tokens of the last layer, trained to answer", OURS, ALIKE_VIT, {"layer": 5, **PATCHES}),
+)
+
+
+def measure(rows) -> pd.DataFrame:
+    """Make each call of ``rows`` once: a table of one line a row, as headlines.csv has it."""
+    calls, records = {}, []
+    for row in rows:
+        call, cell, weights = row.made
+        if call not in calls:
+            print(call, file=sys.stderr, flush=True)
+            calls[call] = row.call.run()
+        quantity, numbers = pick(calls[call][0], row.cell)
+        records.append({"notebook": row.notebook, "what": row.what, "call": call, "cell": cell, "weights": weights,
+                        "quantity": quantity, **numbers, "seconds": calls[call][1]})
+    return pd.DataFrame(records)
+
+
+def pick(findings: tuple[Finding, ...], cell: dict) -> tuple[str, dict[str, float]]:
+    """The quantity and the numbers of the one row of all findings that has the columns and values of ``cell``."""
+    fits, columns = [], [name for name in cell if name != "quantity"]
+    for finding in findings:
+        named = {c for c in finding.table.columns if c not in NUMBERS} == set(columns)
+        if named and cell.get("quantity", finding.quantity) == finding.quantity:
+            rows = finding.table[(finding.table[columns] == [cell[name] for name in columns]).all(axis=1)]
+            fits += [(finding.quantity, row) for row in rows[NUMBERS].to_dict("records")]
+    if len(fits) != 1:
+        raise ValueError(f"{len(fits)} rows have {cell}; name one row of {[list(f.table.columns) for f in findings]}.")
+    quantity, numbers = fits.pop()
+    return quantity, {name: int(value) if name == "n" else float(f"{value:.6g}") for name, value in numbers.items()}
+
+
+def read(path: Path = HERE / "headlines.csv") -> pd.DataFrame:
+    """What was measured, as committed."""
+    return pd.read_csv(path, dtype={"notebook": str, "weights": str})
+
+
+def stale(rows, records: pd.DataFrame) -> list[str]:
+    """Which ``rows`` were not measured by their own call on the weights that ship, and which records belong to no row."""
+    found, wanted = [], {(row.notebook, row.what): row.made for row in rows}
+    known = {(r.notebook, r.what): (r.call, r.cell, r.weights) for r in records.itertuples()}
+    for key in wanted.keys() | known.keys():
+        if wanted.get(key) != known.get(key):
+            found.append(f"{' '.join(key)}: measured by {known.get(key)}, the table wants {wanted.get(key)}; "
+                         f"run python notebooks/headlines.py {key[0]}")
+    return sorted(found)
+
+
+def cheapest(rows, records: pd.DataFrame, seconds: float = 60) -> list[Row]:
+    """The rows of each notebook's cheapest call, and of further calls, the cheapest first, while all take so many seconds."""
+    calls = records.drop_duplicates("call").sort_values("seconds", kind="stable")
+    chosen = calls.drop_duplicates("notebook")
+    others = calls.drop(chosen.index)
+    chosen = pd.concat([chosen, others[chosen["seconds"].sum() + others["seconds"].cumsum() <= seconds]])
+    return [row for row in rows if str(row.call) in set(chosen["call"])]
+
+
+def table(rows, records: pd.DataFrame) -> str:
+    """The table of the README, in markdown: published and measured here in columns of their own."""
+    known = {(r.notebook, r.what): r for r in records.itertuples()}
+    lines = ["| notebook | what | published | measured here (95 % interval) | model | on |", "|---|---|---|---|---|---|"]
+    for row in rows:
+        record = known[row.notebook, row.what]
+        places = 1 if "%" in record.quantity else 2
+        value, low, high = (f"{number:.{places}f}" for number in (record.value, record.low, record.high))
+        lines.append(f"| {row.notebook} | {row.what}: {record.quantity} | {row.published} | "
+                     f"{value} ({low} to {high}) | `{row.call.models[0]}` | {record.n:,} {row.call.counted} |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, made: str) -> str:
+    """The README's text with this table between its markers."""
+    before, rest = readme.split(START)
+    return f"{before}{START}\n{made}\n{END}{rest.split(END)[1]}"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("notebooks", nargs="*", metavar="NN", help="only the rows of these notebooks, such as 03")
+    only = set(parser.parse_args().notebooks)
+    if unknown := only - {row.notebook for row in ROWS}:
+        parser.error(f"no rows of notebook {', '.join(sorted(unknown))}; there are {sorted({row.notebook for row in ROWS})}")
+    with tempfile.TemporaryDirectory() as folder:
+        os.environ["VITVIZ_CACHE"] = folder  # measured now, not found in a cache
+        fresh = measure([row for row in ROWS if not only or row.notebook in only])
+    kept = read()[lambda records: ~records["notebook"].isin(only)] if only else None
+    records = pd.concat([kept, fresh], ignore_index=True).sort_values("notebook", kind="stable")
+    records.to_csv(HERE / "headlines.csv", index=False)
+    if found := stale(ROWS, records):
+        sys.exit("\n".join(["The README stays as it is:", *found]))
+    readme = HERE / "README.md"
+    readme.write_text(with_table(readme.read_text("utf-8"), table(ROWS, records)), "utf-8")
+
+
+if __name__ == "__main__":
+    main()
