@@ -154,7 +154,7 @@ ROWS = (
     Row("03", "pictures of layer 5, the last", FIGURES, FINE, {"layer": 5}),
     Row("03", "units of layer 0", SECTION_3, SELECTIVE, {"layer": 0, **REAL}),
     Row("03", "units of layer 5", SECTION_3, SELECTIVE, {"layer": 5, **REAL}),
-    Row("03", "control: units of layer 5, labels shuffled among 16 scenes", OURS, SELECTIVE, {"layer": 5, **SHUFFLED}),
+    Row("03", "control: units of layer 5, concepts exchanged among scenes", OURS, SELECTIVE, {"layer": 5, **SHUFFLED}),
     Row("03", "CNN, units of layer 0", SECTION_3, SELECTIVE_CNN, {"layer": 0, **REAL}),
     Row("03", "CNN, units of layer 12, the last", SECTION_3, SELECTIVE_CNN, {"layer": 12, **REAL}),
     Row("04", "one square of the scene changed, layer 0", SECTION_4, STAYS, {"layer": 0}),

@@ -17,24 +17,32 @@ def right_answers(model: VisionModel, stimuli: Stimuli, what: str,
                   change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
     """bool (n, 2): whether each image's class is the model's first answer, and whether it is among its first five.
 
+    Arguments as in ``best_answers``.
+    """
+    labels = stimuli.labels(range(stimuli.n))  # asked first, so that images without labels are told of before any work
+    right = best_answers(model, stimuli, what, change) == labels[:, None]
+    return torch.stack([right[:, 0], right.any(1)], 1)
+
+
+def best_answers(model: VisionModel, stimuli: Stimuli, what: str,
+                 change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """The model's five likeliest classes for each image, likeliest first: (n, 5).
+
     Answers are kept in the cache, so that a second run is instant.
 
     Args:
         what: names the change, for the progress bar and the cache: the same words must mean the same change.
         change: from an images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
     """
-    labels = stimuli.labels(range(stimuli.n))  # asked first, so that images without labels are told of before any work
     path = cache.path_of({"weights": model.weights_hash, "images": stimuli.key, "n": stimuli.n, "what": what}, "answers")
     stored = cache.read(path)
     if stored and stored.keys() == {"best"} and len(stored["best"]) == stimuli.n:
-        best = torch.from_numpy(stored["best"])
-    else:
-        with torch.inference_mode():
-            best = torch.cat([best_five(model(change(numbers, batch) if change else batch))
-                              for numbers, batch in stimuli.batches(f"{model.name}: {what}")])
-        cache.write(path, {"best": best.numpy().astype(np.int32)})
-    right = best == labels[:, None]
-    return torch.stack([right[:, 0], right.any(1)], 1)
+        return torch.from_numpy(stored["best"])
+    with torch.inference_mode():
+        best = torch.cat([best_five(model(change(numbers, batch) if change else batch))
+                          for numbers, batch in stimuli.batches(f"{model.name}: {what}")])
+    cache.write(path, {"best": best.numpy().astype(np.int32)})
+    return best
 
 
 def best_five(logits: torch.Tensor) -> torch.Tensor:

@@ -3,15 +3,22 @@
 from dataclasses import dataclass
 
 import numpy as np
+import pandas as pd
 import torch
+from PIL import Image
 from tqdm import tqdm
 
 from . import cache
+from .drawing import Tile, contact_sheet
 from .emoji_world import EmojiWorld
+from .errors import VitvizError
+from .finding import Finding, share
 from .intervals import wilson
 from .models import VisionModel
-from .sites import Site, activations, sites
+from .scores import reference_activations
+from .sites import Site, activations, site, sites
 from .stimuli import default_world, others
+from .visualizer import Visualizer
 
 _SCENES, _AT_ONCE = 8192, 16  # 32 scenes of each of 256 concepts; few at once keep a CNN small
 
@@ -104,3 +111,103 @@ def named(pictures: torch.Tensor, concept: torch.Tensor, strength: torch.Tensor,
     with torch.inference_mode():
         best = torch.cat([judge(part).topk(5).indices.cpu() for part in pictures.split(_AT_ONCE)])
     return Named((best == concept[:, None]).any(1), strength >= bound, 5 / len(judge.class_names))
+
+
+@dataclass(frozen=True, eq=False)
+class Raised:
+    """How far pictures raise their neurons beyond what natural images do, in standard deviations over the reference images.
+
+    Attributes:
+        own: (K,), by how much the neuron's picture excites it more than the strongest reference image does; below 0, less.
+        other: (K,), the same for the picture of another neuron of the K: what is not the neuron's own business.
+    """
+
+    own: torch.Tensor
+    other: torch.Tensor
+
+
+def raised(visualizer: Visualizer, layer: int, neurons, kind: str = "mlp") -> Raised:
+    """The faithfulness score of at least two neurons' pictures, against the visualizer's reference images."""
+    made, place = visualizer.render(layer, neurons, kind), site(visualizer.model, layer, kind)
+    if len(made.neurons) < 2:
+        raise VitvizError("The score needs at least two neurons: the picture of another one is its control.")
+    known = reference_activations(visualizer.model, place, visualizer.reference)[:, made.neurons]
+    found = torch.cat([activations(visualizer.model, kind, part)[place.layer] for part in made.pictures.split(_AT_ONCE)])
+    excess = (found[:, made.neurons] - known.amax(0)) / known.std(0, correction=0).clamp_min(1e-12)
+    row = torch.arange(len(made.neurons))
+    return Raised(excess[row, row], excess[others(len(row), 0), row])
+
+
+def raised_by_depth(visualizer: Visualizer, units: int = 64) -> Finding:
+    """How many pictures excite their neuron more than every reference image, by layer, of evenly spaced units; beside it
+    the control: how many neurons the picture of another one excites more than every image."""
+    rows, (kind, places) = [], next(iter(sites(visualizer.model).items()))
+    for place in places:
+        found = raised(visualizer, place.layer, _spaced(place, units), kind)
+        for name, values in (("the neuron itself", found.own), ("another neuron", found.other)):
+            rows.append({"layer": place.layer, "the picture is of": name, **share((values > 0).sum(), len(values))})
+    return Finding(f"{visualizer.model.title}: pictures that beat all of {visualizer.reference.name}", "share of pictures (%)",
+                   pd.DataFrame(rows))
+
+
+def named_by_depth(visualizer: Visualizer, judge: VisionModel, units: int = 64) -> Finding:
+    """How many pictures ``judge`` names as their unit's favourite concept, by layer, of evenly spaced units; beside it, how many
+    it names as the favourite of another of these units. Both models must be embedded."""
+    rows, (kind, places) = [], next(iter(sites(visualizer.model).items()))
+    for place in places:
+        neurons, chosen = _spaced(place, units), selectivity(visualizer.model, place)
+        pictures, concept = visualizer.render(place.layer, neurons, kind).pictures, chosen.concept[neurons]
+        for name, whose in (("the unit itself", concept), ("another unit", concept[others(len(concept), 0)])):
+            found = named(pictures, whose, chosen.strength[neurons], judge, -np.inf)
+            rows.append({"layer": place.layer, "favourite of": name, **share(found.hits.sum(), len(neurons))})
+    return Finding(f"{visualizer.model.title}: pictures that {judge.name} names (among its 5 best) as a unit's favourite concept",
+                   "share of pictures (%)", pd.DataFrame(rows), ("chance", 100 * found.chance))
+
+
+@torch.inference_mode()
+def agreement(visualizer: Visualizer, layer: int, neurons, judge: VisionModel, kind: str = "mlp") -> torch.Tensor:
+    """Whether ``judge`` sees in a neuron's picture what it sees in its six top images: (K,), the correlation of its answers.
+
+    The answers (logits) are taken about their mean over the K pictures, and over the K sets of images, so that what all share
+    does not count. A picture that has nothing to do with the images that excite its neuron lies about 0.
+    """
+    made, place = visualizer.render(layer, neurons, kind), site(visualizer.model, layer, kind)
+    known = reference_activations(visualizer.model, place, visualizer.reference)
+    shown = judge(made.pictures).float().cpu()
+    best = [visualizer.reference.batch(known[:, n].topk(6).indices.tolist()) for n in made.neurons]
+    natural = torch.stack([judge(images).float().mean(0).cpu() for images in best])
+    shown, natural = (found - found.mean(0) for found in (shown, natural))
+    return torch.cosine_similarity(shown - shown.mean(1, keepdim=True), natural - natural.mean(1, keepdim=True))
+
+
+def beside_scenes(visualizer: Visualizer, layer: int, neurons, kind: str = "mlp") -> Image.Image:
+    """A row a neuron: its picture with its scores, and the five reference images that excite it most."""
+    made, tiles = visualizer.render(layer, neurons, kind), []
+    known = reference_activations(visualizer.model, site(visualizer.model, layer, kind), visualizer.reference)
+    for k, neuron in enumerate(made.neurons):
+        best = known[:, neuron].topk(5)
+        tiles.append(Tile(made.pictures[k], made.caption(k), made.scores.status[k] == "alive"))
+        images = visualizer.reference.batch(best.indices.tolist()).cpu()
+        tiles += [Tile(image, [f"{value:.3g}"]) for image, value in zip(images, best.values.tolist(), strict=True)]
+    return contact_sheet(tiles, f"{made.title}; left the picture, right the strongest scenes", side=112, columns=6)
+
+
+def _spaced(place: Site, units: int) -> list[int]:
+    return torch.linspace(0, place.units - 1, min(units, place.units)).round().long().tolist()
+
+
+def tells(hits: torch.Tensor, scores: dict[str, torch.Tensor], title: str) -> Finding:
+    """Which number tells whether a picture will be named: its correlation with being named, with Fisher's interval.
+
+    Args:
+        hits: bool (K,), K > 3, as ``named`` returns them.
+        scores: by name, one number a picture, (K,). One that does not vary tells nothing: 0, with no interval.
+    """
+    rows, n = [], len(hits)
+    for name, values in scores.items():
+        varies = values.float().std() > 0 and 0 < int(hits.sum()) < n
+        r = float(np.corrcoef(values.double().numpy(), hits.double().numpy())[0, 1]) if varies else 0.0
+        middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (n - 3) ** 0.5
+        low, high = (np.tanh(middle - half), np.tanh(middle + half)) if varies else (np.nan, np.nan)
+        rows.append({"score": name, "value": r, "low": low, "high": high, "n": n})
+    return Finding(title, "correlation with being named", pd.DataFrame(rows), ("tells nothing", 0.0))

@@ -9,8 +9,18 @@ import torch
 from PIL import Image
 from torch import nn
 
-from vitviz_nb import cli
-from vitviz_nb.background import box_of, context_chance, cut, normalized, paper_table, parts, swapped
+from vitviz_nb import background, cli
+from vitviz_nb.background import (
+    at_home,
+    box_of,
+    context_chance,
+    context_selectivity,
+    cut,
+    normalized,
+    paper_table,
+    parts,
+    swapped,
+)
 from vitviz_nb.contexts import CONTEXTS
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
@@ -89,6 +99,26 @@ def test_boxes_enclose_their_masks():
     assert torch.equal(cut(images, masks, "background")[2], torch.zeros(3, 4, 5))
     with pytest.raises(VitvizError, match="one of whole, foreground, background, got 'both'"):
         cut(images, masks, "both")
+    with pytest.raises(VitvizError, match="black or mean, got 'grey'"):
+        cut(images, masks, "foreground", fill="grey")
+
+
+def test_what_is_not_shown_can_have_the_mean_colour_of_what_is():
+    image, mask = torch.zeros(1, 3, 2, 2), torch.zeros(1, 2, 2)
+    image[0, 0] = torch.tensor([[0.2, 0.4], [0.6, 1.0]])
+    mask[0, 1, 1] = 1
+    wanted = torch.tensor([[0.2, 0.4], [0.6, 0.4]])
+    assert torch.allclose(cut(image, mask, "background", fill="mean")[0, 0], wanted)
+    assert torch.allclose(cut(image, mask, "foreground", fill="mean")[0, 0], torch.ones(2, 2))
+    assert torch.equal(cut(image, torch.ones(1, 2, 2), "background", fill="mean"), torch.zeros(1, 3, 2, 2))  # nothing is left
+
+
+def test_fills_do_not_share_answers_in_the_cache():
+    model = painted(4, 4)
+    black, filled = (parts(model, Painted(), fill=fill) for fill in ("black", "mean"))
+    assert shown(black)["background"] == 0
+    assert shown(filled)["background"] == 16.7  # the hole has the colour of the ground, which is the class once in six
+    assert "mean colour" in filled.title and "mean" not in black.title
 
 
 def test_chance_of_the_context_is_worked_out_by_hand():
@@ -221,3 +251,76 @@ def test_the_command_prints_and_writes_the_table(imagenet, monkeypatch, capsys, 
     out = capsys.readouterr().out
     assert "75.00  (95 % interval 30.06 to 95.44, n = 4)" in out and "as the paper's table" in out
     assert "foreground" in (tmp_path / "t.csv").read_text()
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> dict:
+    """The scenes that were drawn last, under "scenes", for models that are planted to know the truth about them."""
+    last, batch = {}, EmojiWorld.batch
+
+    def draw(self, *arguments, **named):
+        last["scenes"] = batch(self, *arguments, **named)
+        return last["scenes"]
+
+    monkeypatch.setattr(EmojiWorld, "batch", draw)
+    return last
+
+
+class Knows(nn.Module):
+    """Answers with the first concept at home in the context of the scene, or always with the same one."""
+
+    def __init__(self, world: EmojiWorld, drawn: dict, always: int | None = None):
+        super().__init__()
+        self.world, self.drawn, self.always = world, drawn, always
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        homes = torch.from_numpy(self.world.usual_context)
+        at_home = (self.drawn["scenes"].context[:, None] == homes).float()
+        if self.always is not None:
+            at_home = torch.zeros_like(at_home)
+            at_home[:, self.always] = 1
+        return at_home - 1e-3 * torch.arange(len(homes))
+
+
+def test_a_model_that_knows_contexts_answers_with_what_is_at_home_there(drawn):
+    world = EmojiWorld(concepts=["shark", "lion", "rocket"], styles=("flat",), size=16)
+    own = world.facts(np.arange(96))
+    homes = world.usual_context
+    model = VisionModel(Knows(world, drawn), "knows", 16, class_names=world.concepts)
+    table = at_home(model, world, 96).table.set_index("answers")
+    inhabited = 100 * np.isin(own["context"], homes).mean()  # in other contexts nothing is at home
+    assert table["value"]["at home in the context shown"] == pytest.approx(inhabited) and inhabited > 60
+    assert table["value"]["the same, by chance"] < inhabited / 2
+    first = np.array([next((i for i, home in enumerate(homes) if home == here), 0) for here in own["context"]])
+    assert table["value"]["right, top-1"] == pytest.approx(100 * (first == own["concept"]).mean())
+    assert table["n"].tolist() == [96] * 4
+
+    model = VisionModel(Knows(world, drawn, always=1), "always the lion", 16, class_names=world.concepts)
+    table = at_home(model, world, 96, boxes=False)
+    values = table.table.set_index("answers")["value"]
+    assert values["at home in the context shown"] == values["the same, by chance"]  # it knows nothing, and gains nothing
+    assert "along masks" in table.title
+    with pytest.raises(VitvizError, match="has other classes. Take an embedded model"):
+        at_home(painted(0, 0))
+
+
+def test_units_that_answer_to_a_context_are_found_however_often_it_is_shown(drawn, monkeypatch):
+    world = EmojiWorld(concepts=["shark", "lion"], styles=("flat",), size=16)
+
+    def answers(model, kind, images):
+        scenes = drawn["scenes"]
+        snow = (scenes.context == CONTEXTS.index("snow")).float()
+        return [torch.stack([snow, 5 - 2 * snow, scenes.concept.float(), torch.full_like(snow, 0.1)], 1)]
+
+    monkeypatch.setattr(background, "activations", answers)
+    monkeypatch.setattr(background, "sites", lambda model: {"mlp": [None]})
+    model = VisionModel(nn.Flatten(), "planted", 16, class_names=world.concepts)
+    (found,) = context_selectivity(model, world, 480)
+    seen = np.mean([background.by_lot([i])[0] == CONTEXTS.index("snow") for i in range(480)])
+    # One in a context and zero elsewhere: mean p and variance p (1 - p).
+    assert found[CONTEXTS.index("snow"), 0].item() == pytest.approx(((1 - seen) / seen) ** 0.5, rel=1e-4)
+    assert found[:, 0].argmax() == found[:, 1].argmin() == CONTEXTS.index("snow")
+    assert found[:, 2].abs().max() < 0.6  # 40 scenes a context
+    assert (found[:, 3] == 0).all()
+    monkeypatch.setattr(background, "activations", None)  # a second run reads the cache
+    assert torch.equal(context_selectivity(model, world, 480)[0], found)

@@ -183,3 +183,68 @@ def test_neurons_below_the_bound_are_not_counted():
 def test_where_no_neuron_counts_there_is_no_share_and_the_interval_says_nothing():
     found = Named(torch.tensor([True, False]), torch.tensor([False, False]), 5 / 16)
     assert math.isnan(found.share) and found.interval == (0.0, 1.0)
+
+
+# Pictures against images, by depth, and what tells of them
+
+
+class Painter:
+    """A visualizer whose pictures are known: unit k's picture is flat, of the colour given; its reference, a ramp of greys."""
+
+    def __init__(self, model, colours, images):
+        self.model, self.colours = model, torch.tensor(colours)
+        self.reference = stimuli_module.Stimuli(model, images)
+
+    def render(self, layer, neurons, kind="mlp"):
+        neurons = list(neurons)
+        pictures = self.colours[neurons][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+        return SimpleNamespace(neurons=neurons, pictures=pictures)
+
+
+def greys() -> Tensor:
+    return torch.tensor([0.0, 0.2, 0.4]).view(3, 1, 1, 1).expand(-1, 3, SIZE, SIZE).clone()
+
+
+def test_the_faithfulness_score_is_how_far_a_picture_beats_the_strongest_image(model):
+    painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 0.4]], greys())
+    found = faithfulness_module.raised(painter, 0, [RED, GREEN, BLUE])
+    spread = (0.08 / 3) ** 0.5  # of 0, 0.2 and 0.4
+    assert found.own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
+    assert found.other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the colour
+    with pytest.raises(faithfulness_module.VitvizError, match="at least two neurons"):
+        faithfulness_module.raised(painter, 0, [RED])
+
+
+def test_shares_by_depth_count_pictures_that_beat_every_image(model):
+    painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 1.0], [0, 0, 0]], greys())
+    table = faithfulness_module.raised_by_depth(painter).table
+    own = table[table["the picture is of"] == "the neuron itself"].set_index("layer")["value"]
+    # Layer 0: red and blue of four beat them. Layer 1: unit 0 answers to blue and is shown red, unit 1 to red and is shown green.
+    assert own.tolist() == [50, 0]
+    other = table[table["the picture is of"] == "another neuron"].set_index("layer")["value"]
+    assert other[1] == 50  # unit 1 likes the red picture of unit 0
+
+
+def test_a_score_that_tells_is_told_from_one_that_does_not_with_fishers_interval():
+    hits = torch.tensor([True, False] * 50)
+    told = torch.where(hits, 1.0, 0.0)
+    mixed = told.clone()
+    mixed[:20] = 1 - mixed[:20]  # 80 of 100 agree: correlation 0.6
+    scores = {"exact": told, "mixed": mixed, "no matter": torch.tensor([1.0, 1, 0, 0] * 25), "still": torch.ones(100)}
+    table = faithfulness_module.tells(hits, scores, "").table.set_index("score")
+    assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
+    assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
+    assert table.loc["still", ["low", "high"]].isna().all()
+
+
+def test_a_picture_that_shows_its_top_images_agrees_with_them_and_a_false_one_does_not(model):
+    colours = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
+    images = torch.tensor(colours).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+
+    def eye(pictures):
+        return pictures.mean((2, 3))
+
+    honest = faithfulness_module.agreement(Painter(model, colours, images), 0, [RED, GREEN, BLUE], eye)
+    assert honest.tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    liar = faithfulness_module.agreement(Painter(model, [colours[1], colours[1], colours[2]], images), 0, [RED, GREEN, BLUE], eye)
+    assert abs(liar[0]) < 1e-4 and min(liar[1:]) > 0.4

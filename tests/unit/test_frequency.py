@@ -9,7 +9,7 @@ from PIL import Image
 from torch import nn
 
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.frequency import by_frequency, filtered, kept, radii
+from vitviz_nb.frequency import at_equal_accuracy, by_frequency, conflict, filtered, hybrid, kept, radii, radius_needed
 from vitviz_nb.models import VisionModel
 
 SIZE = 32
@@ -95,8 +95,116 @@ def test_several_models_are_compared_by_the_share_they_keep():
         kept({"blind": by_frequency(blind, Stripes())})
 
 
+def test_the_radius_that_leaves_a_share_is_read_from_a_straight_line_between_radii():
+    model = VisionModel(Fine(), "fine", SIZE, class_names=Stripes.classes)
+    guessing = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
+    waves = Waves([8, 8, 12, 12])  # a low-pass of 12 leaves all, of 8 two of four, of 6 none: half where it is 8
+    low = radius_needed([model], waves, share=0.5).table
+    assert low["value"].tolist() == [8] and low["n"].tolist() == [4] and low["model"].tolist() == ["fine"]
+    assert 6 <= low["low"].iloc[0] < low["high"].iloc[0] <= 12
+    assert radius_needed([model], waves, share=0.75).table["value"].tolist() == [10]
+    waves = Waves([8, 8, 8, 12])  # of 12 leaves all, of 8 three of four, of 6 none: half at 6 + 2 * 2 / 3
+    assert radius_needed([model], waves, share=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
+    # Beyond 6 all are left, beyond 8 one of four, beyond 12 none: half at 6 + 2 * 2 / 3, from the other side.
+    assert radius_needed([model], waves, passes="high", share=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
+    both = radius_needed([guessing, model], Stripes(), share=0.5).table  # of two classes, a guess is right half the time
+    assert math.isnan(both["value"].iloc[0]) and both["value"].iloc[1] == pytest.approx(7)
+    with pytest.raises(VitvizError, match="between 0 and 1, got 90"):
+        radius_needed([model], waves, share=90)
+
+
+def test_at_equal_accuracy_only_images_count_that_all_get_right():
+    model = VisionModel(Fine(), "fine", SIZE, class_names=Stripes.classes)
+    guessing = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
+    table = at_equal_accuracy([guessing, model], Stripes()).table  # the second knows no plain images: two of four are left
+    assert table["n"].eq(2).all()
+    curves = {name: dict(zip(rows.iloc[:, 0], rows["value"], strict=True)) for name, rows in table.groupby("model")}
+    assert curves["fine"] == curves["contrast"] == {r: 0 if r < 8 else 100 for r in radii(SIZE)}
+    high = at_equal_accuracy([guessing, model], Stripes(), passes="high").table
+    assert high[high.iloc[:, 0] == 0]["value"].eq(100).all()
+    with pytest.raises(VitvizError, match="no image that blind, fine all get right"):
+        at_equal_accuracy([VisionModel(Blind(), "blind", SIZE, class_names=Stripes.classes), model], Stripes())
+
+
+class Blind(nn.Module):
+    """"plain", always."""
+
+    def forward(self, x):
+        return torch.tensor([[1.0, 0]]).expand(len(x), -1)
+
+
+class Waves(Stripes):
+    """Images of one wave each, all of the class "fine"."""
+
+    def __init__(self, cycles: list[int]):
+        self.cycles = cycles
+
+    def __getitem__(self, i):
+        return Image.fromarray((255 * wave(self.cycles[i])).round().byte().permute(1, 2, 0).numpy()), 1
+
+
+class Fine(nn.Module):
+    """"fine" where neighbours differ, else neither class that there is an image of."""
+
+    def forward(self, x):
+        spread = x.std((1, 2, 3), correction=0)
+        return torch.stack([torch.full_like(spread, -1.0), spread, torch.full_like(spread, 0.1)], 1)
+
+
+def test_a_hybrid_has_the_coarse_waves_of_one_and_the_fine_ones_of_the_other():
+    coarse, fine = (wave(3) + wave(10) - 0.5)[None], (0.5 * wave(3) + 0.5 * wave(12) + 0.1)[None]
+    wanted = (wave(3) + 0.5 * wave(12) - 0.25)[None]
+    assert torch.allclose(hybrid(coarse, fine, 5), wanted, atol=1e-5)  # and the brightness of the coarse one
+    assert 0 <= hybrid(1.5 * coarse, 2 * fine, 5).min() and hybrid(1.5 * coarse, 2 * fine, 5).max() <= 1
+
+
+class TwoKinds:
+    """Images of a wave of 2 cycles, or of 9."""
+
+    classes = ["slow", "fast"]
+
+    def __len__(self):
+        return 6
+
+    def __getitem__(self, i):
+        return Image.fromarray((255 * wave((2, 9)[i % 2])).round().byte().permute(1, 2, 0).numpy()), i % 2
+
+
+class Neighbours(nn.Module):
+    """Looks only at differences of neighbours: "fast" where they are large, "slow" where they are small."""
+
+    def forward(self, x):
+        jumps = (x[..., 1:] - x[..., :-1]).abs().mean((1, 2, 3))
+        return torch.stack([torch.full_like(jumps, 0.25), jumps], 1)
+
+
+def test_hybrids_tell_a_model_that_goes_by_fine_waves_from_one_that_goes_by_coarse_ones():
+    model = VisionModel(Neighbours(), "neighbours", SIZE, class_names=TwoKinds.classes)
+    table = conflict(model, TwoKinds(), steps=(5,)).table.set_index("answer")["value"]
+    # Slow with fast on top: fast. Fast below the radius is nothing, and slow beyond it is nothing: slow. Always what is fine.
+    assert table.to_dict() == {"what is coarse": 0, "what is fine": 100}
+    coarse = VisionModel(Slow(), "slow", SIZE, class_names=TwoKinds.classes)
+    table = conflict(coarse, TwoKinds(), steps=(5,)).table.set_index("answer")["value"]
+    assert table.to_dict() == {"what is coarse": 100, "what is fine": 0}
+
+
+class Slow(nn.Module):
+    """"slow" where there is a wave of 2 cycles."""
+
+    def forward(self, x):
+        there = torch.fft.fft(x.mean((1, 2)))[:, 2].abs()
+        return torch.stack([there, torch.full_like(there, 1.0)], 1)
+
+
+def test_hybrids_need_two_classes():
+    model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
+    with pytest.raises(VitvizError, match="at least two classes"):
+        conflict(model, Waves([8, 8, 8, 8]))
+
+
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
 def test_it_runs_on_timm_models_with_random_weights(name):
     model = VisionModel(timm.create_model(name, num_classes=2).eval(), name, 224, class_names=Stripes.classes, trained=False)
     finding = by_frequency(model, Stripes(), n=2)
     assert finding.table["n"].eq(2).all() and list(finding.table.iloc[:, 0].unique()) == radii(224)
+    assert conflict(model, Stripes(), n=2, steps=(8,)).table["n"].tolist() == [2, 2]
