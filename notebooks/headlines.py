@@ -19,7 +19,9 @@ from pathlib import Path
 import pandas as pd
 
 import vitviz_nb as vv
+from vitviz_nb.background import at_home
 from vitviz_nb.finding import NUMBERS, Finding
+from vitviz_nb.frequency import RADIUS, by_frequency
 from vitviz_nb.kinds import by_axes, dimensions
 from vitviz_nb.models import read_card
 from vitviz_nb.noise import sensitivity
@@ -98,9 +100,9 @@ def _said(values: dict) -> list[str]:
     return [f"{name}={value}" for name, value in values.items()]
 
 
-def paper(table: str, model: str = "ViT-B/16", **cell) -> str:
-    """A top-1 accuracy in percent from the paper's tables (``data/paper``), with its source; names have _ for spaces."""
-    found = published(table).table.query("measure == 'top-1' and model == @model")
+def paper(table: str, model: str = "ViT-B/16", measure: str = "top-1", **cell) -> str:
+    """An accuracy in percent from the paper's tables (``data/paper``), with its source; names have _ for spaces."""
+    found = published(table).table.query("measure == @measure and model == @model")
     for name, value in cell.items():
         found = found[found[name.replace("_", " ")] == value]
     (value,) = found["value"]
@@ -125,9 +127,11 @@ APART, APART_VIT = (Call(isolated_cls, models, styles=COLOURS, arguments={"n": 7
 HEAD, HEAD_VIT = (Call(head_on_tokens, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
 ALONE = Call(cls_alone, USUAL, styles=COLOURS, arguments={"n": 768})
 ALIKE, ALIKE_VIT = (Call(token_similarity, models, styles=COLOURS) for models in (USUAL, VIT))
+FILLED, FILLED_CNN = (Call(at_home, models, "backgrounds", COLOURS, {"n": 512, "fill": "mean"}) for models in (USUAL, CNN))
+COARSE, COARSE_CNN = (Call(by_frequency, models, styles=COLOURS, arguments={"n": 512}) for models in (USUAL, CNN))
 
-FIGURES, SECTION_2, SECTION_3, SECTION_4 = (
-    f"no number ({where})" for where in ("pictures, figures 1 and 4", "section 2", "section 3", "section 4"))
+FIGURES, SECTION_2, SECTION_3, SECTION_4, SECTION_5 = (
+    f"no number ({where})" for where in ("pictures, figures 1 and 4", "section 2", "section 3", "section 4", "section 5"))
 OURS = "–"  # a control, or a question that the paper does not ask
 UNSEEN = {"size of the change (L2)": 1.0}
 WORST, RANDOM = {**UNSEEN, "change": "most exciting"}, {**UNSEEN, "change": "random"}
@@ -137,6 +141,7 @@ UNITS, TURNED = {"of": "units", **STANDS_OUT}, {"of": "random directions", **STA
 TOP1, PATCHES = {"measure": "top-1"}, {"between": "patches of an image"}
 REAL, SHUFFLED = {"selective for": "concepts"}, {"selective for": "shuffled labels"}
 OWN, OTHER = {"the mask is of": "its own scene"}, {"the mask is of": "another scene"}
+HOME, TOP5, KEPT = {"answers": "at home in the context shown"}, {"answers": "right, top-5"}, {RADIUS: 8, "measure": "top-1"}
 PLACE, COLOUR = {"read from the token": "its place"}, {"read from the token": "its colour"}
 
 ROWS = (
@@ -184,6 +189,16 @@ ROWS = (
     Row("05", "the head reads one patch, trained to answer", OURS, HEAD_VIT, {"the head reads": "each patch", **TOP1}),
     Row("05", "patch tokens of the last layer", SECTION_4, ALIKE, {"layer": 5, **PATCHES}),
     Row("05", "patch tokens of the last layer, trained to answer", OURS, ALIKE_VIT, {"layer": 5, **PATCHES}),
+    Row("06", "ViT, thing covered by a box, right in top-5", paper("foreground_background", measure="top-5", shown="background"),
+        FILLED, TOP5),
+    Row("06", "CNN, thing covered by a box, right in top-5",
+        paper("foreground_background", "ResNet-50", "top-5", shown="background"), FILLED_CNN, TOP5),
+    Row("06", "ViT, first answer at home in the background shown", OURS, FILLED, HOME),
+    Row("06", "CNN, first answer at home in the background shown", OURS, FILLED_CNN, HOME),
+    Row("07", "ViT, all waves", SECTION_5, COARSE, {**KEPT, RADIUS: 45}),
+    Row("07", "ViT, waves up to 8 cycles a side", SECTION_5, COARSE, KEPT),
+    Row("07", "CNN, all waves", SECTION_5, COARSE_CNN, {**KEPT, RADIUS: 45}),
+    Row("07", "CNN, waves up to 8 cycles a side", SECTION_5, COARSE_CNN, KEPT),
 )
 
 

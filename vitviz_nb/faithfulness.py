@@ -164,7 +164,6 @@ def named_by_depth(visualizer: Visualizer, judge: VisionModel, units: int = 64) 
                    "share of pictures (%)", pd.DataFrame(rows), ("chance", 100 * found.chance))
 
 
-@torch.inference_mode()
 def agreement(visualizer: Visualizer, layer: int, neurons, judge: VisionModel, kind: str = "mlp") -> torch.Tensor:
     """Whether ``judge`` sees in a neuron's picture what it sees in its six top images: (K,), the correlation of its answers.
 
@@ -173,9 +172,10 @@ def agreement(visualizer: Visualizer, layer: int, neurons, judge: VisionModel, k
     """
     made, place = visualizer.render(layer, neurons, kind), site(visualizer.model, layer, kind)
     known = reference_activations(visualizer.model, place, visualizer.reference)
-    shown = judge(made.pictures).float().cpu()
     best = [visualizer.reference.batch(known[:, n].topk(6).indices.tolist()) for n in made.neurons]
-    natural = torch.stack([judge(images).float().mean(0).cpu() for images in best])
+    with torch.inference_mode():  # not before: pictures are made by slopes
+        shown = judge(made.pictures).float().cpu()
+        natural = torch.stack([judge(images).float().mean(0).cpu() for images in best])
     shown, natural = (found - found.mean(0) for found in (shown, natural))
     return torch.cosine_similarity(shown - shown.mean(1, keepdim=True), natural - natural.mean(1, keepdim=True))
 

@@ -313,7 +313,8 @@ def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch,
     ("06.1", "3", "a number of percent"), ("06.1", True, "a number of percent"), ("06.2", (0, "moon"), "a scene and a context"),
     ("06.2", 0, "a scene and a context"), ("06.2", (-1, "snow"), "a scene, 0"), ("06.3", (1, "snow"), "a layer, a neuron"),
     ("06.3", (2, 0, "snow"), "a layer, 0 to 1"), ("06.3", (1, 3, "snow"), "a neuron, 0 to 2"),
-    ("07.1", 5, "one of the radii 2, 4"), ("07.1", 6.0, "one of the radii"), ("07.2", (0, 1), "two scenes and a radius"), ("07.2", (0, 1, 8.5), "a radius, 0 to 16"),
+    ("07.1", 5, "one of the radii 2, 4"), ("07.1", 6.0, "one of the radii"),
+    ("07.2", (0, 1), "two scenes and a radius"), ("07.2", (0, 1, 8.5), "a radius, 0 to 16"),
     ("07.3", None, "a number of percent"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebooks_06_and_07_is_told_what_is_wanted(exercise, answer, wanted, scenery, tiny_vit):

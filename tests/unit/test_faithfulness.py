@@ -196,6 +196,7 @@ class Painter:
         self.reference = stimuli_module.Stimuli(model, images)
 
     def render(self, layer, neurons, kind="mlp"):
+        assert not torch.is_inference_mode_enabled()  # where none could be made
         neurons = list(neurons)
         pictures = self.colours[neurons][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
         return SimpleNamespace(neurons=neurons, pictures=pictures)
