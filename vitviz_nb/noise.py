@@ -38,8 +38,11 @@ def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Ten
         images: as ``Stimuli`` takes them, or a ``Stimuli``; by default scenes of Emoji World.
     """
     stimuli = default_reference(model) if images is None else images if isinstance(images, Stimuli) else Stimuli(model, images)
-    n = min(n, stimuli.n)
-    return torch.cat([stimuli.batch(range(i, min(i + AT_ONCE, n))).cpu() for i in range(0, n, AT_ONCE)])
+    n, parts = min(n, stimuli.n), []
+    for i in range(0, n, AT_ONCE):
+        parts.append(stimuli.batch(range(i, min(i + AT_ONCE, n))).cpu())
+        give_back()
+    return torch.cat(parts)
 
 
 def grain(pictures: torch.Tensor) -> torch.Tensor:
@@ -220,8 +223,8 @@ def sensitivity(model: VisionModel, images=None, n: int = 32, distances=(0.25, 0
             for name, changed in (("most exciting", worst), ("random", (scenes[part] + distance * random[part]).clamp(0, 1))):
                 with torch.inference_mode():
                     rises[name].append((measure(changed).cpu() - before[part]) / spread[part])
+            give_back()
         rows += [{"size of the change (L2)": float(distance), "change": name, **mean(torch.cat(found).numpy())}
                  for name, found in rises.items()]
-        give_back()
     return Finding(f"{model.title}, {place}: how far a small change raises a neuron ({stimuli.name})",
                    "rise (standard deviations over scenes)", pd.DataFrame(rows))

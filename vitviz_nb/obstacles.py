@@ -15,6 +15,7 @@ from .kinds import by_axes, pictures
 from .models import VisionModel
 from .scores import default_reference, reference_activations
 from .sites import check_neurons, site, tokens
+from .stimuli import Stimuli
 
 
 def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: int = 12) -> tuple[Finding, Finding]:
@@ -74,13 +75,14 @@ class LookAlike:
 
 
 def look_alike(model: VisionModel, image: torch.Tensor, layer: int, neuron: int, kind: str = "mlp", distance: float = 1.0,
-               steps: int = 20) -> LookAlike:
+               steps: int = 20, images=None) -> LookAlike:
     """Change an image by no more than ``distance`` (L2, pixels in [0, 1]) so that it excites one neuron as much as it can.
 
     At 64 px a distance of 1 is a hundredth of the range a pixel, which cannot be seen.
 
     Args:
         image: (3, S, S) in [0, 1].
+        images: what percentiles refer to (see ``Stimuli``); by default scenes of Emoji World.
     """
     place = site(model, layer, kind)
     (neuron,) = check_neurons(place, neuron)
@@ -93,7 +95,7 @@ def look_alike(model: VisionModel, image: torch.Tensor, layer: int, neuron: int,
         return tokens(model, place, model.normalize(shown))[..., neuron].float().mean()
 
     changed = attack(activation, image, distance, steps)
-    reference = default_reference(model)
+    reference = default_reference(model) if images is None else Stimuli(model, images)
     known = reference_activations(model, place, reference)[:, neuron]
     with torch.inference_mode():
         values = [activation(shown).item() for shown in (image, changed)]

@@ -140,6 +140,8 @@ def test_of_a_linear_neuron_the_change_is_the_best_there_is(red: VisionModel):
 def test_percentiles_are_the_shares_of_reference_images_below(red: VisionModel):
     found = look_alike(red, flat([0.45, 0.2, 0.5])[0], 0, 0)  # 0.1 to 0.4 lie below, and 0.5 too after the change
     assert found.percentiles == pytest.approx((50, 62.5)) and "among 8 images" in found.title
+    found = look_alike(red, flat([0.45, 0.2, 0.5])[0], 0, 0, images=scale(0.1, 0.5, 0.9, 0.95))
+    assert found.percentiles == pytest.approx((25, 50)) and "among 4 images" in found.title
 
 
 def test_the_change_is_no_larger_than_allowed_and_leaves_the_image_an_image(tiny_vit: VisionModel):
