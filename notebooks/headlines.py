@@ -145,9 +145,9 @@ HOME, TOP5, KEPT = {"answers": "at home in the context shown"}, {"answers": "rig
 PLACE, COLOUR = {"read from the token": "its place"}, {"read from the token": "its colour"}
 
 ROWS = (
-    Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, {"model": "emoji-vit-standard", **WORST}),
-    Row("01", "control: a random change of that size", OURS, RISE_USUAL, {"model": "emoji-vit-standard", **RANDOM}),
-    Row("01", "an invisible change, trained under attack", OURS, RISE, {"model": "emoji-vit", **WORST}),
+    Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, WORST),
+    Row("01", "control: a random change of that size", OURS, RISE_USUAL, RANDOM),
+    Row("01", "an invisible change, trained under attack", OURS, RISE, WORST),
     Row("02", "queries of the last layer", SECTION_3, AXES, {"kind": "query", **UNITS}),
     Row("02", "control: random directions among queries", OURS, AXES, {"kind": "query", **TURNED}),
     Row("02", "MLP units of the last layer", SECTION_3, AXES, {"kind": "mlp", **UNITS}),
