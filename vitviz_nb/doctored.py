@@ -83,7 +83,7 @@ class Detector(nn.Module):
         scene, leaving out the hundredth that does so most. Statistics count up to six standard deviations, so that none
         outweighs all others on an image of another kind.
         """
-        found = torch.cat([statistics(part) for part in [*scenes.split(256), *made.split(256)]])
+        found = torch.cat([statistics(part) for part in [*scenes.split(64), *made.split(64)]])
         truth = torch.arange(len(found), device=found.device) >= len(scenes)
         centre, scale = found.mean(0), found.std(0).clamp_min(1e-6)
         seen = ((found - centre) / scale).clamp(-6, 6)
