@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from . import cache
 from .answers import MEASURES, accuracy_rows, best_answers, right_answers
+from .boxes import Boxes
 from .contexts import CONTEXTS
 from .emoji_world import P_USUAL_CONTEXT, EmojiWorld
 from .errors import VitvizError
@@ -119,13 +120,13 @@ def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path
     if not folders:
         raise VitvizError(f"{folder} has no subfolders; it should have one for each class, such as ImageNet's train/n01440764.")
     hits: dict[tuple[str, str], list[torch.Tensor]] = {}
-    left_out = []
+    known, left_out = Boxes(boxes), []  # read once: ImageNet's file has half a million lines
     for sub in tqdm(folders, desc="foreground and background", unit="class"):
         for model in models:
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")  # half of ImageNet's images have no box
                 try:
-                    found = image_folder(sub, model.image_size, per_class, boxes)
+                    found = image_folder(sub, model.image_size, per_class, known)
                 except VitvizError as error:
                     left_out.append(f"{sub.name} ({error})")
                     break

@@ -40,7 +40,7 @@ class ImageFolder:
 
 
 def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = None,
-                 boxes: str | os.PathLike[str] | None = None) -> ImageFolder:
+                 boxes: str | os.PathLike[str] | Boxes | None = None) -> ImageFolder:
     """Read the images in a folder and its subfolders, sorted by path: the first ``limit`` of them, or all.
 
     Each is turned as its EXIF says, laid over white where transparent, resized (bicubic, antialiased) until its
@@ -50,7 +50,7 @@ def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = No
     The result takes 12 * size**2 bytes per image. Raises VitvizError when there is no image to be had.
     """
     folder = Path(path).expanduser()
-    known = None if boxes is None else Boxes(boxes)
+    known = boxes if boxes is None or isinstance(boxes, Boxes) else Boxes(boxes)
     if not folder.is_dir():
         problem = "is a file, not a folder" if folder.exists() else "does not exist"
         raise VitvizError(f"{folder} {problem}. {_HINT}")

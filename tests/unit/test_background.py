@@ -21,6 +21,7 @@ from vitviz_nb.background import (
     parts,
     swapped,
 )
+from vitviz_nb.boxes import Boxes
 from vitviz_nb.contexts import CONTEXTS
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
@@ -229,6 +230,13 @@ def test_the_papers_table_is_made_from_imagenets_folders_and_boxes(imagenet):
         normalized(finding)
     share = normalized(paper_table([thousand(4, 4)], *imagenet)).table.set_index(["shown", "measure"])["value"]
     assert share["foreground", "top-1"] == 100 and share["background", "top-1"] == 0
+
+
+def test_the_boxes_are_read_once_whatever_the_number_of_classes_and_models(imagenet, monkeypatch: pytest.MonkeyPatch):
+    read, reads = Boxes.__init__, []
+    monkeypatch.setattr(Boxes, "__init__", lambda self, path: reads.append(path) or read(self, path))
+    paper_table([thousand(4, 4), thousand(14, 14)], *imagenet)
+    assert reads == [imagenet[1]]
 
 
 def test_the_papers_table_takes_some_images_of_each_class_and_says_which_are_left_out(imagenet):
