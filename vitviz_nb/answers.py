@@ -34,7 +34,8 @@ def best_answers(model: VisionModel, stimuli: Stimuli, what: str,
         what: names the change, for the progress bar and the cache: the same words must mean the same change.
         change: from an images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
     """
-    path = cache.path_of({"weights": model.weights_hash, "images": stimuli.key, "n": stimuli.n, "what": what}, "answers")
+    path = cache.path_of({"weights": model.weights_hash, "images": stimuli.key, "n": stimuli.n, "what": what,
+                          "changes": model.memo.get("changes", [])}, "answers")
     stored = cache.read(path)
     if stored and stored.keys() == {"best"} and len(stored["best"]) == stimuli.n:
         return torch.from_numpy(stored["best"])

@@ -43,13 +43,13 @@ def cls_alone(model: VisionModel, images=None, n: int | None = None) -> Finding:
 
 def isolated(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
     """Inside ``with isolated(model, k):`` the class token and the patches pass through the first k blocks apart."""
-    return _changed(model, _blocks(model)[:_within(model, blocks)],
+    return _changed(model, f"class token apart for {blocks} blocks", _blocks(model)[:_within(model, blocks)],
                     lambda block, x, prefix: torch.cat([block(x[:, :prefix]), block(x[:, prefix:])], 1))
 
 
 def alone(model: VisionModel, block: int) -> AbstractContextManager[None]:
     """Inside ``with alone(model, k):`` the class token sees no patches from block k on."""
-    return _changed(model, _blocks(model)[_within(model, block):],
+    return _changed(model, f"class token alone from block {block}", _blocks(model)[_within(model, block):],
                     lambda run, x, prefix: torch.cat([run(x[:, :prefix]), x[:, prefix:]], 1))
 
 
@@ -169,16 +169,19 @@ def _after(model: VisionModel, place: Site, change: Callable[[torch.Tensor], tor
 
 
 @contextmanager
-def _changed(model: VisionModel, blocks: list[Site], run: Callable) -> Iterator[None]:
+def _changed(model: VisionModel, name: str, blocks: list[Site], run: Callable) -> Iterator[None]:
     """Each of ``blocks`` that has a class token is run as ``run(block, x, number of class tokens)``."""
     with model.lock:
+        changes = model.memo.setdefault("changes", [])  # answers are kept by it (answers.py): changed, the model is another one
         modules = [model.module.get_submodule(place.path) for place in blocks if place.prefix]
         prefixes = [place.prefix for place in blocks if place.prefix]
+        changes.append(name)
         try:
             for module, prefix in zip(modules, prefixes, strict=True):
                 module.forward = _on_some(model, module.forward, run, prefix)
             yield
         finally:
+            changes.pop()
             for module in modules:
                 module.__dict__.pop("forward", None)  # the class's own again
 

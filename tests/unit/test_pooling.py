@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from vitviz_nb.answers import right_answers
 from vitviz_nb.emoji_world import EmojiWorld
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.finding import Finding
@@ -14,6 +15,7 @@ from vitviz_nb.images import ImageFolder
 from vitviz_nb.language import TextTower
 from vitviz_nb.models import VisionModel, build
 from vitviz_nb.pooling import alone, cls_alone, head_on_tokens, isolated, isolated_cls, patch_logits
+from vitviz_nb.stimuli import Stimuli
 
 ALL = [isolated_cls, cls_alone, head_on_tokens]
 VIT, DEIT = "vision_transformer.VisionTransformer", "deit.VisionTransformerDistilled"
@@ -105,6 +107,22 @@ def test_patches_still_read_each_other_when_kept_apart_and_stand_still_when_the_
     for run, k in ((isolated, -1), (isolated, 4), (alone, -1), (alone, 4)):
         with pytest.raises(VitvizError, match=f"planted has 3 blocks, so 0 to 3 can be chosen; got {k}"), run(model, k):
             pass
+
+
+def test_answers_of_the_whole_model_are_not_taken_for_those_of_one_kept_apart():
+    """What is kept from one must not be found for the other, in whatever order they are asked."""
+    model = planted(VIT, 0)
+    stimuli = Stimuli(model, SIX)
+
+    def right() -> int:
+        return int(right_answers(model, stimuli, "the same words")[:, 0].sum())
+
+    assert right() == 6
+    with isolated(model, 1):
+        assert right() == 2
+    with alone(model, 0):
+        assert right() == 2
+    assert right() == 6
 
 
 def test_a_finding_says_what_was_measured_on_what():
