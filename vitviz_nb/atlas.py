@@ -1,32 +1,35 @@
-"""Pictures made beforehand, whole layers at a time, so that sliders answer at once.
+"""Pictures made beforehand, whole layers at a time, so that sliders answer at once. Reading them needs no model.
 
-An atlas is a folder: ``manifest.json``, and for each layer a sprite sheet (``mlp_05.webp``) and a table of numbers
-(``mlp_05.npz``). The sheets are lossy, so scores are measured on the pictures as they are stored.
+An atlas is a folder: ``manifest.json``, and for each layer a table of numbers (``mlp_05.npz``) and its pictures on one sprite
+sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512). The sheets are lossy, so scores are measured on
+the pictures as they are stored. ``atlas_maker`` makes atlases.
 """
 
 import json
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import cache, lru_cache
 from pathlib import Path
 from zipfile import BadZipFile
 
 import numpy as np
+import pandas as pd
 import torch
 from PIL import Image
 
-from . import __version__
 from .cache import FORMAT
-from .errors import VitvizError
+from .emoji_world import EmojiWorld
+from .errors import VitvizError, nearest
 from .models import VisionModel
 from .paths import data_dir
 from .recipe import Recipe
 from .rendering import Rendering
-from .scores import STATUS, Scores, reference_activations
-from .sites import sites
+from .scores import STATUS, Scores
 
 STRONGEST = 6  # scenes a neuron is stored with
-_COLUMNS, _QUALITY = 32, 80
+QUALITY = 80  # of WebP, in percent
+_COLUMNS = 32
 _LARGEST = 16383  # px a side, WebP's limit
+_SHEET = 512 * 64 * 64  # px of a sheet at most, if one row is not more: to see one picture, its whole sheet is decoded
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,8 +38,10 @@ class Atlas:
 
     Attributes:
         folder: where it lies.
-        facts: its manifest: ``model``, ``weights`` (their hash), ``kind``, ``layers``, ``recipe``, ``seed``, ``size`` (px of
-            a picture), ``reference`` (what percentiles refer to), ``version``.
+        facts: its manifest: ``model``, ``weights`` (their hash), ``kind``, ``layers`` (those that are complete), ``recipe``,
+            ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``; and how it is cut:
+            ``sheet`` (pictures on a sheet at most; if it is not there, a layer has one sheet) and ``chunk`` (neurons that were
+            made together).
     """
 
     folder: Path
@@ -67,9 +72,12 @@ class Atlas:
 
     def rendering(self, layer: int, neurons: list[int]) -> Rendering:
         """The pictures of ``neurons`` with their scores, as ``Visualizer.render`` would return them."""
-        facts, table = self.facts, _table(self.folder / _name(self.facts["kind"], layer, "npz"))
-        recipe = Recipe(**facts["recipe"])
-        pictures = _cut(self.folder / _name(facts["kind"], layer, "webp"), facts["size"])[neurons].float() / 255
+        facts, table = self.facts, self._numbers(layer)
+        recipe, sheet, units = Recipe(**facts["recipe"]), facts.get("sheet") or len(table["activation"]), len(table["activation"])
+        if not neurons or not 0 <= min(neurons) <= max(neurons) < units:
+            raise VitvizError(f"Layer {layer} of the atlas has neurons 0 to {units - 1}, got {neurons}.")
+        pictures = torch.stack([cut(self.folder / file_name(facts["kind"], layer, "webp", n - n % sheet), facts["size"])[n % sheet]
+                                for n in neurons]).float() / 255
         scores = Scores(table["activation"][neurons].tolist(), table["percentile"][neurons].tolist(),
                         table["rank"][neurons].tolist(), [STATUS[i] for i in table["status"][neurons]], facts["reference"])
         return Rendering(facts["model"], facts["kind"], layer, list(neurons), pictures, [recipe.steps] * len(neurons),
@@ -77,8 +85,46 @@ class Atlas:
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
         """The reference scenes that raise a neuron most, the strongest first: their numbers and activations."""
-        table = _table(self.folder / _name(self.facts["kind"], layer, "npz"))
+        table = self._numbers(layer)
         return table["top"][neuron].tolist(), table["top_activation"][neuron].tolist()
+
+    def table(self) -> pd.DataFrame:
+        """All neurons, a row each, to sort and choose from: ``atlas.table().sort_values("percentile")``.
+
+        Columns ``layer``, ``neuron``, ``activation``, ``percentile``, ``rank`` and ``status`` as in ``Scores``, and ``scenes``:
+        what the reference scenes show that raise the neuron most, a tuple of concepts, the strongest first.
+        """
+        world, layers = EmojiWorld("val", size=self.facts["size"]), []
+        for layer in self.facts["layers"]:
+            numbers = self._numbers(layer)
+            shown = world.facts(numbers["top"].ravel())["concept"].reshape(numbers["top"].shape)
+            layers.append(pd.DataFrame({
+                "layer": layer, "neuron": np.arange(len(shown)), "activation": numbers["activation"],
+                "percentile": numbers["percentile"], "rank": numbers["rank"], "status": [STATUS[i] for i in numbers["status"]],
+                "scenes": [tuple(world.concepts[i] for i in row) for row in shown]}))
+        if not layers:
+            raise VitvizError(f"No layer of the atlas in {self.folder} is complete yet; the command that makes it goes on.")
+        return pd.concat(layers, ignore_index=True)
+
+    def search(self, concept: str) -> pd.DataFrame:
+        """The neurons that scenes of ``concept`` raise most: rows of ``table``, with ``count``, how many of the strongest show it.
+
+        Sorted by count, then by the percentile of the neuron's picture. VitvizError for a concept Emoji World's scenes never
+        show, with the nearest names.
+        """
+        concepts = EmojiWorld("val", size=self.facts["size"]).concepts
+        if concept not in concepts:
+            raise VitvizError(f"No reference scene shows {concept!r}; they show {len(concepts)} concepts, such as "
+                              f"{concepts[0]!r}.{nearest(concept, concepts)}")
+        table = self.table()
+        table["count"] = [scenes.count(concept) for scenes in table["scenes"]]
+        return table[table["count"] > 0].sort_values(["count", "percentile"], ascending=False, kind="stable", ignore_index=True)
+
+    def _numbers(self, layer: int) -> dict[str, np.ndarray]:
+        if layer not in self.facts["layers"]:
+            has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
+            raise VitvizError(f"The atlas in {self.folder} lacks layer {layer}; its layers: {has}.")
+        return _table(self.folder / file_name(self.facts["kind"], layer, "npz"))
 
 
 def embedded(name: str) -> Atlas | None:
@@ -91,80 +137,47 @@ def _embedded(folder: Path) -> Atlas | None:
     return Atlas.open(folder) if (folder / "manifest.json").exists() else None
 
 
-def make_atlas(model: VisionModel, layers: list[int], folder: str | Path, recipe: Recipe | None = None) -> Atlas:
-    """Render every neuron of ``layers``, of the model's first kind (``mlp``, or ``channel`` of a CNN), into ``folder``.
-
-    Finished pictures are kept in the cache as they come, so an interrupted call goes on where it stopped. An atlas that was
-    in the folder is replaced.
-
-    Raises:
-        VitvizError: a folder that cannot be written; a layer too wide for a sheet; interrupted before the end.
-    """
-    from .visualizer import Visualizer  # which reads atlases
-
-    folder, (kind, places) = Path(folder), next(iter(sites(model).items()))
-    layers = sorted(set(layers))
-    for layer in layers:
-        side = max(_COLUMNS, -(-places[layer].units // _COLUMNS)) * model.image_size
-        if side > _LARGEST:
-            raise VitvizError(f"The pictures of layer {layer} of {model.name} would make a sheet of {side:,} px; a sheet has at "
-                              f"most {_LARGEST:,} px a side. Render such layers with vitviz render.")
-    visualizer = Visualizer(model, recipe, atlas=False)
-    recipe = visualizer.recipe
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / "manifest.json").unlink(missing_ok=True)  # written last: a folder without it is no atlas
-        for layer in layers:
-            rendering = visualizer.render(layer, range(places[layer].units), kind)
-            if not rendering.finished:
-                raise VitvizError(f"Stopped in layer {layer}; the same command goes on from there.")
-            _paste(rendering.pictures).save(folder / _name(kind, layer, "webp"), quality=_QUALITY, method=6)
-            stored = _cut.__wrapped__(folder / _name(kind, layer, "webp"), model.image_size)
-            stored = stored[: places[layer].units].float() / 255
-            rendering = visualizer.score(replace(rendering, pictures=stored))
-            best = reference_activations(model, places[layer], visualizer.reference).topk(STRONGEST, dim=0)
-            scores = rendering.scores
-            np.savez_compressed(
-                folder / _name(kind, layer, "npz"), activation=np.float32(scores.activation),
-                percentile=np.float32(scores.percentile), rank=np.int32(scores.rank),
-                status=np.uint8([STATUS.index(s) for s in scores.status]), curve_steps=np.int32(rendering.curve_steps),
-                curves=rendering.curves.numpy(), top=best.indices.T.to(torch.int32).numpy(),
-                top_activation=best.values.T.numpy())
-        facts = {"model": model.title, "weights": model.weights_hash, "kind": kind, "layers": layers,
-                 "recipe": recipe.as_dict(), "seed": 0, "size": model.image_size, "reference": visualizer.reference.name,
-                 "format": FORMAT, "version": __version__}
-        (folder / "manifest.json").write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
-    except OSError as error:
-        raise VitvizError(f"The atlas cannot be written to {folder} ({error.strerror}); name a folder you may write to. "
-                          f"Finished pictures stay in the cache.") from None
-    for known in (_embedded, _cut, _table):
+def forget() -> None:
+    """Read anew what has changed on disk."""
+    for known in (_embedded, cut, _table):
         known.cache_clear()
-    return Atlas.open(folder)
 
 
-def _name(kind: str, layer: int, suffix: str) -> str:
-    return f"{kind}_{layer:02d}.{suffix}"
+def file_name(kind: str, layer: int, suffix: str, first: int = 0) -> str:
+    """Of a layer's table, or of the sheet that begins with neuron ``first``."""
+    return f"{kind}_{layer:02d}{f'_{first}' if first else ''}.{suffix}"
 
 
-def _paste(pictures: torch.Tensor) -> Image.Image:
-    """Pictures (K, 3, S, S) in [0, 1] side by side, 32 to a row."""
+def columns(size: int) -> int:
+    """Pictures of ``size`` px in a row of a sheet."""
+    return max(1, min(_COLUMNS, _LARGEST // size))
+
+
+def per_sheet(size: int) -> int:
+    """Pictures on a sheet at most: 512 of 64 px, 32 of 224."""
+    return columns(size) * max(1, _SHEET // (columns(size) * size * size))
+
+
+def paste(pictures: torch.Tensor) -> Image.Image:
+    """Pictures, uint8 (K, 3, S, S), side by side, 32 to a row."""
     k, _, size, _ = pictures.shape
-    rows = -(-k // _COLUMNS)
-    sheet = torch.full((rows * _COLUMNS, 3, size, size), 0.5)
+    wide = columns(size)
+    rows = -(-k // wide)
+    sheet = torch.full((rows * wide, 3, size, size), 128, dtype=torch.uint8)
     sheet[:k] = pictures
-    sheet = sheet.view(rows, _COLUMNS, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, _COLUMNS * size, 3)
-    return Image.fromarray((sheet * 255).round().byte().numpy())
+    sheet = sheet.view(rows, wide, 3, size, size).permute(0, 3, 1, 4, 2).reshape(rows * size, wide * size, 3)
+    return Image.fromarray(sheet.numpy())
 
 
-@lru_cache(maxsize=8)  # a sheet of 512 pictures takes 6 MB
-def _cut(path: Path, size: int) -> torch.Tensor:
-    """The pictures of a sheet, uint8 (K, 3, size, size)."""
+@lru_cache(maxsize=8)  # a sheet takes 6 MB
+def cut(path: Path, size: int) -> torch.Tensor:
+    """The pictures of a sheet, uint8 (K, 3, size, size), with grey ones at the end of the last row."""
     try:
         sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
     except OSError as error:
         raise _damaged(path, error) from None
-    rows = len(sheet) // size
-    return sheet.view(rows, size, _COLUMNS, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
+    rows, wide = len(sheet) // size, columns(size)
+    return sheet.view(rows, size, wide, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
 
 
 @lru_cache(maxsize=32)

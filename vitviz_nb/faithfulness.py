@@ -14,6 +14,7 @@ from .emoji_world import EmojiWorld
 from .errors import VitvizError
 from .finding import Finding, share
 from .intervals import wilson
+from .memory import give_back
 from .models import VisionModel
 from .scores import reference_activations
 from .sites import Site, activations, site, sites
@@ -73,6 +74,8 @@ def _moments(model: VisionModel, kind: str, world: EmojiWorld,
             for total, square, found in zip(sums, squares, activations(model, kind, scenes.images), strict=True):
                 total.index_add_(0, concept, found.double())
                 square += found.double().square().sum(0)
+            if start % (16 * _AT_ONCE) == 0:
+                give_back()
         stored = {"n": n.numpy()}
         for i, (total, square) in enumerate(zip(sums, squares, strict=True)):
             stored |= {f"sums{i}": total.numpy(), f"squares{i}": square.numpy()}
@@ -110,6 +113,7 @@ def named(pictures: torch.Tensor, concept: torch.Tensor, strength: torch.Tensor,
     """Show pictures (K, 3, S, S) to ``judge``; neuron k's own concept is ``concept[k]``, with selectivity ``strength[k]``."""
     with torch.inference_mode():
         best = torch.cat([judge(part).topk(5).indices.cpu() for part in pictures.split(_AT_ONCE)])
+    give_back()
     return Named((best == concept[:, None]).any(1), strength >= bound, 5 / len(judge.class_names))
 
 
@@ -174,8 +178,9 @@ def agreement(visualizer: Visualizer, layer: int, neurons, judge: VisionModel, k
     known = reference_activations(visualizer.model, place, visualizer.reference)
     best = [visualizer.reference.batch(known[:, n].topk(6).indices.tolist()) for n in made.neurons]
     with torch.inference_mode():  # not before: pictures are made by slopes
-        shown = judge(made.pictures).float().cpu()
+        shown = torch.cat([judge(part).float().cpu() for part in made.pictures.split(_AT_ONCE)])
         natural = torch.stack([judge(images).float().mean(0).cpu() for images in best])
+    give_back()
     shown, natural = (found - found.mean(0) for found in (shown, natural))
     return torch.cosine_similarity(shown - shown.mean(1, keepdim=True), natural - natural.mean(1, keepdim=True))
 

@@ -8,7 +8,7 @@ from . import cache
 from .memory import give_back
 from .models import VisionModel
 from .sites import Site, activations, sites, tokens
-from .stimuli import Stimuli
+from .stimuli import AT_ONCE, Stimuli
 
 ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
 STATUS = ("alive", "weak", "dead")
@@ -76,7 +76,8 @@ def score(model: VisionModel, place: Site, neurons: list[int], pictures: torch.T
     known = reference_activations(model, place, reference)
     with torch.inference_mode():
         inputs = model.normalize(pictures.to(model.device))
-        found = torch.cat([tokens(model, place, part).float().mean(1).cpu() for part in inputs.split(64)])
+        found = torch.cat([tokens(model, place, part).float().mean(1).cpu() for part in inputs.split(AT_ONCE)])
+    give_back()
     own = found[torch.arange(len(neurons)), neurons]
     percentile = 100 * (known[:, neurons] < own).float().mean(0)
     spread = known.std(0, correction=0)  # 0, not NaN, for a reference of one image

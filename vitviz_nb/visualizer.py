@@ -58,18 +58,19 @@ class Visualizer:
         recipe: ``Recipe.quick(model)`` unless given.
         images: what scores are measured against (see ``stimuli.Stimuli``); by default scenes of Emoji World.
         atlas: False to make even the pictures that the embedded atlas has.
+        keep: False to leave the cache folder alone, as when an atlas is made, which keeps its pictures itself.
 
     Pictures come from the embedded atlas (``data/atlas``) where it has them: made by the same recipe, stored with a small
     loss and scored as stored. Others are kept in the cache folder, keyed by weights, site, neuron, recipe and seed, and
     never made twice.
     """
 
-    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True):
+    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True, keep: bool = True):
         if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
             raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
                               f"{type(model).__name__} and {type(recipe).__name__}.")
         self.model, self.recipe = model, recipe or Recipe.quick(model)
-        self._images, self._reference = images, None
+        self._images, self._reference, self._keep = images, None, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
         self._unfinished: dict[tuple, _State] = {}
 
@@ -116,13 +117,33 @@ class Visualizer:
         if self._atlas and self._atlas.holds(self.model, kind, place.layer, self.recipe, seed):
             yield self._atlas.rendering(place.layer, neurons)
             return
-        cache.ready()
-        waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
-        waiting.sort(key=lambda n: self._state(place, n, seed).step)
+        if self._keep:
+            cache.ready()
+        yield from self._climb(place, neurons, seed, every)
+        frame = self.score(self._frame(place, neurons, seed))  # before they are let go: scoring, too, can be interrupted
+        for neuron in neurons:
+            self._unfinished.pop((place.kind, place.layer, neuron, seed), None)
+        yield frame
+
+    def unscored(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:
+        """What ``render`` makes, but for the scores: for an atlas, which stores pictures before it scores them."""
+        place, neurons = self._address(layer, neurons, kind, seed)
+        for _ in self._climb(place, neurons, seed, self.recipe.steps):
+            pass
+        return self._frame(place, neurons, seed)
+
+    @property
+    def at_once(self) -> int:
+        """How many pictures are made together, by what memory such machines have."""
         images = _IMAGES_AT_ONCE.get(self.model.device.type, 64)
         if self.model.device.type == "cpu":  # where running out of memory kills the kernel instead of raising an error
             images *= min(1.0, (64 / self.model.image_size) ** 2)
-        at_once = max(1, int(images / self.recipe.copies))
+        return max(1, int(images / self.recipe.copies))
+
+    def _climb(self, place: Site, neurons: list[int], seed: int, every: int) -> Iterator[Rendering]:
+        waiting = [n for n in neurons if self._state(place, n, seed).step < self.recipe.steps]
+        waiting.sort(key=lambda n: self._state(place, n, seed).step)
+        at_once = self.at_once
         while waiting:
             step = self._state(place, waiting[0], seed).step
             chunk = [n for n in waiting[:at_once] if self._state(place, n, seed).step == step]
@@ -138,10 +159,6 @@ class Visualizer:
                 at_once = len(chunk) // 2
                 continue
             waiting = [n for n in waiting if n not in chunk]  # after a halving, a chunk need not be the first of them
-        frame = self.score(self._frame(place, neurons, seed))  # before they are let go: scoring, too, can be interrupted
-        for neuron in neurons:
-            self._unfinished.pop((place.kind, place.layer, neuron, seed), None)
-        yield frame
 
     def score(self, rendering: Rendering) -> Rendering:
         """The rendering with its scores measured."""
@@ -166,7 +183,7 @@ class Visualizer:
         """How far one neuron's picture is: finished (also by an earlier session), begun, or not begun."""
         key = (place.kind, place.layer, neuron, seed)
         if key not in self._unfinished:
-            stored = cache.read(self._path(place, neuron, seed))
+            stored = cache.read(self._path(place, neuron, seed)) if self._keep else None
             size = self.model.image_size
             fits = (stored and stored.keys() >= {"picture", "curve_steps", "curve"} and stored["picture"].shape == (3, size, size)
                     and stored["curve"].shape == stored["curve_steps"].shape)
@@ -235,7 +252,7 @@ class Visualizer:
         for k, neuron in enumerate(neurons):
             mine = here.pick([k])
             self._unfinished[place.kind, place.layer, neuron, seed] = mine
-            if mine.step == self.recipe.steps:
+            if self._keep and mine.step == self.recipe.steps:
                 cache.write(self._path(place, neuron, seed), {
                     "picture": mine.pictures[0].numpy(), "curve_steps": np.array(list(mine.curve), np.int64),
                     "curve": np.array([float(v) for v in mine.curve.values()], np.float32)})

@@ -336,8 +336,8 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     monkeypatch.setattr(exercises, "selectivity", lambda model, place: Selectivity(torch.zeros(128).long(), strength, strength))
     monkeypatch.setattr(exercises, "load", lambda name: name)
     monkeypatch.setattr(exercises, "Visualizer", lambda model: SimpleNamespace(
-        render=lambda layer, neurons, kind: SimpleNamespace(pictures=None)))
-    monkeypatch.setattr(exercises, "named", lambda pictures, concept, strength, judge, bound: Named(hits, hits, 0.02))
+        render=lambda layer, neurons, kind: SimpleNamespace(pictures=hits[neurons])))  # a picture says whether it is named
+    monkeypatch.setattr(exercises, "named", lambda pictures, concept, strength, judge, bound: Named(pictures, pictures, 0.02))
     return doctor(tiny_vit, test, 0, 3, 5)
 
 
