@@ -73,11 +73,12 @@ class Atlas:
     def rendering(self, layer: int, neurons: list[int]) -> Rendering:
         """The pictures of ``neurons`` with their scores, as ``Visualizer.render`` would return them."""
         facts, table = self.facts, self._numbers(layer)
-        recipe, sheet, units = Recipe(**facts["recipe"]), facts.get("sheet") or len(table["activation"]), len(table["activation"])
+        recipe, units = Recipe(**facts["recipe"]), len(table["activation"])
+        sheet = facts.get("sheet", units)
         if not neurons or not 0 <= min(neurons) <= max(neurons) < units:
             raise VitvizError(f"Layer {layer} of the atlas has neurons 0 to {units - 1}, got {neurons}.")
-        pictures = torch.stack([cut(self.folder / file_name(facts["kind"], layer, "webp", n - n % sheet), facts["size"])[n % sheet]
-                                for n in neurons]).float() / 255
+        sheets = [cut(self.folder / file_name(facts["kind"], layer, "webp", n - n % sheet), facts["size"]) for n in neurons]
+        pictures = torch.stack([here[n % sheet] for here, n in zip(sheets, neurons, strict=True)]).float() / 255
         scores = Scores(table["activation"][neurons].tolist(), table["percentile"][neurons].tolist(),
                         table["rank"][neurons].tolist(), [STATUS[i] for i in table["status"][neurons]], facts["reference"])
         return Rendering(facts["model"], facts["kind"], layer, list(neurons), pictures, [recipe.steps] * len(neurons),
@@ -107,10 +108,10 @@ class Atlas:
         return pd.concat(layers, ignore_index=True)
 
     def search(self, concept: str) -> pd.DataFrame:
-        """The neurons that scenes of ``concept`` raise most: rows of ``table``, with ``count``, how many of the strongest show it.
+        """The neurons that scenes of ``concept`` raise most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
 
-        Sorted by count, then by the percentile of the neuron's picture. VitvizError for a concept Emoji World's scenes never
-        show, with the nearest names.
+        Sorted by count, then by the place of the concept's first scene among them, then by the percentile of the picture.
+        VitvizError for a concept that no scene shows, with the nearest names.
         """
         concepts = EmojiWorld("val", size=self.facts["size"]).concepts
         if concept not in concepts:
@@ -118,7 +119,10 @@ class Atlas:
                               f"{concepts[0]!r}.{nearest(concept, concepts)}")
         table = self.table()
         table["count"] = [scenes.count(concept) for scenes in table["scenes"]]
-        return table[table["count"] > 0].sort_values(["count", "percentile"], ascending=False, kind="stable", ignore_index=True)
+        table = table[table["count"] > 0]
+        first = pd.Series([scenes.index(concept) for scenes in table["scenes"]], table.index, dtype=int)
+        order = np.lexsort([-table["percentile"], first, -table["count"]])
+        return table.iloc[order].reset_index(drop=True)
 
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
         if layer not in self.facts["layers"]:

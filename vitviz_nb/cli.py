@@ -77,9 +77,16 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("atlas", _atlas, "make pictures of every neuron of whole layers, for sliders that answer at once",
                   epilog="examples:\n  vitviz atlas emoji-vit --layers all --out data/atlas/emoji-vit\n"
                          "  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
-                         "writes manifest.json, a sprite sheet and a table for each layer; an interrupted run goes on.")
+                         "writes manifest.json, and sprite sheets and a table for each layer; says first how long it will take.\n"
+                         "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
+                         "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.\n\n"
+                         "read in Python, without the model:\n"
+                         "  atlas = vv.Atlas.open(\"DIR\")\n"
+                         "  atlas.table().sort_values(\"percentile\"); atlas.search(\"owl\"); atlas.rendering(5, [0, 1, 2])")
     sub.add_argument("model", help="an embedded model, or any timm name")
     sub.add_argument("--layers", default="all", help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
+    sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
+    sub.add_argument("--seed", type=int, default=0, help="another seed, another picture of the same neuron (default 0)")
     sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     sub.add_argument("--out", type=Path, required=True, help="folder for the atlas; made if missing")
 
@@ -176,10 +183,12 @@ def _train(options) -> None:
 
 
 def _atlas(options) -> None:
-    from .atlas import make_atlas
+    from .atlas_maker import make_atlas
     from .models import load
+    from .recipe import Recipe
     from .sites import site, sites
 
+    Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
     model = load(options.model, device=options.device)
     kind, places = next(iter(sites(model).items()))
     if options.layers == "all":
@@ -190,8 +199,8 @@ def _atlas(options) -> None:
         except argparse.ArgumentTypeError:
             raise VitvizError(f"--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got {options.layers!r}.") from None
     layers = [site(model, layer, kind).layer for layer in layers]
-    atlas = make_atlas(model, layers, options.out)
-    size = sum(file.stat().st_size for file in options.out.iterdir()) / 1e6
+    atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed)
+    size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
     print(f"{sum(places[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
 
 

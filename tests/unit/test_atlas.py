@@ -14,7 +14,8 @@ from torch.nn.functional import avg_pool2d
 import vitviz_nb as vv
 from vitviz_nb import atlas as atlas_module
 from vitviz_nb import top as top_module
-from vitviz_nb.atlas import STRONGEST, Atlas, embedded, make_atlas
+from vitviz_nb.atlas import STRONGEST, Atlas, embedded
+from vitviz_nb.atlas_maker import make_atlas
 from vitviz_nb.cache import FORMAT
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
@@ -101,10 +102,10 @@ def test_smooth_pictures_lose_little(tmp_path):
     ramp = torch.linspace(0, 1, SIZE)
     tints = torch.rand(UNITS, 3, 1, 1, generator=torch.Generator().manual_seed(0))
     pictures = tints * ramp[:, None].expand(3, SIZE, SIZE)
-    sheet = atlas_module._paste(pictures)
+    sheet = atlas_module.paste((pictures * 255).round().byte())
     assert sheet.size == (32 * SIZE, 2 * SIZE)
-    sheet.save(tmp_path / "sheet.webp", quality=atlas_module._QUALITY, method=6)
-    stored = atlas_module._cut(tmp_path / "sheet.webp", SIZE)[:UNITS].float() / 255
+    sheet.save(tmp_path / "sheet.webp", quality=atlas_module.QUALITY, method=6)
+    stored = atlas_module.cut(tmp_path / "sheet.webp", SIZE)[:UNITS].float() / 255
     assert (stored - pictures).abs().mean((1, 2, 3)).max() < 0.05
 
 
@@ -134,45 +135,9 @@ def test_scores_are_those_of_the_pictures_as_stored(model, atlas):
 def test_facts_say_what_it_holds(model, atlas):
     assert atlas.facts == {
         "model": "tiny", "weights": model.weights_hash, "kind": "mlp", "layers": [0, 2], "recipe": RECIPE.as_dict(), "seed": 0,
-        "size": SIZE, "reference": "1,024 Emoji World scenes", "format": FORMAT, "version": vv.__version__}
+        "size": SIZE, "reference": "1,024 Emoji World scenes", "format": FORMAT, "version": vv.__version__,
+        "sheet": 32 * 256, "chunk": 16}
     assert sorted(contents(atlas.folder)) == FILES
-
-
-# How it is made
-
-
-def test_two_runs_write_the_same_files(model, atlas, tmp_path):
-    make_atlas(model, LAYERS, tmp_path / "again", RECIPE)  # with a cache of its own: everything is made once more
-    assert contents(tmp_path / "again") == contents(atlas.folder)
-
-
-def test_an_interrupted_run_goes_on_without_making_finished_pictures_again(model, atlas, passes, tmp_path, monkeypatch):
-    step = Visualizer._step
-
-    def interrupted(self, *arguments):
-        if len(passes) == 13:  # 16 pictures at a time, 3 steps each: 9 steps of the first layer, 3 + 1 of the second
-            raise KeyboardInterrupt
-        return step(self, *arguments)
-
-    with monkeypatch.context() as patch:
-        patch.setattr(Visualizer, "_step", interrupted)
-        with pytest.raises(VitvizError, match="Stopped in layer 2; the same command goes on"):
-            make_atlas(model, LAYERS, tmp_path / "out", RECIPE)
-    assert passes == [16] * 13
-    with pytest.raises(VitvizError, match="holds no atlas"):
-        Atlas.open(tmp_path / "out")
-    passes.clear()
-    make_atlas(model, LAYERS, tmp_path / "out", RECIPE)
-    assert passes == [16] * 6  # 32 pictures were missing
-    assert contents(tmp_path / "out") == contents(atlas.folder)
-
-
-def test_a_folder_that_cannot_be_written_gets_one_sentence_before_any_work(model, passes, tmp_path):
-    (tmp_path / "file").write_text("mine")
-    for folder in (tmp_path / "file", tmp_path / "file" / "new"):
-        with pytest.raises(VitvizError, match="cannot be written to .*name a folder you may write to"):
-            make_atlas(model, LAYERS, folder, RECIPE)
-    assert passes == [] and (tmp_path / "file").read_text() == "mine"
 
 
 def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path):
@@ -181,6 +146,66 @@ def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path):
         with pytest.raises(VitvizError, match=r"holds no atlas .*`vitviz atlas MODEL --out .*` makes one") as error:
             Atlas.open(folder)
         assert "\n" not in str(error.value)
+
+
+# What it can be asked without its model
+
+
+def test_the_table_has_every_neuron_and_what_its_strongest_scenes_show(model, atlas):
+    table = atlas.table()
+    assert list(table.columns) == ["layer", "neuron", "activation", "percentile", "rank", "status", "scenes"]
+    assert list(zip(table["layer"], table["neuron"], strict=True)) == [(i, n) for i in (0, 2) for n in range(UNITS)]
+    world = default_reference(model).source
+    for row in (0, UNITS + 33):
+        layer, neuron = int(table["layer"][row]), int(table["neuron"][row])
+        scores = atlas.rendering(layer, [neuron]).scores
+        assert (table["activation"][row], table["percentile"][row], table["rank"][row], table["status"][row]) == (
+            scores.activation[0], scores.percentile[0], scores.rank[0], scores.status[0])
+        shown = world.batch(top_images(model, layer, neuron).indices).concept
+        assert table["scenes"][row] == tuple(world.concepts[i] for i in shown)
+
+
+def test_search_finds_the_neurons_whose_strongest_scenes_show_a_concept(atlas):
+    table = atlas.table()
+    concept = table["scenes"][0][0]
+    counts = [scenes.count(concept) for scenes in table["scenes"]]
+    found = atlas.search(concept)
+    assert 0 < len(found) == sum(count > 0 for count in counts) < len(table) and sum(found["count"]) == sum(counts)
+    assert list(found["count"]) == sorted(found["count"], reverse=True)
+    order = [(-count, scenes.index(concept), -percentile) for count, scenes, percentile in
+             zip(found["count"], found["scenes"], found["percentile"], strict=True)]
+    assert order == sorted(order)
+    with pytest.raises(VitvizError, match="No reference scene shows 'ghots'; they show [0-9]+ concepts.*Did you mean ghost"):
+        atlas.search("ghots")
+
+
+def test_the_atlas_that_ships_is_searched_without_a_model(monkeypatch):
+    monkeypatch.setattr(VisionModel, "__init__", lambda *arguments: pytest.fail("a model was made"))
+    shipped = Atlas.open(vv.paths.data_dir() / "atlas" / "emoji-vit")
+    assert len(shipped.table()) == 6 * 512
+    best = shipped.search("ghost").iloc[0]
+    assert best["count"] > 1 and "ghost" in best["scenes"]
+    assert shipped.rendering(int(best["layer"]), [int(best["neuron"])]).finished
+
+
+def test_what_is_not_in_it_gets_one_sentence(atlas):
+    with pytest.raises(VitvizError, match="lacks layer 1; its layers: 0, 2"):
+        atlas.rendering(1, [0])
+    for neurons in ([UNITS], [-1], []):
+        with pytest.raises(VitvizError, match="Layer 2 of the atlas has neurons 0 to 47, got"):
+            atlas.rendering(2, neurons)
+    with pytest.raises(VitvizError, match="No layer .* is complete yet"):
+        Atlas(atlas.folder, {**atlas.facts, "layers": []}).table()
+
+
+def test_an_atlas_from_before_sheets_were_several_has_one_a_layer(atlas):
+    old = Atlas(atlas.folder, {name: value for name, value in atlas.facts.items() if name not in ("sheet", "chunk")})
+    assert torch.equal(old.rendering(2, [40]).pictures, atlas.rendering(2, [40]).pictures)
+
+
+@pytest.mark.parametrize(("size", "wide", "pictures"), [(64, 32, 512), (224, 32, 32), (512, 31, 31), (20000, 1, 1)])
+def test_a_sheet_stays_small_and_within_what_webp_holds(size, wide, pictures):
+    assert atlas_module.columns(size) == wide and atlas_module.per_sheet(size) == pictures
 
 
 # What answers from it

@@ -253,6 +253,7 @@ def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.C
     (["--layers", "1-0"], "got '1-0'"),
     (["--layers", ""], "got ''"),
     (["--layers", "-2"], "got '-2'"),
+    (["--recipe", "papre"], "no recipe 'papre'; there are quick, paper. Did you mean paper"),
     (["--device", "gpu"], "device 'gpu' cannot be used here"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str], says: str, hasty, tmp_path: Path,

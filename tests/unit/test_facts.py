@@ -110,7 +110,7 @@ def test_weights_and_atlases_keep_to_their_size():
     assert max(file.stat().st_size for file in data_dir().rglob("*") if file.is_file()) <= 10e6
 
 
-@pytest.mark.parametrize("folder", sorted((data_dir() / "atlas").glob("*")), ids=lambda folder: folder.name)
+@pytest.mark.parametrize("folder", sorted((data_dir() / "atlas").glob("*/")), ids=lambda folder: folder.name)
 def test_every_atlas_belongs_to_the_weights_that_ship(folder):
     atlas = vv.Atlas.open(folder)
     shown = vv.load(folder.name, device="cpu")
