@@ -1,24 +1,17 @@
-"""Checks of the exercises: is this answer right, and which number decides?"""
+"""Checks of the exercises: is this answer right, and which number decides? Here those of notebooks 00 to 05."""
 
 from collections.abc import Callable
 from dataclasses import replace
 from numbers import Integral, Real
 
-import numpy as np
 import torch
 
-from .background import context_chance, context_selectivity
 from .contexts import CONTEXTS
-from .doctored import Doctored
-from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError, nearest
-from .faithfulness import named, selectivity
-from .finding import Finding
-from .frequency import RADIUS, by_frequency, filtered, hybrid
-from .game import Game
-from .intervals import wilson
+from .exercises_further import FURTHER, whole_number
+from .faithfulness import selectivity
 from .kinds import answers, by_axes, rank, stand_out
-from .models import VisionModel, load
+from .models import VisionModel
 from .noise import OFF, grain, most_selective, patch_side, reference_images, seams
 from .obstacles import look_alike
 from .pooling import alone, depth, isolated, patch_hits, top1
@@ -29,7 +22,6 @@ from .scores import default_reference
 from .sites import activations, sites
 from .stimuli import default_world
 from .top import top_images
-from .verdicts import ask
 from .visualizer import Visualizer
 
 
@@ -77,7 +69,7 @@ def _natural_grain(answer, model: VisionModel) -> tuple[bool, str]:
     if (not isinstance(answer, tuple) or len(answer) != 2 or isinstance(answer[1], bool) or not isinstance(answer[1], Real)
             or not answer[1] >= 0):
         raise VitvizError(f"Exercise 01.2 wants a neuron and a tv of at least 0, such as (376, 0.014), got {answer!r}.")
-    neuron = _whole("01.2", answer[0], "a neuron", next(iter(sites(model).values()))[-1].units - 1)
+    neuron = whole_number("01.2", answer[0], "a neuron", next(iter(sites(model).values()))[-1].units - 1)
     made = Visualizer(model, replace(_short(model), tv=float(answer[1]))).render(-1, neuron)
     mine, percentile = grain(made.pictures).item(), made.scores.percentile[0]
     scenes = grain(reference_images(model)).mean().item()
@@ -117,7 +109,7 @@ def _gap(answer, model: VisionModel) -> tuple[bool, str]:
 def _rank(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 02.2: in how many dimensions MLP units vary before their activation function, within 1."""
     before = answers(model)[1]["before"]
-    wanted, found = _whole("02.2", answer, "a number of dimensions", before.shape[1]), rank(before)
+    wanted, found = whole_number("02.2", answer, "a number of dimensions", before.shape[1]), rank(before)
     near = abs(wanted - found) <= 1
     return near, (f"{before.shape[1]} units, and they vary in {found} dimensions." if near else
                   f"not {wanted}. What are these units computed from, and how many numbers are that?")
@@ -139,7 +131,7 @@ def _direction(answer, model: VisionModel) -> tuple[bool, str]:
 def _turning_point(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 03.1: the first layer whose units are, on average, half again as selective as those of layer 0."""
     places = next(iter(sites(model).values()))
-    wanted = _whole("03.1", answer, "a layer", len(places) - 1)
+    wanted = whole_number("03.1", answer, "a layer", len(places) - 1)
     found = [selectivity(model, place).strength.mean().item() for place in places]
     right = next((i for i, value in enumerate(found) if value >= 1.5 * found[0]), None)
     said = f"selectivity is {found[wanted]:.2f} in layer {wanted}, {found[0]:.2f} in layer 0"
@@ -151,7 +143,7 @@ def _named_picture(answer, model: VisionModel) -> tuple[bool, str]:
     places = next(iter(sites(model).values()))
     if not isinstance(answer, tuple) or len(answer) != 2 or not isinstance(answer[1], str):
         raise VitvizError(f"Exercise 03.2 wants a neuron and a name, such as (0, 'lion'), got {answer!r}.")
-    neuron, name = _whole("03.2", answer[0], "a neuron", places[-1].units - 1), answer[1]
+    neuron, name = whole_number("03.2", answer[0], "a neuron", places[-1].units - 1), answer[1]
     concepts = default_world(model).concepts
     names = [known.casefold() for known in concepts]
     if name.casefold() not in names:
@@ -164,7 +156,7 @@ def _named_picture(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _period(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 03.3: the shift in pixels, 1 to 12, that layer 0 minds least."""
-    wanted = _whole("03.3", answer, "a shift in pixels", 12)
+    wanted = whole_number("03.3", answer, "a shift in pixels", 12)
     images = default_reference(model).batch(range(32))  # few, as all their tokens are in memory at once
     plain = activations(model, next(iter(sites(model))), images)[0]
     found = [1.0]
@@ -179,7 +171,7 @@ def _period(answer, model: VisionModel) -> tuple[bool, str]:
 def _first_to_leave(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 04.1: the first layer in which more than a tenth of a change is no longer at its own place."""
     found = locality(model).table["value"].tolist()
-    wanted = _whole("04.1", answer, "a layer", len(found) - 1)
+    wanted = whole_number("04.1", answer, "a layer", len(found) - 1)
     right = next((i for i, value in enumerate(found) if value < 90), None)  # None for a model in which all stays
     return wanted == right, (f"in layer {wanted} {found[wanted]:.1f} % of the change is at its own place"
                              + ("." if wanted == right else "; look for the first layer with less than 90 %."))
@@ -188,7 +180,7 @@ def _first_to_leave(answer, model: VisionModel) -> tuple[bool, str]:
 def _outline(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 04.2: a neuron of the last layer but one whose maps the masks explain to at least 60 %."""
     places = next(iter(sites(model).values()))
-    neuron = _whole("04.2", answer, "a neuron", places[-2].units - 1)
+    neuron = whole_number("04.2", answer, "a neuron", places[-2].units - 1)
     explained = outline_of(model, places[-2].layer, neuron).mean().item()
     return explained >= 60, (f"the masks explain {explained:.0f} % of the maps of neuron {neuron}"
                              + ("." if explained >= 60 else "; at least 60 % are needed."))
@@ -213,7 +205,7 @@ def _neighbours(answer, model: VisionModel) -> tuple[bool, str]:
 def _half_gone(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 05.1: the fewest blocks apart that cost the model half of its right answers."""
     blocks = depth(model)
-    wanted = _whole("05.1", answer, "a number of blocks", blocks)
+    wanted = whole_number("05.1", answer, "a number of blocks", blocks)
     whole = top1(model)
     found = [top1(model, isolated(model, k)) for k in range(blocks + 1)]
     right = next((k for k in range(blocks + 1) if found[k] < whole / 2), None)  # None for a model that knows nothing
@@ -234,150 +226,14 @@ def _last_meeting(answer, model: VisionModel) -> tuple[bool, str]:
 def _best_patch(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 05.3: a patch whose token the head reads three quarters as often right as the best patch's."""
     hits, n = patch_hits(model)
-    patch = _whole("05.3", answer, "a patch", len(hits) - 1)
+    patch = whole_number("05.3", answer, "a patch", len(hits) - 1)
     mine, best = hits[patch].item(), hits.max().item()
     return mine >= 0.75 * best, f"the head is right on {100 * mine / n:.1f} % of scenes at patch {patch}" + (
         f", on {100 * best / n:.1f} % at the best." if mine >= 0.75 * best else "; there are better ones.")
-
-
-def _guessing_by_context(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 06.1: right answers in percent of the best guess that knows the context alone, within 0.2."""
-    if isinstance(answer, bool) or not isinstance(answer, Real):
-        raise VitvizError(f"Exercise 06.1 wants a number of percent, got {answer!r}.")
-    best = context_chance(_pictured(model))["top-1"]
-    near = abs(answer - best) <= 0.2
-    return near, (f"{best:.2f} %: in each context the best guess is one of the concepts at home there." if near else
-                  "your number is more than 0.2 off. How often does one concept stand in its usual context, of all scenes?")
-
-
-def _out_of_place(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 06.2: a scene, and a context it is not usually in, where the model is wrong about what it knows at home."""
-    if not isinstance(answer, tuple) or len(answer) != 2 or answer[1] not in CONTEXTS:
-        raise VitvizError(f"Exercise 06.2 wants a scene and a context, such as (0, 'snow'), got {answer!r}; contexts are "
-                          f"{', '.join(CONTEXTS)}.")
-    scene, world, there = _whole("06.2", answer[0], "a scene", 10_000), _pictured(model), CONTEXTS.index(answer[1])
-    concept = world.facts(np.array([scene]))["concept"][0]
-    home, name = world.usual_context[concept], world.concepts[concept]
-    if there == home:
-        return False, f"{CONTEXTS[home]} is where {name} usually stands; put it elsewhere."
-    images = torch.cat([world.batch([scene], contexts=[context]).images for context in (home, there)])
-    at_home, elsewhere = ask(model, images, name)
-    said = f"on {CONTEXTS[home]} {name} is called {at_home.answer}, on {CONTEXTS[there]} {elsewhere.answer}"
-    if at_home.rank > 1:
-        return False, f"{said}; it must be right at home first."
-    return elsewhere.rank > 1, f"{said}." if elsewhere.rank > 1 else f"{said}; it does not mind."
-
-
-def _context_unit(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 06.3: a layer, a neuron of it, and the context that it answers to by at least 1.5 standard deviations."""
-    if not isinstance(answer, tuple) or len(answer) != 3 or answer[2] not in CONTEXTS:
-        raise VitvizError(f"Exercise 06.3 wants a layer, a neuron and a context, such as (0, 0, 'snow'), got {answer!r}; "
-                          f"contexts are {', '.join(CONTEXTS)}.")
-    found = context_selectivity(model, _pictured(model))
-    layer = _whole("06.3", answer[0], "a layer", len(found) - 1)
-    neuron = _whole("06.3", answer[1], "a neuron", found[layer].shape[1] - 1)
-    best = found[layer][:, neuron].argmax().item()
-    value = found[layer][best, neuron].item()
-    said = f"neuron {neuron} of layer {layer} answers most to {CONTEXTS[best]}, by {value:.2f} standard deviations"
-    right = CONTEXTS[best] == answer[2] and value >= 1.5
-    return right, f"{said}." if right else f"{said}; wanted are the right name and at least 1.5."
-
-
-def _half_of_it(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 07.1: the smallest measured radius of a low-pass that leaves half of the right answers or more."""
-    curve = by_frequency(model, _pictured(model), 512).table.query("measure == 'top-1'").set_index(RADIUS)["value"]
-    if isinstance(answer, bool) or not isinstance(answer, Integral) or answer not in curve.index:
-        raise VitvizError(f"Exercise 07.1 wants one of the radii {', '.join(map(str, curve.index))}, got {answer!r}.")
-    enough = curve[curve >= curve.iloc[-1] / 2].index[0]
-    return bool(answer == enough), f"up to {answer} cycles a side {curve[answer]:.1f} % are right, of whole images " \
-                                   f"{curve.iloc[-1]:.1f} %" + ("." if answer == enough else "; look for the first half or more.")
-
-
-def _hybrid_fools(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 07.2: two scenes and a radius of 12 or less: the model names the coarse one, though it knows the fine one too."""
-    if not isinstance(answer, tuple) or len(answer) != 3:
-        raise VitvizError(f"Exercise 07.2 wants two scenes and a radius, such as (0, 1, 8), got {answer!r}.")
-    coarse, fine = (_whole("07.2", number, "a scene", 10_000) for number in answer[:2])
-    radius, world = _whole("07.2", answer[2], "a radius", model.image_size // 2), _pictured(model)
-    scenes = world.batch([coarse, fine])
-    names = [world.concepts[i] for i in scenes.concept]
-    if names[0] == names[1]:
-        return False, f"both scenes show {names[0]}; take two concepts."
-    mixed = hybrid(scenes.images[:1], scenes.images[1:], radius)
-    alone, together = (ask(model, images, names[0]) for images in (scenes.images, mixed))
-    said = f"{names[0]} and {names[1]} are called {alone[0].answer} and {alone[1].answer}, the hybrid {together[0].answer}"
-    if radius > 12:
-        return False, f"{said}; but up to {radius} cycles a side nearly everything is coarse: take 12 at most."
-    right = (alone[0].answer, alone[1].answer, together[0].answer) == (*names, names[0])
-    return right, f"{said}." if right else f"{said}; wanted are {names[0]} and {names[1]}, and {names[0]} of the hybrid."
-
-
-def _share_beyond(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 07.3: percent of scenes' variance in waves of more than 8 cycles a side, within 3."""
-    if isinstance(answer, bool) or not isinstance(answer, Real):
-        raise VitvizError(f"Exercise 07.3 wants a number of percent, got {answer!r}.")
-    images = _pictured(model).batch(range(256)).images
-    power = [(part - part.mean((2, 3), keepdim=True)).square().sum() for part in (filtered(images, 8, "high"), images)]
-    found = 100 * (power[0] / power[1]).item()
-    near = abs(answer - found) <= 3
-    return near, (f"it is {found:.1f} %, within 3 of yours." if near else
-                  "your number is more than 3 off. Compare the variance of high-passed scenes with that of whole ones.")
-
-
-def _pictured(model: VisionModel) -> EmojiWorld:
-    """Validation scenes in the three styles of pictures, for whatever styles a model was trained on."""
-    return EmojiWorld("val", styles=STYLES[:3], size=model.image_size)
-
-
-def _beats_chance(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 10.1: a score of the game whose interval, over both kinds of hint, lies above guessing."""
-    answer = answer.score if isinstance(answer, Game) else answer
-    if not isinstance(answer, Finding) or "the player sees" not in answer.table:
-        raise VitvizError(f"Exercise 10.1 wants a game, or a score such as quiz.play(player, name), got {answer!r}.")
-    table = answer.table[answer.table["n"] > 0]
-    n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
-    low, high = wilson(hits, n)
-    said = f"{hits} of {n} answers are right; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %"
-    return low > 0.5, f"{said}, above guessing." if low > 0.5 else f"{said}, so it could be guessing (50 %)."
-
-
-def _liar(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 10.2: the neuron of a doctored model whose picture is another's."""
-    if not isinstance(model.module, Doctored):
-        raise VitvizError(f"Exercise 10.2 is about a doctored model, and {model.name} is none; pass suspect.")
-    neuron, shown = model.module.units.tolist()
-    wanted = _whole("10.2", answer, "a neuron", model.module.width - 1)
-    return wanted == neuron, (f"neuron {neuron} shows the picture of neuron {shown}." if wanted == neuron else
-                              f"neuron {wanted} is honest. Whose picture has nothing of its top scenes?")
-
-
-def _worth_of_selectivity(answer, model: VisionModel) -> tuple[bool, str]:
-    """Exercise 10.3: points between the shares of pictures named from a selectivity of 4 and below 3, last layer, within 3."""
-    if isinstance(answer, bool) or not isinstance(answer, Real):
-        raise VitvizError(f"Exercise 10.3 wants a number of percentage points, got {answer!r}.")
-    place, judge = next(iter(sites(model).values()))[-1], load("emoji-resnet" if model.name != "emoji-resnet" else "emoji-vit")
-    chosen, viewer, hits = selectivity(model, place), Visualizer(model), []
-    for part in torch.arange(place.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
-        pictures = viewer.render(place.layer, part.tolist(), place.kind).pictures
-        hits.append(named(pictures, chosen.concept[part], chosen.strength[part], judge, 4.0).hits.float())
-    hits = torch.cat(hits)
-    high, low = (100 * hits[part].mean().item() for part in (chosen.strength >= 4, chosen.strength < 3))
-    near = abs(answer - (high - low)) <= 3
-    return near, (f"{high:.1f} against {low:.1f} %: {high - low:.1f} points." if near else
-                  "your number is more than 3 points off. Take all neurons of the last layer, as 10.3 says.")
-
-
-def _whole(exercise: str, answer, what: str, most: int) -> int:
-    if isinstance(answer, bool) or not isinstance(answer, Integral) or not 0 <= answer <= most:
-        raise VitvizError(f"Exercise {exercise} wants {what}, 0 to {most}, got {answer!r}.")
-    return int(answer)
 
 
 _EXERCISES: dict[str, Callable] = {"00.1": _shared_context, "01.1": _joins_patches, "01.2": _natural_grain,
                                    "01.3": _invisible, "02.1": _gap, "02.2": _rank,
                                    "02.3": _direction, "03.1": _turning_point, "03.2": _named_picture,
                                    "03.3": _period, "04.1": _first_to_leave, "04.2": _outline, "04.3": _neighbours,
-                                   "05.1": _half_gone, "05.2": _last_meeting, "05.3": _best_patch,
-                                   "06.1": _guessing_by_context, "06.2": _out_of_place, "06.3": _context_unit,
-                                   "07.1": _half_of_it, "07.2": _hybrid_fools, "07.3": _share_beyond,
-                                   "10.1": _beats_chance, "10.2": _liar, "10.3": _worth_of_selectivity}
+                                   "05.1": _half_gone, "05.2": _last_meeting, "05.3": _best_patch, **FURTHER}

@@ -4,6 +4,7 @@ import html
 import re
 from datetime import date
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
 from PIL import Image
@@ -12,6 +13,14 @@ from . import __version__
 from .errors import VitvizError
 from .finding import Finding
 from .rendering import Rendering
+
+
+class Item(NamedTuple):
+    """What was added to a report: under which heading, what is shown (None for words alone), what was said of it."""
+
+    heading: str
+    shown: Any
+    text: str
 
 
 class Report:
@@ -23,12 +32,16 @@ class Report:
         author: who hands it in.
         replace: True to begin a report again that is already in the folder. Other files there are left alone.
 
+    Attributes:
+        items: what was added, in order.
+
     Raises:
         VitvizError: a folder that cannot be written, or that holds a report already.
     """
 
     def __init__(self, folder: str | Path, title: str, author: str = "", replace: bool = False):
-        self.folder, self.title, self.author, self._parts = Path(folder).expanduser(), title, author, []
+        self.folder, self.title, self.author = Path(folder).expanduser(), title, author
+        self.items, self._parts = [], []
         if (self.page).exists() and not replace:
             raise VitvizError(f"{self.folder} holds a report already; name another folder, or say replace=True.")
         self._write(self.page, self._html().encode())
@@ -73,6 +86,7 @@ class Report:
         picture = f'<p><img src="{shown}" alt="{html.escape(alt)}"></p>' if shown else ""
         files = "".join(f' <a href="{link}">{link}</a>' for link in links)
         self._parts.append(f"<h2>{html.escape(heading)}</h2>{picture}{said}" + (f"<p>Files:{files}</p>" if files else ""))
+        self.items.append(Item(heading, item, text))
         self._write(self.page, self._html().encode())
         return self
 

@@ -1,6 +1,7 @@
 """Exercises take every right answer and reject near misses, and say which number decides."""
 
 import math
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,13 +10,14 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb import exercises
+from vitviz_nb import exercises, exercises_further
 from vitviz_nb.contexts import CONTEXTS
 from vitviz_nb.doctored import Detector, doctor
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.faithfulness import Named, Selectivity
 from vitviz_nb.finding import Finding
 from vitviz_nb.frequency import RADIUS
+from vitviz_nb.report import Item
 from vitviz_nb.verdicts import Verdict
 
 
@@ -269,16 +271,16 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
         scene, context = int(value * 10 + 1e-4), round(value * 100 + 1e-4) % 10
         return "cat" if context == CONTEXTS.index("snow") else ["ant", "bee", "cat", "ant", "ant"][scene]
 
-    monkeypatch.setattr(exercises, "_pictured", lambda model: Shelves())
-    monkeypatch.setattr(exercises, "ask", lambda model, images, truth: [
+    monkeypatch.setattr(exercises_further, "_pictured", lambda model: Shelves())
+    monkeypatch.setattr(exercises_further, "ask", lambda model, images, truth: [
         Verdict("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
-    monkeypatch.setattr(exercises, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
+    monkeypatch.setattr(exercises_further, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
     units = torch.zeros(len(CONTEXTS), 3)
     units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5
-    monkeypatch.setattr(exercises, "context_selectivity", lambda model, world: [units * 0, units])
+    monkeypatch.setattr(exercises_further, "context_selectivity", lambda model, world: [units * 0, units])
     curve = pd.DataFrame([{RADIUS: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
                           for r, v in ((2, 10.0), (4, 44.9), (6, 45.0), (8, 70.0), (45, 90.0))])
-    monkeypatch.setattr(exercises, "by_frequency", lambda model, world, n: Finding("", "", curve))
+    monkeypatch.setattr(exercises_further, "by_frequency", lambda model, world, n: Finding("", "", curve))
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [
@@ -302,7 +304,8 @@ def test_guessing_by_context_is_right_once_in_thirty(tiny_vit, capsys):
 def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch, capsys):
     line = 2 * math.pi * torch.arange(32) / 32
     images = (0.5 + 0.2 * torch.cos(3 * line) + 0.1 * torch.cos(12 * line)).expand(1, 3, 32, 32)  # 0.1² of 0.1² + 0.2²: 20 %
-    monkeypatch.setattr(exercises, "_pictured", lambda model: SimpleNamespace(batch=lambda n: SimpleNamespace(images=images)))
+    monkeypatch.setattr(exercises_further, "_pictured", lambda model: SimpleNamespace(
+        batch=lambda n: SimpleNamespace(images=images)))
     verdicts = {20: "Right: it is 20.0 %", 17.1: "Right", 22.9: "Right", 16.9: "Not yet", 23.1: "Not yet", 80: "Not yet"}
     for answer, verdict in verdicts.items():
         vv.check("07.3", answer, tiny_vit)
@@ -333,11 +336,13 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     test = Detector(torch.zeros(26), torch.ones(26), torch.zeros(26), torch.tensor(0.5))
     strength = torch.tensor([4.0] * 40 + [3.5] * 68 + [2.99] * 20)
     hits = torch.tensor([True] * 30 + [False] * 10 + [True] * 68 + [True] * 2 + [False] * 18)
-    monkeypatch.setattr(exercises, "selectivity", lambda model, place: Selectivity(torch.zeros(128).long(), strength, strength))
-    monkeypatch.setattr(exercises, "load", lambda name: name)
-    monkeypatch.setattr(exercises, "Visualizer", lambda model: SimpleNamespace(
+    monkeypatch.setattr(exercises_further, "selectivity", lambda model, place: Selectivity(
+        torch.zeros(128).long(), strength, strength))
+    monkeypatch.setattr(exercises_further, "load", lambda name: name)
+    monkeypatch.setattr(exercises_further, "Visualizer", lambda model: SimpleNamespace(
         render=lambda layer, neurons, kind: SimpleNamespace(pictures=hits[neurons])))  # a picture says whether it is named
-    monkeypatch.setattr(exercises, "named", lambda pictures, concept, strength, judge, bound: Named(pictures, pictures, 0.02))
+    monkeypatch.setattr(exercises_further, "named", lambda pictures, concept, strength, judge, bound: Named(
+        pictures, pictures, 0.02))
     return doctor(tiny_vit, test, 0, 3, 5)
 
 
@@ -365,3 +370,61 @@ def test_an_answer_of_the_wrong_kind_to_notebook_10_is_told_what_is_wanted(exerc
 def test_an_honest_model_has_no_liar(tiny_vit):
     with pytest.raises(VitvizError, match="tiny-vit is none; pass suspect"):
         vv.check("10.2", 3, tiny_vit)
+
+
+@pytest.fixture
+def photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three photographs, which excite neuron 7 in the order cup, cat, fog, and every other in the order fog, cup, cat; their
+    patches have a mean cosine of 0.9 in layer 0 and of 0.5 in layer 1, the last, and the class token one of 0.2."""
+    order = {7: [1, 0, 2]}
+    monkeypatch.setattr(exercises_further, "_photographs", lambda model: SimpleNamespace(
+        paths=[Path(name) for name in ("cat.jpg", "cup.jpg", "fog.jpg")]))
+    monkeypatch.setattr(exercises_further, "top_images", lambda model, layer, neuron, kind, images, k: SimpleNamespace(
+        indices=order.get(neuron, [2, 1, 0])[:k], activations=[3.0, 2.0, 1.0]))
+    rows = [(0, "patches of an image", 0.9), (0, "class token and patches", 0.2), (1, "patches of an image", 0.5),
+            (1, "class token and patches", 0.2)]
+    table = pd.DataFrame([{"layer": layer, "between": what, "value": v, "low": v - 0.1, "high": v + 0.1, "n": 3}
+                          for layer, what, v in rows])
+    monkeypatch.setattr(exercises_further, "token_similarity", lambda model, images: Finding("", "", table))
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("11.1", [(7, "cup"), (0, "fog"), (127, "fog")], [(7, "cat"), (7, "fog"), (0, "cup")]),
+    ("11.2", [0.5, 0.471, 0.529], [0.469, 0.531, 0.9, 0.2, 0, 1]),
+])
+def test_right_answers_to_notebook_11_pass_and_near_misses_do_not(exercise, right, wrong, photographs, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("11.1", "cup", "a neuron and a photograph"), ("11.1", (128, "cup"), "a neuron, 0 to 127"), ("11.1", (7, 1), "a neuron and"),
+    ("11.2", "0.5", "a mean cosine"), ("11.2", True, "a mean cosine"), ("11.3", "out/index.html", "a report, made by vv.Report"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_11_is_told_what_is_wanted(exercise, answer, wanted, photographs, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+def test_a_photograph_that_there_is_not_is_told_the_nearest(photographs, tiny_vit):
+    with pytest.raises(VitvizError, match="No photograph is called 'cap'. Did you mean .*cup"):
+        vv.check("11.1", (7, "cap"), tiny_vit)
+
+
+def test_a_report_needs_four_items_of_three_kinds_and_words_on_each(tiny_vit, tmp_path, capsys):
+    pictures = vv.Rendering.__new__(vv.Rendering)  # the check looks at its kind alone
+    pictures, finding, words = (Item(name, shown, "It shows.") for name, shown in (
+        ("Pictures", pictures), ("Numbers", Finding("", "", pd.DataFrame())), ("Not shown", None)))
+    for items, said in (
+        ([pictures, finding, words, words], "Right: 4 items"), ([words, finding, pictures, pictures, finding], "Right: 5 items"),
+        ([pictures, finding, words], "Not yet: the report lacks four items (it has 3)"),
+        ([finding, finding, words, words], "Not yet: the report lacks pictures"),
+        ([pictures, pictures, words, words], "Not yet: the report lacks a measurement"),
+        ([pictures, finding, finding, finding], "Not yet: the report lacks an item of words alone"),
+        ([pictures, finding._replace(text=" "), words, words], "Not yet: the report lacks words on 'Numbers'"),
+    ):
+        report = vv.Report(tmp_path, "Mine", replace=True)
+        report.items.extend(items)
+        vv.check("11.3", report, tiny_vit)
+        assert capsys.readouterr().out.startswith(said), said

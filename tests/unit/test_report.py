@@ -31,8 +31,10 @@ def test_every_kind_of_item_is_written_and_shown(tmp_path: Path, tiny_vit):
         assert report.add(item, heading, "First.\n\nSecond <script>.") is report
     assert plt.get_fignums() == open_before  # the figure given stays open, the finding's own is closed
     plt.close(figure)
+    assert report.items[1] == ("Numbers", FINDING, "First.\n\nSecond <script>.") and report.items[-1].shown is None
     page = report.page.read_text(encoding="utf-8")
-    assert page.count("<h2>") == 6 and "Ada" in page and page.count("What &lt;i&gt;I&lt;/i&gt; found") == 2  # title and heading
+    assert len(report.items) == page.count("<h2>") == 6
+    assert "Ada" in page and page.count("What &lt;i&gt;I&lt;/i&gt; found") == 2  # title and heading
     assert page.count("<p>Second &lt;script&gt;.</p>") == 6
     shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)">', page)
     names = ["01_neurons/sheet.png", "02_numbers.png", "03_a_figure.png", "04_t.png", "05_twins.png"]
@@ -49,7 +51,7 @@ def test_a_report_is_not_lost_to_another_by_accident(tmp_path: Path):
     with pytest.raises(VitvizError, match="holds a report already; name another folder, or say replace=True"):
         Report(tmp_path, "Two")
     again = Report(tmp_path, "Two", replace=True)
-    assert "Something" not in again.page.read_text() and (tmp_path / "notes.txt").read_text() == "mine"
+    assert again.items == [] and "Something" not in again.page.read_text() and (tmp_path / "notes.txt").read_text() == "mine"
 
 
 def test_what_cannot_be_shown_or_written_is_said(tmp_path: Path):
