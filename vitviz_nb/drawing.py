@@ -53,6 +53,16 @@ def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int =
     return sheet
 
 
+def stack(images: list[Image.Image]) -> Image.Image:
+    """Images one below the other, on white, as wide as the widest."""
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    return whole
+
+
 def png(image: Image.Image) -> bytes:
     buffer = BytesIO()
     image.save(buffer, "PNG", compress_level=3)
