@@ -1,4 +1,4 @@
-"""What every unit test finds: a cache of its own, fixed seeds, two threads; and small models with random weights."""
+"""What every unit test finds: a cache of its own, fixed seeds and threads; and small models with random weights."""
 
 import hashlib
 import json
@@ -16,6 +16,8 @@ from vitviz_nb import models
 from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.models import VisionModel
 
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # CI machines have two cores, and two processes share them
+torch.set_num_threads(THREADS)  # here, too, for what is made once a file
 ARCHITECTURE = {
     "class": "timm.models.vision_transformer.VisionTransformer",
     "arguments": {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 4},
@@ -26,7 +28,7 @@ ARCHITECTURE = {
 def clean_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """No test reads what another, or the user, has cached; and each begins from the same random state."""
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
-    torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))  # Binder has one core, CI machines have two
+    torch.set_num_threads(THREADS)
     torch.manual_seed(0)
     np.random.seed(0)
 

@@ -104,7 +104,6 @@ def whole(model, tmp_path_factory) -> dict[str, bytes]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(atlas_maker, "per_sheet", lambda size: 32)
         patch.setenv("VITVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
-        torch.set_num_threads(min(2, int(os.environ.get("OMP_NUM_THREADS", 2))))
         return contents(make(model, tmp_path_factory.mktemp("whole")).folder)
 
 
