@@ -57,29 +57,34 @@ def selectivity(model: VisionModel, place: Site, world: EmojiWorld | None = None
 def _moments(model: VisionModel, kind: str, world: EmojiWorld,
              shuffled: bool) -> list[tuple[torch.Tensor, torch.Tensor, torch.Tensor]]:
     """Per layer: sums over the scenes of each concept (concepts, units), sums of squares (units,), scenes of each concept."""
-    path = cache.path_of({"weights": model.weights_hash, "kind": kind, "world": repr(world), "concepts": world.concepts,
-                          "n": _SCENES} | ({"shuffled": "none keeps its own"} if shuffled else {}), "selectivity")
-    places, stored = sites(model)[kind], cache.read(path)
+    key = {"weights": model.weights_hash, "kind": kind, "world": repr(world), "concepts": world.concepts, "n": _SCENES}
+    path = {mixed: cache.path_of(key | ({"shuffled": "none keeps its own"} if mixed else {}), "selectivity")
+            for mixed in (False, True)}
+    places, stored = sites(model)[kind], cache.read(path[shuffled])
     if not stored or len(stored) != 1 + 2 * len(places):
         concepts = len(world.concepts)
-        sums = [torch.zeros(concepts, p.units, dtype=torch.float64) for p in places]
+        # Both at once, because seeing the scenes is what takes the time, and who asks for one asks for the other.
+        sums = {mixed: [torch.zeros(concepts, p.units, dtype=torch.float64) for p in places] for mixed in path}
         squares = [torch.zeros(p.units, dtype=torch.float64) for p in places]
-        n = torch.zeros(concepts, dtype=torch.float64)
+        n = {mixed: torch.zeros(concepts, dtype=torch.float64) for mixed in path}
         for start in tqdm(range(0, _SCENES, _AT_ONCE), desc=f"{model.name}: concepts", unit="batch", leave=False, delay=2):
             scenes = world.batch(range(start, start + _AT_ONCE), model.device)
-            concept = scenes.concept.cpu()
-            if shuffled:
-                concept = concept[others(len(concept), start)]
-            n += torch.bincount(concept, minlength=concepts)
-            for total, square, found in zip(sums, squares, activations(model, kind, scenes.images), strict=True):
-                total.index_add_(0, concept, found.double())
-                square += found.double().square().sum(0)
+            found, concept = activations(model, kind, scenes.images), scenes.concept.cpu()
+            for mixed, whose in ((False, concept), (True, concept[others(len(concept), start)])):
+                n[mixed] += torch.bincount(whose, minlength=concepts)
+                for total, layer in zip(sums[mixed], found, strict=True):
+                    total.index_add_(0, whose, layer.double())
+            for square, layer in zip(squares, found, strict=True):
+                square += layer.double().square().sum(0)
             if start % (16 * _AT_ONCE) == 0:
                 give_back()
-        stored = {"n": n.numpy()}
-        for i, (total, square) in enumerate(zip(sums, squares, strict=True)):
-            stored |= {f"sums{i}": total.numpy(), f"squares{i}": square.numpy()}
-        cache.write(path, {k: v.astype(np.float32) for k, v in stored.items()})
+        for mixed in path:
+            kept = {"n": n[mixed].numpy()}
+            for i, (total, square) in enumerate(zip(sums[mixed], squares, strict=True)):
+                kept |= {f"sums{i}": total.numpy(), f"squares{i}": square.numpy()}
+            kept = {k: v.astype(np.float32) for k, v in kept.items()}
+            cache.write(path[mixed], kept)
+            stored = kept if mixed == shuffled else stored
     numbers = {k: torch.from_numpy(np.asarray(v, np.float64)) for k, v in stored.items()}
     return [(numbers[f"sums{i}"], numbers[f"squares{i}"], numbers["n"]) for i in range(len(places))]
 

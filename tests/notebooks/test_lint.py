@@ -29,7 +29,7 @@ OPENS_WITH = {
     "what is needed": r"^\*\*You need\*\* ",
     "the time to read and to run, on CPU and GPU": r"^\*\*Time\*\*: about \d+ minutes\. .*minute.* CPU.* GPU",
 }
-SLIDERS = re.compile(r"\b(?:Slide|explore)\(")
+SLIDERS = re.compile(r"\b(?:Slide|explore|Game)\(")
 
 
 def problems(path: Path, root: Path) -> list[str]:
