@@ -93,19 +93,19 @@ TRAININGS = {
     "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
                           start="emoji-vit-standard", radius=2.0, every_token=True, seed=1,
                           pictures={**_PICTURES, "steps": 128, "tv": 0.014, "jitter": 0.09}),
-    # The first 576,000 of the 1,408,000 scenes that emoji-vit-standard sees, with captions instead of labels (and in smaller
+    # The first 384,000 of the 1,408,000 scenes that emoji-vit-standard sees, with captions instead of labels (and in smaller
     # batches: see below); 128 is a point's width.
     "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,
-                           steps=9000, batch=64, captions=True),
+                           steps=6000, batch=64, captions=True),
     "emoji-resnet": Training(_timm("resnet.ResNet", **_RESNET), steps=5500),
     "emoji-resnet-robust": Training(_timm("resnet.ResNet", **_RESNET), steps=2500, peak=2e-3, start="emoji-resnet", radius=2.0,
                                     seed=1),
     # Batches of 64: on a CPU, where scenes are what costs, they learn more of each (loss 3.7 instead of 4.1 after 25,600).
-    "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=9000, batch=64, teacher="emoji-resnet"),
+    "emoji-deit": Training(_timm("deit.VisionTransformerDistilled", **_VIT), steps=5500, batch=64, teacher="emoji-resnet"),
     "emoji-coat": Training(_timm("coat.CoaT", img_size=SIZE, patch_size=4, embed_dims=(64, 96, 96, 96),
                                  serial_depths=(1, 1, 1, 1), parallel_depth=1, num_heads=8), steps=4000, batch=64),
     "emoji-convit": Training(_timm("convit.ConVit", img_size=SIZE, patch_size=8, embed_dim=32, depth=6, num_heads=4,
-                                   local_up_to_layer=4), batch=64),
+                                   local_up_to_layer=4), steps=3600, batch=64),
     "emoji-pit": Training(_timm("pit.PoolingVisionTransformer", img_size=SIZE, patch_size=8, stride=4, base_dims=(24, 24, 24),
                                 depth=(1, 2, 2), heads=(2, 4, 8)), batch=64),
     "emoji-swin": Training(_timm("swin_transformer.SwinTransformer", img_size=SIZE, patch_size=4, embed_dim=48,
