@@ -89,9 +89,72 @@ def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: t
 
 def augment(pictures: torch.Tensor, draws: Draws, step: int) -> torch.Tensor:
     """The normalised copies of step ``step``: (K * copies, 3, S, S) from pictures (K, 3, S, S) in [0, 1]."""
-    moved = _Roll.apply(pictures, draws.shift[step])
-    copies = moved[:, None] * draws.scale[step] + draws.offset[step]
-    return copies.flatten(0, 1)
+    return _copies(_Roll.apply(pictures, draws.shift[step]), draws.scale[step], draws.offset[step])
+
+
+def unchanged(pictures: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
+    """Pictures (K, 3, S, S) in [0, 1] as they are, normalised, each its own and only copy."""
+    scale = (1 / std).to(pictures).expand(len(pictures), 1, -1, -1, -1)
+    return _copies(pictures, scale, -mean.to(pictures) * scale)
+
+
+def _copies(moved: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> "_Copies":
+    # The shape without the memory: one number, shown as many times as there are pixels.
+    shape = moved.new_empty(1).expand(scale.shape[0] * scale.shape[1], *moved.shape[1:])
+    copies = shape.as_subclass(_Copies)
+    copies.moved, copies.scale, copies.offset = moved, scale, offset
+    return copies
+
+
+class _Copies(torch.Tensor):
+    """Copies that are made only where something other than a patch embedding asks for them.
+
+    A copy is picture * scale + offset, with one number of each for a channel, and a patch embedding (a convolution whose
+    patches do not overlap) is linear. So each channel of a picture is embedded once, however many copies there are, as one
+    product of matrices, of which a copy is a sum; torch's convolution is slower even for one copy, most of all backwards.
+    """
+
+    @classmethod
+    def __torch_function__(cls, function, types, arguments=(), named=None):
+        if function in _FACTS:
+            return super().__torch_function__(function, types, arguments, named)
+        if function is torch.conv2d and isinstance(arguments[0], cls) and not named and _of_patches(*arguments):
+            return arguments[0]._embed(*arguments[1:3])
+        return function(*_made(arguments), **{key: _made(value) for key, value in (named or {}).items()})
+
+    def _embed(self, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+        """The convolution of the copies with ``weight`` (D, 3, P, P), in strides of P: (K * copies, D, S / P, S / P)."""
+        (k, channels, size, _), (depth, _, patch, _) = self.moved.shape, weight.shape
+        side = size // patch
+        with torch.autocast(self.moved.device.type, enabled=False):  # a share of a sum needs more digits than the sum
+            # About grey, so that what the three channels share is not rounded before it cancels.
+            patches = (self.moved - 0.5).view(k, channels, side, patch, side, patch).permute(1, 0, 2, 4, 3, 5)
+            kernel = weight.flatten(2).permute(1, 2, 0).float()  # (3, P * P, D)
+            shares = patches.reshape(channels, k * side * side, patch * patch) @ kernel
+            mixed = self.scale.flatten(2) @ shares.view(channels, k, -1).transpose(0, 1)  # (K, copies, side * side * D)
+            shift = (self.offset + 0.5 * self.scale).flatten(2) @ kernel.sum(1)  # (K, copies, D)
+            if bias is not None:
+                shift = shift + bias
+            found = mixed.view(k, -1, side, side, depth) + shift[:, :, None, None]
+        return found.flatten(0, 1).permute(0, 3, 1, 2)
+
+
+_FACTS = {torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.ndim.__get__,
+          torch.Tensor.size, torch.Tensor.dim, torch.Tensor.__len__}  # what is known of copies before they are made
+
+
+def _made(value):
+    """``value`` with the copies in it made."""
+    if isinstance(value, _Copies):
+        return (value.moved[:, None] * value.scale + value.offset).flatten(0, 1)
+    return type(value)(map(_made, value)) if type(value) in (list, tuple) else value
+
+
+def _of_patches(copies, weight, bias=None, stride=1, padding=0, dilation=1, groups=1) -> bool:
+    """Whether a convolution cuts pictures into square patches that neither overlap nor leave a margin."""
+    patch = weight.shape[2]
+    return (weight.shape[2:] == (patch, patch) == stride and copies.shape[2] % patch == 0 and padding == (0, 0)
+            and dilation == (1, 1) and groups == 1)
 
 
 class _Roll(torch.autograd.Function):

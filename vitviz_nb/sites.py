@@ -9,11 +9,11 @@ tokens outnumber a square, counted at each site, because the number changes with
 import math
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from numbers import Integral
 
 import torch
-from timm.layers import GlobalResponseNormMlp, Mlp
+from timm.layers import GELU, GELUTanh, GlobalResponseNormMlp, Mlp, QuickGELU
 from torch import nn
 
 from .errors import VitvizError, nearest
@@ -35,6 +35,8 @@ _PROJECTIONS = {
 }
 _MOST_PREFIX = 8  # class, distillation and up to a handful of register tokens
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Tanh)
+# Activation functions that look at one unit at a time and treat all alike.
+_ONE_BY_ONE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
 
 
 @dataclass(frozen=True)
@@ -49,6 +51,7 @@ class Site:
         path: the module's name in the timm model; ``call`` says which of its calls (CoaT calls one Mlp several times).
         part: (index, of how many) equal shares of the module's output the units are.
         last: whether units are the last dimension of the output (False for NCHW).
+        own: int64 (N,), where only one unit of each input is wanted, which it is; None for all of them.
     """
 
     kind: str
@@ -60,6 +63,7 @@ class Site:
     call: int
     part: tuple[int, int] = (0, 1)
     last: bool = True
+    own: torch.Tensor | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
         return f"{self.kind} layer {self.layer}"
@@ -112,11 +116,12 @@ def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 
     """Activations at a site: (N, patch tokens, units) of *normalised* inputs (N, 3, H, W); gradients flow.
 
     With ``leak``, that share of the activation function's input is added to its output (see ``Recipe.leak``); sites that are
-    no activation function's output ignore it. The forward pass ends at the site, and the hooks are gone when this returns,
-    however it returns.
+    no activation function's output ignore it. With ``place.own`` the answer has one unit, input n's being ``place.own[n]``.
+    The forward pass ends at the site, and the hooks are gone when this returns, however it returns.
     """
     found, before, calls = [], [], 0
     leak = leak if place.kind in ("mlp", "channel") else 0.0
+    hidden, act = (None, None) if place.own is None else _hidden(model, place)
 
     def keep(module, arguments):
         before[:] = [arguments[0].clone()]  # some activation functions work in place
@@ -128,10 +133,20 @@ def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 
             found.append(output + leak * before[0] if leak else output)
             raise _Stop
 
+    def read_own(module, arguments):  # all hidden units of the last layer needed cost as much as a third of a block
+        nonlocal calls
+        calls += 1
+        if calls == place.call + 1:
+            into = arguments[0].reshape(len(inputs), -1, arguments[0].shape[-1]) @ hidden.weight[place.own][:, :, None]
+            if hidden.bias is not None:
+                into = into + hidden.bias[place.own][:, None, None]
+            found.append(act(into.clone()) + leak * into if leak else act(into))
+            raise _Stop
+
     with model.lock:
         module = model.module.get_submodule(place.path)
-        handles = [module.register_forward_hook(read)]
-        if leak:
+        handles = [hidden.register_forward_pre_hook(read_own)] if hidden else [module.register_forward_hook(read)]
+        if leak and not hidden:
             handles.append(module.register_forward_pre_hook(keep))
         try:
             model.module(inputs)
@@ -143,7 +158,10 @@ def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 
     if not found:
         raise VitvizError(f"{place.path} of {model.name} was called {calls} times, not {place.call + 1} as when its sites were "
                           f"found: the model changed since; load it again.")
-    return _patch_tokens(place, found[0], len(inputs))
+    read_there = _patch_tokens(place, found[0], len(inputs))
+    if place.own is None or hidden:
+        return read_there
+    return read_there.gather(2, place.own[:, None, None].expand(-1, read_there.shape[1], 1))
 
 
 def _patch_tokens(place: Site, output: torch.Tensor, n: int) -> torch.Tensor:
@@ -152,6 +170,18 @@ def _patch_tokens(place: Site, output: torch.Tensor, n: int) -> torch.Tensor:
     # Windows and NHWC maps fold into one token axis: windows of an image follow each other in the batch.
     output = output.reshape(n, -1, output.shape[-1])[:, place.prefix :]
     return output.chunk(place.part[1], -1)[place.part[0]]
+
+
+def _hidden(model: VisionModel, place: Site) -> tuple[nn.Linear, nn.Module] | tuple[None, None]:
+    """The layer that makes a site's hidden units and the function applied to each alone; (None, None) where it is not so.
+
+    Nor where either has hooks, such as a doctored network's: they expect, and may change, all units.
+    """
+    mlp = model.module.get_submodule(place.path.rpartition(".")[0])
+    if place.kind != "mlp" or type(mlp) not in (Mlp, GlobalResponseNormMlp) or type(mlp.fc1) is not nn.Linear:
+        return None, None
+    hooked = any(part._forward_hooks or part._forward_pre_hooks for part in (mlp.fc1, mlp.act))
+    return (None, None) if hooked or type(mlp.act) not in _ONE_BY_ONE else (mlp.fc1, mlp.act)
 
 
 def activations(model: VisionModel, kind: str, images: torch.Tensor) -> list[torch.Tensor]:

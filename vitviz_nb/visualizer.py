@@ -13,7 +13,7 @@ from . import cache, hashing
 from .atlas import embedded
 from .errors import VitvizError
 from .models import VisionModel
-from .objective import Draws, augment, begin, draw, loss
+from .objective import Draws, augment, begin, draw, loss, unchanged
 from .recipe import Recipe
 from .rendering import Rendering
 from .scores import default_reference, score
@@ -121,8 +121,7 @@ class Visualizer:
             cache.ready()
         yield from self._climb(place, neurons, seed, every)
         frame = self.score(self._frame(place, neurons, seed))  # before they are let go: scoring, too, can be interrupted
-        for neuron in neurons:
-            self._unfinished.pop((place.kind, place.layer, neuron, seed), None)
+        self._let_go(place, neurons, seed)
         yield frame
 
     def unscored(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:
@@ -130,7 +129,9 @@ class Visualizer:
         place, neurons = self._address(layer, neurons, kind, seed)
         for _ in self._climb(place, neurons, seed, self.recipe.steps):
             pass
-        return self._frame(place, neurons, seed)
+        frame = self._frame(place, neurons, seed)
+        self._let_go(place, neurons, seed)
+        return frame
 
     @property
     def at_once(self) -> int:
@@ -206,26 +207,28 @@ class Visualizer:
         joined = _State.join([self._state(place, n, seed) for n in neurons])
         state = _State(*(getattr(joined, f).to(device) for f in ("pictures", "first", "second")), joined.step, joined.curve)
         draws = self._draws(place, neurons, seed)
-        units = torch.tensor(neurons, device=device).repeat_interleave(self.recipe.copies)[:, None]
+        each = torch.tensor(neurons, device=device)
+        picture, copy = replace(place, own=each), replace(place, own=each.repeat_interleave(self.recipe.copies))
         try:
             if not state.curve:
-                state = replace(state, curve={0: self._activation(place, state.pictures, units[:: self.recipe.copies])})
+                state = replace(state, curve={0: self._activation(picture, state.pictures)})
             while state.step < self.recipe.steps:
-                state = self._step(place, state, draws, units)
+                state = self._step(picture, copy, state, draws)
                 if state.step % every == 0 and state.step < self.recipe.steps:
                     self._put_away(place, neurons, seed, state)
                     yield
         finally:
             self._put_away(place, neurons, seed, state)
 
-    def _step(self, place: Site, state: _State, draws: Draws, units: torch.Tensor) -> _State:
+    def _step(self, picture: Site, copy: Site, state: _State, draws: Draws) -> _State:
+        """One update; ``picture`` and ``copy`` say which unit each picture, and each of its copies, is of."""
         recipe, precision = self.recipe, _precision(self.model.device)
         # float16 has too little range for slopes this small; Adam does not mind the factor, which is taken out again.
         scale = 1024.0 if precision is torch.float16 else 1.0
         pictures = state.pictures.detach().requires_grad_()
         with torch.autocast("cuda", precision) if precision else nullcontext():
-            found = tokens(self.model, place, augment(pictures, draws, state.step), recipe.leak)
-        own = found.float().mean(1).gather(1, units)[:, 0]
+            found = tokens(self.model, copy, augment(pictures, draws, state.step), recipe.leak)
+        own = found.float().mean((1, 2))
         # A sum, not a mean: no picture's slope depends on how many others are made beside it.
         slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale
         # Adam written out on whole new tensors, because torch.optim's changes its state in place, piece by piece.
@@ -237,13 +240,13 @@ class Visualizer:
         better = (state.pictures - rate * move).clamp(0, 1)
         curve = state.curve
         if n % _READ_EVERY == 0 or n == recipe.steps:
-            curve = {**curve, n: self._activation(place, better, units[:: recipe.copies])}
+            curve = {**curve, n: self._activation(picture, better)}
         return _State(better, first, second, n, curve)
 
     @torch.no_grad()
-    def _activation(self, place: Site, pictures: torch.Tensor, units: torch.Tensor) -> torch.Tensor:
+    def _activation(self, picture: Site, pictures: torch.Tensor) -> torch.Tensor:
         """Activation (K,) on the pictures as they are: what scores measure, and what a curve can be compared with."""
-        return tokens(self.model, place, self.model.normalize(pictures)).float().mean(1).gather(1, units)[:, 0]
+        return tokens(self.model, picture, unchanged(pictures, self.model.mean, self.model.std)).float().mean((1, 2))
 
     def _put_away(self, place: Site, neurons: list[int], seed: int, state: _State) -> None:
         """Keep each picture's state, and finished pictures on disk."""
@@ -256,6 +259,11 @@ class Visualizer:
                 cache.write(self._path(place, neuron, seed), {
                     "picture": mine.pictures[0].numpy(), "curve_steps": np.array(list(mine.curve), np.int64),
                     "curve": np.array([float(v) for v in mine.curve.values()], np.float32)})
+
+    def _let_go(self, place: Site, neurons: list[int], seed: int) -> None:
+        """Forget pictures that have been handed over, or memory would grow with every rendering."""
+        for neuron in neurons:
+            self._unfinished.pop((place.kind, place.layer, neuron, seed), None)
 
     def _frame(self, place: Site, neurons: list[int], seed: int) -> Rendering:
         states = [self._state(place, n, seed) for n in neurons]

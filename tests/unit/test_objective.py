@@ -5,12 +5,13 @@ import math
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from vitviz_nb import hashing
+from vitviz_nb import hashing, objective
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.objective import augment, begin, draw, loss, total_variation
+from vitviz_nb.objective import Draws, augment, begin, draw, loss, total_variation, unchanged
 from vitviz_nb.recipe import RECIPES, Recipe
 
 SIZE = 14  # a jitter of 1/7 is 2 px
@@ -182,6 +183,72 @@ def test_pictures_begin_uniform(keys):
     assert start.shape == (3, 3, 32, 32) and 0 <= start.min() < 0.01 and 0.99 < start.max() <= 1
     assert start.mean().item() == pytest.approx(0.5, abs=0.015) and start.var().item() == pytest.approx(1 / 12, rel=0.05)
     assert (start[0] - start[1]).abs().mean() > 0.3
+
+
+# Copies are made only where they must be
+
+
+@pytest.fixture
+def drawn(keys) -> tuple[torch.Tensor, Draws]:
+    """Three pictures and the draws of two copies of each."""
+    return begin(Recipe(), keys, SIZE).requires_grad_(), draw(Recipe(steps=4, copies=2), keys, SIZE, MEAN, STD, "cpu")
+
+
+def by_hand(pictures: torch.Tensor, draws: Draws, step: int) -> torch.Tensor:
+    moved = torch.stack([torch.roll(p, s.tolist(), (1, 2)) for p, s in zip(pictures, draws.shift[step], strict=True)])
+    return (moved[:, None] * draws.scale[step] + draws.offset[step]).flatten(0, 1)
+
+
+def assert_alike(network, pictures: torch.Tensor, draws: Draws) -> None:
+    """A network says the same of the copies, and has the same slope, as of copies made by hand."""
+    torch.manual_seed(3)
+    answers = [network(copies(pictures, draws, 1)) for copies in (augment, by_hand)]
+    assert all(type(answer) is torch.Tensor for answer in answers)
+    weights = torch.randn_like(answers[0])
+    slopes = [torch.autograd.grad((answer * weights).sum(), pictures)[0] for answer in answers]
+    for found, expected in (answers, slopes):
+        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+
+
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("patch", [1, 2, 7, 14])
+def test_a_patch_embedding_of_copies_is_that_of_copies_made_by_hand(drawn, patch, bias, monkeypatch):
+    network = nn.Conv2d(3, 5, patch, patch, bias=bias).requires_grad_(False)
+    assert_alike(network, *drawn)
+    monkeypatch.setattr(objective, "_made", None)  # what makes copies is not called
+    assert network(augment(*drawn, 1)).shape == (6, 5, SIZE // patch, SIZE // patch)
+
+
+FIRST_STEPS = {
+    "margin": nn.Conv2d(3, 5, 2, 2, padding=1), "overlap": nn.Conv2d(3, 5, 3, 2), "rest left over": nn.Conv2d(3, 5, 3, 3),
+    "no square": nn.Conv2d(3, 5, (2, 7), (2, 7)), "groups": nn.Conv2d(3, 6, 2, 2, groups=3),
+    "dilation": nn.Conv2d(3, 5, 2, 2, dilation=2), "same": nn.Conv2d(3, 5, 3, padding="same"), "flatten": nn.Flatten(),
+    "function": lambda x: F.conv2d(x, torch.ones(2, 3, 2, 2)), "upsample": nn.Upsample(scale_factor=2),
+    "in a list": lambda x: torch.cat([x, x.mean(1, keepdim=True)], 1), "pad": lambda x: F.pad(x, (1, 1)),
+    "arithmetic": lambda x: 2 * x - x[:, :1], "reshape": lambda x: x.permute(0, 2, 3, 1).reshape(len(x), -1),
+}
+
+
+@pytest.mark.parametrize("first", FIRST_STEPS)
+def test_whatever_else_a_network_does_first_is_done_to_the_copies(drawn, first):
+    network = FIRST_STEPS[first]
+    assert_alike(network.requires_grad_(False) if isinstance(network, nn.Module) else network, *drawn)
+
+
+def test_copies_know_their_shape_before_they_are_made(drawn, monkeypatch):
+    monkeypatch.setattr(objective, "_made", None)
+    copies = augment(*drawn, 0)
+    assert copies.shape == copies.size() == (6, 3, SIZE, SIZE) and len(copies) == 6 and copies.dim() == copies.ndim == 4
+    assert copies.dtype == torch.float32 and copies.device == torch.device("cpu")
+    with torch._C.DisableTorchFunctionSubclass():
+        assert copies.untyped_storage().nbytes() == 4
+
+
+def test_unchanged_pictures_are_normalised(drawn):
+    expected = (drawn[0] - MEAN) / STD
+    assert torch.allclose(unchanged(drawn[0], MEAN, STD) + 0, expected, atol=1e-5)
+    network = nn.Conv2d(3, 5, 7, 7)
+    assert torch.allclose(network(unchanged(drawn[0], MEAN, STD)), network(expected), atol=1e-5)
 
 
 @pytest.mark.parametrize("wrong", [

@@ -3,7 +3,7 @@
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pytest
@@ -453,3 +453,51 @@ def test_a_leak_adds_its_share_of_what_goes_into_the_activation_function(inplace
     assert torch.allclose(found, before.relu() + 0.25 * before, atol=1e-6)
     assert torch.equal(tokens(model, site(model, 0, "channel"), images), before.relu())
     assert not module[1]._forward_hooks and not module[1]._forward_pre_hooks
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.25])
+@pytest.mark.parametrize("name", FAMILIES)
+def test_the_one_unit_wanted_of_each_input_is_its_column_of_all_and_has_its_slope(name: str, leak: float, family_models):
+    model = family_models[name]
+    for kind, places in sites(model).items():
+        for place in (places[0], places[-1]):
+            own, x = torch.tensor([place.units - 1, 2]), inputs(model).requires_grad_()
+            every = tokens(model, place, x, leak)
+            expected = torch.stack([every[0, :, place.units - 1 :], every[1, :, 2:3]])
+            found = tokens(model, replace(place, own=own), x, leak)
+            assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5), (place, kind)
+            slopes = [torch.autograd.grad(answer.mean(1).sum(), x)[0] for answer in (found, expected)]
+            assert torch.allclose(*slopes, rtol=1e-3, atol=1e-5 * slopes[1].abs().max().item()), (place, kind)
+    assert hooks(model.module) == 0
+
+
+def test_the_one_unit_wanted_is_made_without_the_others(tiny_vit: VisionModel):
+    place, x = replace(site(tiny_vit, 1), own=torch.tensor([0, 5])), inputs(tiny_vit)
+    expected = tokens(tiny_vit, place, x)
+    weight = tiny_vit.module.blocks[1].mlp.fc1.weight
+    weight.data[1:5], weight.data[6:] = torch.nan, torch.nan
+    assert torch.equal(tokens(tiny_vit, place, x), expected)
+
+
+class Turned(nn.Module):
+    """An activation function that is applied to mixtures of units."""
+
+    def __init__(self):
+        super().__init__()
+        self.register_buffer("turn", torch.linalg.qr(torch.randn(128, 128))[0])
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.gelu(x @ self.turn)
+
+
+@pytest.mark.parametrize("act", [nn.ReLU(inplace=True), Turned(), None], ids=["in place", "of all units", "a hook before it"])
+def test_the_one_unit_wanted_is_right_whatever_the_activation_function(act: nn.Module | None, tiny_vit: VisionModel):
+    mlp = tiny_vit.module.blocks[1].mlp
+    mlp.act = act or mlp.act
+    if act is None:
+        mlp.fc1.register_forward_hook(lambda module, given, made: made.flip(2))
+    place, x, own = site(tiny_vit, 1), inputs(tiny_vit), torch.tensor([0, 100])
+    for leak in (0.0, 0.25):
+        every = tokens(tiny_vit, place, x, leak)
+        found = tokens(tiny_vit, replace(place, own=own), x, leak)
+        assert torch.allclose(found, torch.stack([every[0, :, :1], every[1, :, 100:101]]), atol=1e-5)

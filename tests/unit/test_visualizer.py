@@ -572,3 +572,23 @@ def test_every_family_can_be_rendered(family):
         moved = (rendering.pictures - torch.cat(start)).abs()
         assert (moved.mean((1, 2, 3)) > 0.02).all(), "the slope reaches the picture"
         assert rendering.pictures.isfinite().all() and np.isfinite(rendering.scores.activation).all()
+
+
+@pytest.mark.parametrize("family", ["clip", "swin", "coat", "resnet"])
+def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model, neurons = VisionModel(build(), family, size), [0, 5]
+    made = Visualizer(model, Recipe(steps=3, copies=2), keep=False).unscored(-1, neurons, kind)
+    calls = []
+
+    def whole(model, place, inputs, leak=0.0):
+        calls.append(len(inputs))
+        every = tokens(model, replace(place, own=None), inputs + 0, leak)  # + 0 makes the copies
+        return every.gather(2, place.own[:, None, None].expand(-1, every.shape[1], 1))
+
+    monkeypatch.setattr(visualizer_module, "tokens", whole)
+    expected = Visualizer(model, Recipe(steps=3, copies=2), keep=False).unscored(-1, neurons, kind)
+    assert calls == [2, 4, 4, 4, 2]  # a curve's first point, three steps of two copies, and its last
+    assert (made.pictures - expected.pictures).abs().max() < TOLERANCE
+    assert torch.allclose(made.curves, expected.curves, rtol=1e-4, atol=1e-5)

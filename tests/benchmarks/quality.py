@@ -1,0 +1,85 @@
+"""How soon the quick recipe of emoji-vit reaches what the published one reaches: ``python tests/benchmarks/quality.py``.
+
+Both recipes are run by this kit's visualizer, so that the table is about recipes; what the visualizer itself saves is
+``visualizer.py``'s table. Scores are of the picture as it is, without augmentation.
+"""
+
+import argparse
+import time
+from pathlib import Path
+
+import torch
+
+import vitviz_nb as vv
+from vitviz_nb.drawing import Tile, contact_sheet
+from vitviz_nb.faithfulness import named, selectivity
+from vitviz_nb.intervals import wilson
+from vitviz_nb.models import VisionModel
+from vitviz_nb.rendering import Rendering
+from vitviz_nb.scores import reference_activations
+from vitviz_nb.sites import site, sites
+from vitviz_nb.stimuli import others
+
+
+def made(model: VisionModel, recipe: vv.Recipe, layer: int, neurons: list[int], busy: bool) -> tuple[Rendering, float]:
+    """The pictures, scored, and how many seconds each took."""
+    viewer, now = vv.Visualizer(model, recipe, atlas=False, keep=False), time.process_time if busy else time.perf_counter
+    start = now()
+    found = viewer.unscored(layer, neurons)
+    took = (now() - start) / len(neurons)
+    return viewer.score(found), took
+
+
+def steps_to(rendering: Rendering, goal: torch.Tensor) -> torch.Tensor:
+    """Steps (K,) after which each curve is first at its goal (K,); infinite for those that never are."""
+    there = rendering.curves >= goal[:, None]
+    first = torch.tensor(rendering.curve_steps)[there.int().argmax(1)].float()
+    return first.masked_fill(~there.any(1), torch.inf)
+
+
+def share(hits: torch.Tensor) -> str:
+    low, high = wilson(int(hits.sum()), len(hits))
+    return f"{100 * hits.float().mean():.0f} ({100 * low:.0f} to {100 * high:.0f})"
+
+
+def main() -> None:
+    ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
+    ask.add_argument("--units", type=int, default=32, help="of each layer, evenly spaced (default 32)")
+    ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
+    ask.add_argument("--busy", action="store_true", help="count seconds of processor time, with OMP_NUM_THREADS=1")
+    ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of both recipes go, side by side")
+    given = ask.parse_args()
+    model, judge = vv.load("emoji-vit", device=given.device), vv.load("emoji-resnet", device=given.device)
+    last = len(sites(model)["mlp"]) - 1
+    print(f"{given.units} units a layer on {model.device}, {torch.get_num_threads()} threads, "
+          f"{'processor' if given.busy else 'wall-clock'} time; intervals are 95 %\n")
+    head = ["layer", "recipe", "s/picture", "activation (SD over scenes, median)", "percentile (median)",
+            "% at least as active as published", "s to published activation (median)", "% named", "% named as another's"]
+    print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
+    for layer in given.layers or (0, last // 2, last):
+        place = site(model, layer)
+        neurons = torch.linspace(0, place.units - 1, given.units).round().long().tolist()
+        concept = selectivity(model, place).concept[neurons]
+        known = reference_activations(model, place, vv.Visualizer(model).reference)[:, neurons]
+        results = {name: made(model, vv.Recipe.named(name, model), layer, neurons, given.busy) for name in ("paper", "quick")}
+        goal = torch.tensor(results["paper"][0].scores.activation)
+        for name, (found, took) in results.items():
+            reached = torch.tensor(found.scores.activation)
+            sd = ((reached - known.mean(0)) / known.std(0).clamp_min(1e-12)).median()
+            when = steps_to(found, goal).median().item() / found.recipe.steps * took
+            names = [share(named(found.pictures, whose, torch.zeros(len(whose)), judge, 0).hits)
+                     for whose in (concept, concept[others(len(concept), 0)])]
+            cells = [str(layer), f"{name}: {found.recipe.work}", f"{took:.2f}", f"{sd:.1f}",
+                     f"{torch.tensor(found.scores.percentile).median():.1f}", share(reached >= goal), f"{when:.2f}", *names]
+            print("| " + " | ".join(cells) + " |", flush=True)
+        if given.sheets:
+            given.sheets.mkdir(parents=True, exist_ok=True)
+            shown = range(min(8, given.units))
+            tiles = [Tile(found.pictures[k], found.caption(k)) for found, _ in results.values() for k in shown]
+            contact_sheet(tiles, f"{model.name} layer {layer}: published recipe above, quick below", columns=len(shown)).save(
+                given.sheets / f"layer_{layer}.png")
+
+
+if __name__ == "__main__":
+    main()
