@@ -20,11 +20,16 @@ import pandas as pd
 
 import vitviz_nb as vv
 from vitviz_nb.background import at_home
+from vitviz_nb.factors import across_styles, by_captions, explained
+from vitviz_nb.faithfulness import named_by_depth, raised_by_depth
 from vitviz_nb.finding import NUMBERS, Finding
 from vitviz_nb.frequency import RADIUS, by_frequency
+from vitviz_nb.game import Quiz, by_eye_of
+from vitviz_nb.images import image_folder
 from vitviz_nb.kinds import by_axes, dimensions
 from vitviz_nb.models import read_card
 from vitviz_nb.noise import sensitivity
+from vitviz_nb.paths import data_dir
 from vitviz_nb.pooling import cls_alone, head_on_tokens, isolated_cls
 from vitviz_nb.position import locality, peaks_in_mask, probes, token_similarity
 from vitviz_nb.progression import by_depth, selectivity_by_depth
@@ -116,7 +121,32 @@ def fineness(model: vv.VisionModel) -> Finding:
     return by_depth({p.layer: viewer.render(p.layer, range(0, p.units, 4), kind).pictures for p in places}, model.title)[0]
 
 
-VIT, USUAL, CNN = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",)
+def kept_facts(model: vv.VisionModel, shuffled: bool = False) -> Finding:
+    """What explains units' answers, by layer and fact, as notebook 08 measures it."""
+    return explained(model, n=2048, shuffled=shuffled).by_layer()
+
+
+def beat_scenes(model: vv.VisionModel) -> Finding:
+    """Pictures that excite their neuron more than every scene, by layer, as notebook 10 measures it."""
+    return raised_by_depth(vv.Visualizer(model), 128)
+
+
+def seen_by(model: vv.VisionModel, judge: vv.VisionModel) -> Finding:
+    """Pictures that the judge names as their neuron's favourite, by layer, as notebook 10 measures it."""
+    return named_by_depth(vv.Visualizer(model), judge, 128)
+
+
+def plays(model: vv.VisionModel, player: vv.VisionModel) -> Finding:
+    """The game of notebook 10, played by another model's eye."""
+    return Quiz(model, 400, seed=1).play(by_eye_of(player), player.name)
+
+
+def alike_on_photographs(model: vv.VisionModel) -> Finding:
+    """How alike tokens are on the kit's photographs, as notebook 11 measures it."""
+    return token_similarity(model, image_folder(data_dir() / "photos", model.image_size))
+
+
+VIT, USUAL, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
 
 RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLOURS)
 AXES, WIDTH = Call(by_axes, VIT, "units"), Call(dimensions, VIT)
@@ -129,9 +159,16 @@ ALONE = Call(cls_alone, USUAL, styles=COLOURS, arguments={"n": 768})
 ALIKE, ALIKE_VIT = (Call(token_similarity, models, styles=COLOURS) for models in (USUAL, VIT))
 FILLED, FILLED_CNN = (Call(at_home, models, "backgrounds", COLOURS, {"n": 512, "fill": "mean"}) for models in (USUAL, CNN))
 COARSE, COARSE_CNN = (Call(by_frequency, models, styles=COLOURS, arguments={"n": 512}) for models in (USUAL, CNN))
+TOLD, SHOWN = (Call(kept_facts, models, "units") for models in (CLIP, USUAL))
+MIXED = Call(kept_facts, CLIP, "units", arguments={"shuffled": True})
+ACROSS, ACROSS_USUAL = (Call(across_styles, models, "units", arguments={"n": 768}) for models in (CLIP, USUAL))
+WORDS = Call(by_captions, CLIP)
+BEAT, NAMED, PLAYS = Call(beat_scenes, VIT, "pictures"), Call(seen_by, VIT + CNN, "pictures"), Call(plays, VIT + CNN, "questions")
+PHOTOS = Call(alike_on_photographs, VIT, "photographs")
 
 FIGURES, SECTION_2, SECTION_3, SECTION_4, SECTION_5 = (
     f"no number ({where})" for where in ("pictures, figures 1 and 4", "section 2", "section 3", "section 4", "section 5"))
+SECTION_6 = "no number (pictures, section 6)"
 OURS = "–"  # a control, or a question that the paper does not ask
 UNSEEN = {"size of the change (L2)": 1.0}
 WORST, RANDOM = {**UNSEEN, "change": "most exciting"}, {**UNSEEN, "change": "random"}
@@ -143,6 +180,9 @@ REAL, SHUFFLED = {"selective for": "concepts"}, {"selective for": "shuffled labe
 OWN, OTHER = {"the mask is of": "its own scene"}, {"the mask is of": "another scene"}
 HOME, TOP5, KEPT = {"answers": "at home in the context shown"}, {"answers": "right, top-5"}, {RADIUS: 8, "measure": "top-1"}
 PLACE, COLOUR = {"read from the token": "its place"}, {"read from the token": "its colour"}
+SELF, ANOTHER = {"the picture is of": "the neuron itself"}, {"the picture is of": "another neuron"}
+EYE = {"player": "emoji-resnet"}
+FAVOURITE, FOREIGN = {"favourite of": "the unit itself"}, {"favourite of": "another unit"}
 
 ROWS = (
     Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, WORST),
@@ -199,6 +239,28 @@ ROWS = (
     Row("07", "ViT, waves up to 8 cycles a side", SECTION_5, COARSE, KEPT),
     Row("07", "CNN, all waves", SECTION_5, COARSE_CNN, {**KEPT, RADIUS: 45}),
     Row("07", "CNN, waves up to 8 cycles a side", SECTION_5, COARSE_CNN, KEPT),
+    Row("08", "captions, last layer: explained by the concept", SECTION_6, TOLD, {"layer": 5, "explained by": "concept"}),
+    Row("08", "labels, last layer: explained by the concept", SECTION_6, SHOWN, {"layer": 5, "explained by": "concept"}),
+    Row("08", "control: captions, concepts of other scenes", OURS, MIXED, {"layer": 5, "explained by": "concept"}),
+    Row("08", "captions, last layer: explained by the context", OURS, TOLD, {"layer": 5, "explained by": "context"}),
+    Row("08", "labels, last layer: explained by the context", OURS, SHOWN, {"layer": 5, "explained by": "context"}),
+    Row("08", "captions, a unit's concepts in 3D models and in written words", SECTION_6, ACROSS, {"layer": 5, "3d and": "word"}),
+    Row("08", "labels, a unit's concepts in 3D models and in written words", OURS, ACROSS_USUAL, {"layer": 5, "3d and": "word"}),
+    Row("08", "control: captions, other concepts", OURS, ACROSS, {"layer": 5, "3d and": "3d, other concepts"}),
+    Row("08", "the right one of captions that differ in the ground, among twelve", OURS, WORDS,
+        {"captions differ in": "context", "nearest to": "its own picture"}),
+    Row("08", "control: with another scene's picture", OURS, WORDS,
+        {"captions differ in": "context", "nearest to": "another scene's picture"}),
+    Row("10", "pictures of layer 0 that excite their neuron more than every scene", OURS, BEAT, {"layer": 0, **SELF}),
+    Row("10", "pictures of layer 5, the last, that excite their neuron more than every scene", OURS, BEAT, {"layer": 5, **SELF}),
+    Row("10", "control: layer 5, pictures of another neuron", OURS, BEAT, {"layer": 5, **ANOTHER}),
+    Row("10", "pictures of layer 5 that a CNN names as their neuron's favourite", OURS, NAMED, {"layer": 5, **FAVOURITE}),
+    Row("10", "control: layer 5, another neuron's favourite", OURS, NAMED, {"layer": 5, **FOREIGN}),
+    Row("10", "which scene excites a neuron, told by a CNN from the picture", OURS, PLAYS,
+        {"the player sees": "its picture", **EYE}),
+    Row("10", "which scene excites a neuron, told by a CNN from top scenes", OURS, PLAYS,
+        {"the player sees": "its top scenes", **EYE}),
+    Row("11", "patch tokens of the last layer, photographs, trained to answer", OURS, PHOTOS, {"layer": 5, **PATCHES}),
 )
 
 

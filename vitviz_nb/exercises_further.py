@@ -4,20 +4,24 @@ from collections.abc import Callable
 from numbers import Integral, Real
 
 import numpy as np
+import pandas as pd
 import torch
 
+from .atlas import embedded
 from .background import context_chance, context_selectivity
 from .contexts import CONTEXTS
 from .doctored import Doctored
 from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError, nearest
+from .factors import explained, points
 from .faithfulness import named, selectivity
+from .families import stored
 from .finding import Finding
 from .frequency import RADIUS, by_frequency, filtered, hybrid
 from .game import Game
 from .images import ImageFolder, image_folder
 from .intervals import wilson
-from .models import VisionModel, load
+from .models import VisionModel, embedded_names, load
 from .paths import data_dir
 from .position import token_similarity
 from .rendering import Rendering
@@ -119,9 +123,100 @@ def _share_beyond(answer, model: VisionModel) -> tuple[bool, str]:
                   "your number is more than 3 off. Compare the variance of high-passed scenes with that of whole ones.")
 
 
+def _context_kept(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 08.1: points by which context explains more of the last layer's variance than in emoji-vit-standard, within 1."""
+    if isinstance(answer, bool) or not isinstance(answer, Real):
+        raise VitvizError(f"Exercise 08.1 wants a number of percentage points, got {answer!r}.")
+    own, other = (explained(m, n=2048).by_layer().table.query("`explained by` == 'context'")["value"].iloc[-1]
+                  for m in (model, load("emoji-vit-standard")))
+    near = abs(answer - (own - other)) <= 1
+    return near, (f"{own:.1f} against {other:.1f} %: {own - other:.1f} points." if near else
+                  "your number is more than 1 off. Take the last layer, the context, and the mean over all units of each model.")
+
+
+def _own_caption(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 08.2: percent of 256 scenes whose own caption of all 256 is the nearest to them, within 2."""
+    if isinstance(answer, bool) or not isinstance(answer, Real):
+        raise VitvizError(f"Exercise 08.2 wants a number of percent, got {answer!r}.")
+    world = _pictured(model)
+    with torch.inference_mode():
+        nearest_caption = (_shelf(model, world, 256) @ model.text(world.captions(range(256))).T).argmax(1).cpu()
+    own = int((nearest_caption == torch.arange(256)).sum())
+    near = abs(answer - own / 2.56) <= 2
+    return near, (f"{own} of 256 scenes are nearest to their own caption: {own / 2.56:.1f} %." if near else
+                  "your number is more than 2 off. Take the full captions, and for each scene the nearest of all 256.")
+
+
+def _ground_unsaid(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 08.3: a concept; of the ten scenes nearest to its name that do not show it, seven or more lie in one context."""
+    world = _pictured(model)
+    if answer not in world.concepts:
+        raise VitvizError(f"Exercise 08.3 wants the name of a concept, such as 'lion', got {answer!r}."
+                          f"{nearest(str(answer), world.concepts)}")
+    facts, concept = world.facts(np.arange(512)), world.concepts.index(answer)
+    with torch.inference_mode():
+        near = (_shelf(model, world, 512) @ model.text([f"a {answer}"])[0]).cpu().numpy()
+    near = np.where((facts["concept"] == concept) | (facts["companion"] == concept), -2, near)
+    found = np.bincount(facts["context"][np.argsort(-near)[:10]], minlength=len(CONTEXTS))
+    said = f"of the ten scenes nearest to 'a {answer}' that show none, {found.max()} lie on {CONTEXTS[found.argmax()]}"
+    return bool(found.max() >= 7), f"{said}." if found.max() >= 7 else f"{said}; wanted are seven."
+
+
+def _shelf(model: VisionModel, world: EmojiWorld, n: int) -> torch.Tensor:
+    """Points of the first ``n`` scenes, a few of which are in memory at a time."""
+    return torch.cat([points(model, world.batch(range(start, start + 64)).images) for start in range(0, n, 64)])
+
+
 def _pictured(model: VisionModel) -> EmojiWorld:
     """Validation scenes in the three styles of pictures, for whatever styles a model was trained on."""
     return EmojiWorld("val", styles=STYLES[:3], size=model.image_size)
+
+
+def _longest_at_its_place(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.1: the embedded model in whose last layer most of a change stays at its place."""
+    values = _of_families("a change stays at its place, last layer")
+    if answer not in values:
+        raise VitvizError(f"Exercise 09.1 wants one of the models {', '.join(values.index)}, got {answer!r}."
+                          f"{nearest(str(answer), values.index)}")
+    most = answer == values.idxmax()
+    return most, f"in {answer} {values[answer]:.1f} % stay, {'more than in any other' if most else 'in another model more'}."
+
+
+def _same_thing_twice(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.2: a concept and units of two models, three or more of whose six strongest scenes show it."""
+    if not isinstance(answer, tuple) or len(answer) != 3 or any(np.shape(unit) != (2,) for unit in answer[1:]):
+        raise VitvizError(f"Exercise 09.2 wants a concept and two units, such as ('lemon', ('emoji-swin', 0), ('emoji-pit', 0)), "
+                          f"got {answer!r}.")
+    concept, *units = answer
+    counts = []
+    for name, neuron in units:
+        atlas = embedded(name)
+        if atlas is None:
+            raise VitvizError(f"No atlas of {name!r} comes with the kit; there is one of each of {', '.join(embedded_names())}.")
+        scenes = atlas.table().query("layer == layer.max()").set_index("neuron")["scenes"]
+        counts.append(scenes[whole_number("09.2", neuron, f"a neuron of {name}", len(scenes) - 1)].count(concept))
+    said = " and in ".join(f"{count} of the 6 of {name}'s unit {neuron}"
+                           for count, (name, neuron) in zip(counts, units, strict=True))
+    if units[0][0] == units[1][0]:
+        return False, f"both units are of {units[0][0]}; take two families."
+    return min(counts) >= 3, f"{concept} is in {said}{'.' if min(counts) >= 3 else '; wanted are 3 or more in both.'}"
+
+
+def _without_one(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.3: the least and greatest correlation of accuracy and radius needed, a model left out, within 0.02."""
+    if not isinstance(answer, tuple) or len(answer) != 2 or not all(isinstance(value, Real) for value in answer):
+        raise VitvizError(f"Exercise 09.3 wants two correlations, such as (-0.1, 0.5), got {answer!r}.")
+    whole, waves = (_of_families(what) for what in ("right answers on whole scenes", "low-pass that leaves 90 % of them"))
+    without = [whole.drop(name).corr(waves.drop(name)) for name in whole.index]
+    near = max(abs(answer[0] - min(without)), abs(answer[1] - max(without))) <= 0.02
+    said = f"it moves between {min(without):.2f} and {max(without):.2f}; with all models it is {whole.corr(waves):.2f}."
+    return near, said if near else "one is more than 0.02 off. Leave out each model once; take the least and the greatest."
+
+
+def _of_families(what: str) -> pd.Series:
+    """The stored value of each embedded model that has this number."""
+    table = stored()
+    return table[table["what"] == what].set_index("model")["value"]
 
 
 def _beats_chance(answer, model: VisionModel) -> tuple[bool, str]:
@@ -210,5 +305,7 @@ def _photographs(model: VisionModel) -> ImageFolder:
 
 FURTHER: dict[str, Callable] = {"06.1": _guessing_by_context, "06.2": _out_of_place, "06.3": _context_unit,
                                 "07.1": _half_of_it, "07.2": _hybrid_fools, "07.3": _share_beyond,
+                                "08.1": _context_kept, "08.2": _own_caption, "08.3": _ground_unsaid,
+                                "09.1": _longest_at_its_place, "09.2": _same_thing_twice, "09.3": _without_one,
                                 "10.1": _beats_chance, "10.2": _liar, "10.3": _worth_of_selectivity,
                                 "11.1": _favourite_photograph, "11.2": _alike_on_photographs, "11.3": _own_report}

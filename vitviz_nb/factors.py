@@ -3,22 +3,24 @@
 Emoji World knows every fact of its scenes, so the share of a unit's variance that each fact explains can be measured.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pandas as pd
 import torch
+import torch.nn.functional as F
 from tqdm import tqdm
 
 from . import cache
 from .contexts import CONTEXTS
-from .emoji_world import STYLES, EmojiWorld, Scenes
+from .emoji_world import COUNTS, PLACES, SIZES, STYLES, TURNS, EmojiWorld, Scenes
 from .errors import VitvizError, nearest
-from .finding import Finding, mean
+from .finding import Finding, mean, share
+from .memory import give_back
 from .models import VisionModel
 from .progression import correlation
 from .sites import activations, sites
-from .stimuli import AT_ONCE, Stimuli, others
+from .stimuli import AT_ONCE, Stimuli, default_world, others
 
 FACTS = ("concept", "category", "style", "colour", "context", "count", "size", "turn", "place")
 IN_ONE_STYLE = "concept in one style"
@@ -137,6 +139,43 @@ def _profiles(model: VisionModel, kind: str, style: str, numbers: range) -> tupl
         for total, layer in zip(sums, found, strict=True):
             total.index_add_(0, concept, layer)
     return [total / count.clamp_min(1)[:, None] for total in sums], count > 0
+
+
+def points(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
+    """Images (N, 3, S, S) in [0, 1] as points (N, width) of length 1, where ``model.text(captions)`` has points of captions."""
+    if not model.text:
+        raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
+    with torch.inference_mode():
+        parts = [model.module(model.normalize(part.to(model.device))) for part in images.split(AT_ONCE)]
+    give_back()
+    return F.normalize(torch.cat(parts).float(), dim=-1)
+
+
+def by_captions(model: VisionModel, n: int = 240) -> Finding:
+    """Which facts does a model with a text tower tell apart? Right choices among captions that differ in one fact alone.
+
+    For each fact ``n`` scenes in the styles of the model's training, equally many of each value. A scene's own caption stands
+    beside those that say another value; chosen is the nearest to the picture, in the control the nearest to another scene's.
+    """
+    world, rows = default_world(model), []
+    values = {"count": COUNTS, "size": range(len(SIZES)), "turn": range(len(TURNS)), "style": range(len(world.styles)),
+              "place": range(len(PLACES)), "context": range(len(CONTEXTS))}
+    enough = range(40 * n)
+    known = world.facts(np.array(enough)) | {"context": by_lot(enough)}
+    for fact, of in values.items():
+        numbers = np.concatenate([np.flatnonzero(known[fact] == value)[:n // len(of)] for value in of])
+        parts = []
+        for here in np.split(numbers, range(AT_ONCE, len(numbers), AT_ONCE)):
+            scenes = world.batch(here, model.device, contexts=by_lot(here))
+            told = [replace(scenes, **{fact: torch.full_like(scenes.concept, value)}).captions for value in of]
+            with torch.inference_mode():
+                words = torch.stack([model.text(captions) for captions in told], 1)
+            parts.append((points(model, scenes.images), words, getattr(scenes, fact) - of[0]))
+        seen, words, own = (torch.cat(part) for part in zip(*parts, strict=True))
+        for near, pictures in (("its own picture", seen), ("another scene's picture", seen[others(len(seen), 0)])):
+            hits = ((words * pictures[:, None]).sum(-1).argmax(1) == own).sum()
+            rows.append({"captions differ in": fact, "nearest to": near, **share(hits, len(seen))})
+    return Finding(f"{model.title}: the right one of captions that differ in one fact", "right choices (%)", pd.DataFrame(rows))
 
 
 def by_lot(numbers) -> np.ndarray:

@@ -33,8 +33,8 @@ def test_every_number_lies_in_its_interval():
 
 
 def test_all_scenes_are_in_the_three_styles_that_the_readme_names():
-    assert "in the styles 3d, cartoon and flat" in README
-    calls = [row.call for row in ROWS]
+    assert "in the styles 3d, cartoon and flat, those of 08 in all five" in README
+    calls = [row.call for row in ROWS if row.notebook != "08"]
     assert {tuple(c.styles or read_card(c.models[0])["recipe"]["styles"]) for c in calls} == {headlines.COLOURS}
 
 
