@@ -438,18 +438,32 @@ def kill_when_half_done(monkeypatch, kill) -> list[Path]:
     return came
 
 
+class Deadly(ProcessPoolExecutor):
+    """The first of them kills the worker that is given the 48th call, while it works: one that dies while it hands over a
+    result can leave CPython's pool waiting for the rest of it."""
+
+    made: list["Deadly"] = []
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.calls = 0
+        self.made.append(self)
+
+    def submit(self, function, /, *arguments):
+        self.calls += 1
+        if len(self.made) == 1 and self.calls == 48:
+            return super().submit(signal.raise_signal, signal.SIGKILL)
+        return super().submit(function, *arguments)
+
+
 def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
-    context, pools = get_context("forkserver"), []
+    monkeypatch.setattr(Deadly, "made", [])
+    context = get_context("forkserver")
     context.set_forkserver_preload(["vitviz_nb.atlas_maker"])  # torch and timm are imported once, not by each worker
-
-    def pool():
-        pools.append(ProcessPoolExecutor(2, context))
-        return pools[-1]
-
-    came = kill_when_half_done(monkeypatch, lambda: os.kill(next(iter(pools[-1]._processes)), signal.SIGKILL))
-    atlas = make(by_name, tmp_path, [0], BY_NAME, executor=pool)
-    assert len(pools) == 2 and len(set(came)) == len(came) == 96 + 1  # the table, too
+    came = kill_when_half_done(monkeypatch, lambda: None)
+    atlas = make(by_name, tmp_path, [0], BY_NAME, executor=lambda: Deadly(2, context))
+    assert len(Deadly.made) == 2 and len(set(came)) == len(came) == 96 + 1  # the table, too
     assert contents(atlas.folder) == alone
 
 
