@@ -244,6 +244,8 @@ ROWS = (
     Row("08", "control: captions, concepts of other scenes", OURS, MIXED, {"layer": 5, "explained by": "concept"}),
     Row("08", "captions, last layer: explained by the context", OURS, TOLD, {"layer": 5, "explained by": "context"}),
     Row("08", "labels, last layer: explained by the context", OURS, SHOWN, {"layer": 5, "explained by": "context"}),
+    Row("08", "captions, a unit's concepts in 3D models and in flat icons", SECTION_6, ACROSS, {"layer": 5, "3d and": "flat"}),
+    Row("08", "labels, a unit's concepts in 3D models and in flat icons", OURS, ACROSS_USUAL, {"layer": 5, "3d and": "flat"}),
     Row("08", "captions, a unit's concepts in 3D models and in written words", SECTION_6, ACROSS, {"layer": 5, "3d and": "word"}),
     Row("08", "labels, a unit's concepts in 3D models and in written words", OURS, ACROSS_USUAL, {"layer": 5, "3d and": "word"}),
     Row("08", "control: captions, other concepts", OURS, ACROSS, {"layer": 5, "3d and": "3d, other concepts"}),
