@@ -17,7 +17,6 @@ import torch
 from PIL import Image
 
 from .cache import FORMAT
-from .drawing import Tile, contact_sheet
 from .emoji_world import EmojiWorld
 from .errors import VitvizError, nearest
 from .models import VisionModel
@@ -124,21 +123,6 @@ class Atlas:
         first = pd.Series([scenes.index(concept) for scenes in table["scenes"]], table.index, dtype=int)
         order = np.lexsort([-table["percentile"], first, -table["count"]])
         return table.iloc[order].reset_index(drop=True)
-
-    def sheet(self, rows: pd.DataFrame, columns: int = 8) -> Image.Image:
-        """The pictures of some rows of ``table`` or ``search``, each with its neuron and what its strongest scenes show most."""
-        if not len(rows):
-            raise VitvizError(f"There is no neuron to show of the atlas in {self.folder}; choose other rows of its table.")
-        tiles = []
-        for row in rows.itertuples():
-            most = max(row.scenes, key=row.scenes.count)
-            tiles.append(Tile(self.rendering(row.layer, [row.neuron]).pictures[0],
-                              [f"{row.layer}:{row.neuron}, above {row.percentile:.1f} %",
-                               f"{row.scenes.count(most)} x {most}"[:24]],
-                              row.status == "alive"))
-        title = (f"{self.facts['model']}: layer:neuron and the share of scenes that excite it less than its picture does; below, "
-                 f"how many of its {STRONGEST} strongest scenes show what they show most")
-        return contact_sheet(tiles, title, side=112, columns=columns)
 
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
         if layer not in self.facts["layers"]:
