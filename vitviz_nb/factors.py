@@ -125,6 +125,11 @@ def across_styles(model: VisionModel, n: int = 2048) -> Finding:
                    "correlation", pd.DataFrame(rows))
 
 
+def _has_text(model: VisionModel) -> None:
+    if not model.text:
+        raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
+
+
 def _profiles(model: VisionModel, kind: str, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Mean answers to each concept (concepts, units), a layer each, over scenes in one style; and which concepts were shown."""
     world = EmojiWorld("val", styles=(style,), size=model.image_size)
@@ -143,8 +148,7 @@ def _profiles(model: VisionModel, kind: str, style: str, numbers: range) -> tupl
 
 def points(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
     """Images (N, 3, S, S) in [0, 1] as points (N, width) of length 1, where ``model.text(captions)`` has points of captions."""
-    if not model.text:
-        raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
+    _has_text(model)
     with torch.inference_mode():
         parts = [model.module(model.normalize(part.to(model.device))) for part in images.split(AT_ONCE)]
     give_back()
@@ -157,6 +161,9 @@ def by_captions(model: VisionModel, n: int = 240) -> Finding:
     For each fact ``n`` scenes in the styles of the model's training, equally many of each value. A scene's own caption stands
     beside those that say another value; chosen is the nearest to the picture, in the control the nearest to another scene's.
     """
+    _has_text(model)
+    if n < 2 * len(CONTEXTS):
+        raise VitvizError(f"Of {len(CONTEXTS)} contexts two scenes each are needed, {2 * len(CONTEXTS)} in all, got n={n}.")
     world, rows = default_world(model), []
     values = {"count": COUNTS, "size": range(len(SIZES)), "turn": range(len(TURNS)), "style": range(len(world.styles)),
               "place": range(len(PLACES)), "context": range(len(CONTEXTS))}

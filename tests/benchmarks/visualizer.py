@@ -18,6 +18,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitviz_nb as vv
+from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel, embedded_names
 from vitviz_nb.objective import total_variation
 from vitviz_nb.sites import Site, site, sites
@@ -138,7 +139,10 @@ HEAD = ["device", "model", "layer", "neurons", "s/neuron published", "here", "ra
 
 
 def load(name: str, device: str | None) -> VisionModel:
-    return vv.load(name, pretrained=name in embedded_names(), device=device)
+    model = vv.load(name, pretrained=name in embedded_names(), device=device)
+    if "mlp" not in sites(model):
+        raise VitvizError(f"{name} has no MLP units, of which the authors' procedure makes pictures; transformers do.")
+    return model
 
 
 def line(cells: list[str]) -> None:
@@ -191,4 +195,7 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except VitvizError as error:
+        sys.exit(str(error))

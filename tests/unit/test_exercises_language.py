@@ -146,3 +146,11 @@ def test_a_ground_that_was_not_said_counts_on_scenes_that_do_not_show_the_thing(
 def test_an_answer_of_the_wrong_kind_to_notebook_08_is_told_what_is_wanted(exercise, answer, wanted, captioned):
     with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
         vv.check(exercise, answer, captioned)
+
+
+def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit has no text tower"):
+        by_captions(tiny_vit)
+    tiny_vit.text = lambda captions: torch.ones(len(captions), 1)
+    with pytest.raises(VitvizError, match="two scenes each are needed, 24 in all, got n=23"):
+        by_captions(tiny_vit, n=23)
