@@ -87,20 +87,20 @@ def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: t
                  there(offset, torch.float32)[..., None, None])
 
 
-def augment(pictures: torch.Tensor, draws: Draws, step: int) -> torch.Tensor:
-    """The normalised copies of step ``step``: (K * copies, 3, S, S) from pictures (K, 3, S, S) in [0, 1]."""
-    return _copies(_Roll.apply(pictures, draws.shift[step]), draws.scale[step], draws.offset[step])
+def augment(pictures: torch.Tensor, draws: Draws, step: int, precision: torch.dtype = torch.float32) -> torch.Tensor:
+    """The normalised copies of step ``step``, in ``precision``: (K * copies, 3, S, S) from pictures (K, 3, S, S) in [0, 1]."""
+    return _copies(_Roll.apply(pictures, draws.shift[step]), draws.scale[step], draws.offset[step], precision)
 
 
 def unchanged(pictures: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> torch.Tensor:
     """Pictures (K, 3, S, S) in [0, 1] as they are, normalised, each its own and only copy."""
     scale = (1 / std).to(pictures).expand(len(pictures), 1, -1, -1, -1)
-    return _copies(pictures, scale, -mean.to(pictures) * scale)
+    return _copies(pictures, scale, -mean.to(pictures) * scale, torch.float32)
 
 
-def _copies(moved: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor) -> "_Copies":
+def _copies(moved: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, precision: torch.dtype) -> "_Copies":
     # The shape without the memory: one number, shown as many times as there are pixels.
-    shape = moved.new_empty(1).expand(scale.shape[0] * scale.shape[1], *moved.shape[1:])
+    shape = moved.new_empty(1, dtype=precision).expand(scale.shape[0] * scale.shape[1], *moved.shape[1:])
     copies = shape.as_subclass(_Copies)
     copies.moved, copies.scale, copies.offset = moved, scale, offset
     return copies
@@ -126,17 +126,17 @@ class _Copies(torch.Tensor):
         """The convolution of the copies with ``weight`` (D, 3, P, P), in strides of P: (K * copies, D, S / P, S / P)."""
         (k, channels, size, _), (depth, _, patch, _) = self.moved.shape, weight.shape
         side = size // patch
-        with torch.autocast(self.moved.device.type, enabled=False):  # a share of a sum needs more digits than the sum
-            # About grey, so that what the three channels share is not rounded before it cancels.
-            patches = (self.moved - 0.5).view(k, channels, side, patch, side, patch).permute(1, 0, 2, 4, 3, 5)
-            kernel = weight.flatten(2).permute(1, 2, 0).float()  # (3, P * P, D)
-            shares = patches.reshape(channels, k * side * side, patch * patch) @ kernel
-            mixed = self.scale.flatten(2) @ shares.view(channels, k, -1).transpose(0, 1)  # (K, copies, side * side * D)
-            shift = (self.offset + 0.5 * self.scale).flatten(2) @ kernel.sum(1)  # (K, copies, D)
-            if bias is not None:
-                shift = shift + bias
-            found = mixed.view(k, -1, side, side, depth) + shift[:, :, None, None]
-        return found.flatten(0, 1).permute(0, 3, 1, 2)
+        # In float32 (a share of a sum needs more digits than the sum), and about grey, so that what the three channels share
+        # is not rounded before it cancels.
+        patches = (self.moved - 0.5).view(k, channels, side, patch, side, patch).permute(1, 0, 2, 4, 3, 5)
+        kernel = weight.flatten(2).permute(1, 2, 0).float()  # (3, P * P, D)
+        shares = patches.reshape(channels, k * side * side, patch * patch) @ kernel
+        mixed = self.scale.flatten(2) @ shares.view(channels, k, -1).transpose(0, 1)  # (K, copies, side * side * D)
+        shift = (self.offset + 0.5 * self.scale).flatten(2) @ kernel.sum(1)  # (K, copies, D)
+        if bias is not None:
+            shift = shift + bias
+        found = mixed.view(k, -1, side, side, depth) + shift[:, :, None, None]
+        return found.to(weight.dtype).flatten(0, 1).permute(0, 3, 1, 2)
 
 
 _FACTS = {torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.device.__get__, torch.Tensor.ndim.__get__,
@@ -146,7 +146,7 @@ _FACTS = {torch.Tensor.shape.__get__, torch.Tensor.dtype.__get__, torch.Tensor.d
 def _made(value):
     """``value`` with the copies in it made."""
     if isinstance(value, _Copies):
-        return (value.moved[:, None] * value.scale + value.offset).flatten(0, 1)
+        return (value.moved[:, None] * value.scale + value.offset).flatten(0, 1).to(value.dtype)
     return type(value)(map(_made, value)) if type(value) in (list, tuple) else value
 
 

@@ -1,7 +1,7 @@
 """Activation maximisation: gradient ascent on images, many neurons at once."""
 
 from collections.abc import Iterator
-from contextlib import nullcontext
+from copy import copy, deepcopy
 from dataclasses import dataclass, replace
 from numbers import Integral
 
@@ -208,26 +208,26 @@ class Visualizer:
         state = _State(*(getattr(joined, f).to(device) for f in ("pictures", "first", "second")), joined.step, joined.curve)
         draws = self._draws(place, neurons, seed)
         each = torch.tensor(neurons, device=device)
-        picture, copy = replace(place, own=each), replace(place, own=each.repeat_interleave(self.recipe.copies))
+        one, all_copies = replace(place, own=each), replace(place, own=each.repeat_interleave(self.recipe.copies))
+        network = _rounded(self.model, _precision(device))
         try:
             if not state.curve:
-                state = replace(state, curve={0: self._activation(picture, state.pictures)})
+                state = replace(state, curve={0: self._activation(one, state.pictures)})
             while state.step < self.recipe.steps:
-                state = self._step(picture, copy, state, draws)
+                state = self._step(network, one, all_copies, state, draws)
                 if state.step % every == 0 and state.step < self.recipe.steps:
                     self._put_away(place, neurons, seed, state)
                     yield
         finally:
             self._put_away(place, neurons, seed, state)
 
-    def _step(self, picture: Site, copy: Site, state: _State, draws: Draws) -> _State:
-        """One update; ``picture`` and ``copy`` say which unit each picture, and each of its copies, is of."""
+    def _step(self, network: VisionModel, one: Site, all_copies: Site, state: _State, draws: Draws) -> _State:
+        """One update; ``one`` and ``all_copies`` say which unit each picture, and each of its copies, is of."""
         recipe, precision = self.recipe, _precision(self.model.device)
         # float16 has too little range for slopes this small; Adam does not mind the factor, which is taken out again.
         scale = 1024.0 if precision is torch.float16 else 1.0
         pictures = state.pictures.detach().requires_grad_()
-        with torch.autocast("cuda", precision) if precision else nullcontext():
-            found = tokens(self.model, copy, augment(pictures, draws, state.step), recipe.leak)
+        found = tokens(network, all_copies, augment(pictures, draws, state.step, precision), recipe.leak)
         own = found.float().mean((1, 2))
         # A sum, not a mean: no picture's slope depends on how many others are made beside it.
         slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale
@@ -240,13 +240,13 @@ class Visualizer:
         better = (state.pictures - rate * move).clamp(0, 1)
         curve = state.curve
         if n % _READ_EVERY == 0 or n == recipe.steps:
-            curve = {**curve, n: self._activation(picture, better)}
+            curve = {**curve, n: self._activation(one, better)}
         return _State(better, first, second, n, curve)
 
     @torch.no_grad()
-    def _activation(self, picture: Site, pictures: torch.Tensor) -> torch.Tensor:
+    def _activation(self, one: Site, pictures: torch.Tensor) -> torch.Tensor:
         """Activation (K,) on the pictures as they are: what scores measure, and what a curve can be compared with."""
-        return tokens(self.model, picture, unchanged(pictures, self.model.mean, self.model.std)).float().mean((1, 2))
+        return tokens(self.model, one, unchanged(pictures, self.model.mean, self.model.std)).float().mean((1, 2))
 
     def _put_away(self, place: Site, neurons: list[int], seed: int, state: _State) -> None:
         """Keep each picture's state, and finished pictures on disk."""
@@ -273,11 +273,24 @@ class Visualizer:
                          [s.step for s in states], read, curves, self.recipe, int(seed))
 
 
-def _precision(device: torch.device) -> torch.dtype | None:
-    """bfloat16 on cards that have it (compute capability 8), float16 on older ones, None (float32) elsewhere."""
+def _precision(device: torch.device) -> torch.dtype:
+    """In which networks climb: bfloat16 on cards that have it (compute capability 8), float16 on older ones, else float32."""
     if device.type != "cuda":
-        return None
+        return torch.float32
     return torch.bfloat16 if torch.cuda.get_device_capability(device)[0] >= 8 else torch.float16
+
+
+def _rounded(model: VisionModel, precision: torch.dtype) -> VisionModel:
+    """The model in ``precision``, for slopes: a card waits for memory more than it computes, and this halves what is moved.
+
+    Pictures, their means and the loss stay in float32, and so does all that is reported: curves and scores. Made for each
+    ascent, so that it is never of other weights than the model has now.
+    """
+    if precision is torch.float32:
+        return model
+    rounded = copy(model)
+    rounded.module = deepcopy(model.module).to(precision)
+    return rounded
 
 
 def _out_of_memory(error: BaseException) -> bool:

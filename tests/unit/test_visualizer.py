@@ -574,6 +574,21 @@ def test_every_family_can_be_rendered(family):
         assert rendering.pictures.isfinite().all() and np.isfinite(rendering.scores.activation).all()
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_climbs_in_bfloat16_nearly_as_in_float32(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model, made = VisionModel(build(), family, size), {}
+    for precision in (torch.float32, torch.bfloat16):  # as on a card
+        monkeypatch.setattr(visualizer_module, "_precision", lambda device, precision=precision: precision)
+        made[precision] = Visualizer(model, Recipe(steps=4, copies=2), keep=False).unscored(-1, [0, 5], kind)
+        assert hooks(model) == 0 and next(model.module.parameters()).dtype is torch.float32
+    full, half = made.values()
+    moved = (full.pictures - full.pictures.roll(1, 0)).abs().mean()
+    assert (full.pictures - half.pictures).abs().mean() < 0.05 * moved
+    assert torch.equal(full.curves[:, 0], half.curves[:, 0])  # what is reported is always measured in float32
+
+
 @pytest.mark.parametrize("family", ["clip", "swin", "coat", "resnet"])
 def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(family, monkeypatch):
     torch.manual_seed(5)
