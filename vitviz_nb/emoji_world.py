@@ -83,28 +83,28 @@ class Scenes:
     @cached_property
     def captions(self) -> list[str]:
         """One sentence a scene, naming every fact that a person would see."""
-        return [self._caption(i) for i in range(len(self))]
+        columns = [getattr(self, name).tolist() for name in _TRUTH]  # at once: on a GPU, each number read alone waits for it
+        return [self._caption(**dict(zip(_TRUTH, facts, strict=True))) for facts in zip(*columns, strict=True)]
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         tiles = [Tile(image, wrap(caption, 24)) for image, caption in zip(self.images, self.captions, strict=True)]
         return bundle(contact_sheet(tiles, repr(self.world)), f"{len(self)} scenes: {'; '.join(self.captions)}")
 
-    def _caption(self, i: int) -> str:
-        world, count = self.world, int(self.count[i])
-        noun = _STYLE_WORDS[world.styles[self.style[i]]][count > 1]
-        size = {0: "small ", 1: "", 2: "large "}[int(self.size[i])]
-        words = [f"{('a', 'two', 'three')[count - 1]} {size}{noun} of {world.concepts[self.concept[i]]}"]
-        if self.turn[i]:
-            words.append(TURNS[self.turn[i]])
-        if self.place[i]:
-            words.append(f"at the {PLACES[self.place[i]]}")
-        if self.companion[i] >= 0:
-            words.append(f"with {world.concepts[self.companion[i]]}")
-        if self.occluded[i]:
+    def _caption(self, concept, style, context, count, size, turn, place, occluded, blurred, companion) -> str:
+        world = self.world
+        noun = _STYLE_WORDS[world.styles[style]][count > 1]
+        words = [f"{('a', 'two', 'three')[count - 1]} {('small ', '', 'large ')[size]}{noun} of {world.concepts[concept]}"]
+        if turn:
+            words.append(TURNS[turn])
+        if place:
+            words.append(f"at the {PLACES[place]}")
+        if companion >= 0:
+            words.append(f"with {world.concepts[companion]}")
+        if occluded:
             words.append("half hidden")
-        if self.blurred[i]:
+        if blurred:
             words.append("blurred")
-        return ", ".join([*words, f"on {CONTEXTS[self.context[i]]}"])
+        return ", ".join([*words, f"on {CONTEXTS[context]}"])
 
 
 class EmojiWorld:

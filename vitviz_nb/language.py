@@ -75,7 +75,8 @@ def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log
     """
     logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
     n = len(points)
-    number = torch.tensor([captions.index(caption) for caption in captions], device=logits.device)
+    first: dict[str, int] = {}
+    number = torch.tensor([first.setdefault(caption, i) for i, caption in enumerate(captions)], device=logits.device)
     own = (number[:n, None] == number).float()
     scenes, theirs = own / own.sum(1, keepdim=True), own[:, :n] / own[:, :n].sum(1, keepdim=True)
     return (F.cross_entropy(logits, scenes) + F.cross_entropy(logits[:, :n].T, theirs)) / 2

@@ -24,26 +24,30 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every matrix that has a gradient."""
+        """Update every matrix that has a gradient; those of one shape together, for on a GPU launching is what costs."""
         for group in self.param_groups:
+            alike: dict[torch.Size, list[torch.Tensor]] = {}
             for p in group["params"]:
-                if p.grad is None:
-                    continue
-                state = self.state[p]
-                if not state:
-                    state["momentum_buffer"] = torch.zeros_like(p)
-                kept = state["momentum_buffer"].lerp_(p.grad, 1 - group["momentum"])
-                update = orthogonal(p.grad.lerp(kept, group["momentum"]))
-                p.mul_(1 - group["lr"] * group["weight_decay"]).add_(update, alpha=-0.2 * group["lr"] * max(p.shape) ** 0.5)
+                if p.grad is not None:
+                    alike.setdefault(p.shape, []).append(p)
+            for shape, params in alike.items():
+                for p in params:
+                    if not self.state[p]:
+                        self.state[p]["momentum_buffer"] = torch.zeros_like(p)
+                kept, slopes = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
+                torch._foreach_lerp_(kept, slopes, 1 - group["momentum"])
+                updates = orthogonal(torch.stack(torch._foreach_lerp(slopes, kept, group["momentum"])))
+                torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
+                torch._foreach_add_(params, list(updates), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 
 
-def orthogonal(matrix: torch.Tensor) -> torch.Tensor:
-    """Nearly the orthogonal matrix closest to ``matrix`` (M, N): its singular values become about 0.7 to 1.2."""
-    x = matrix.float()
-    if tall := x.shape[0] > x.shape[1]:
-        x = x.T
-    x = x / x.norm().clamp_min(1e-7)
+def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
+    """Nearly the orthogonal matrix closest to each of ``matrices`` (..., M, N): singular values become about 0.7 to 1.2."""
+    x = matrices.float()
+    if tall := x.shape[-2] > x.shape[-1]:
+        x = x.mT
+    x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(_ROUNDS):
-        gram = x @ x.T
-        x = torch.addmm(x, torch.addmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
-    return (x.T if tall else x).to(matrix)
+        gram = x @ x.mT
+        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+    return (x.mT if tall else x).to(matrices)

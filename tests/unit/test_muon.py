@@ -33,6 +33,24 @@ def test_first_step_is_worked_out_by_hand():
     assert torch.allclose(optimizer.state[weight]["momentum_buffer"], torch.eye(2) * 0.2)
 
 
+def test_matrices_of_one_shape_move_together_as_each_would_alone():
+    torch.manual_seed(1)
+    starts, slopes = [torch.randn(4, 6) for _ in range(3)], [torch.randn(4, 6) for _ in range(3)]
+
+    def moved(chosen: list[int]) -> list[torch.Tensor]:
+        weights = [torch.nn.Parameter(starts[i].clone()) for i in chosen]
+        optimizer = Muon(weights, lr=0.1, weight_decay=0.5)
+        for _ in range(2):  # the second with momentum
+            for weight, i in zip(weights, chosen, strict=True):
+                weight.grad = slopes[i].clone()
+            optimizer.step()
+        return [weight.data for weight in weights]
+
+    for i, together in enumerate(moved([0, 1, 2])):
+        assert torch.allclose(together, moved([i])[0], atol=1e-5)
+    assert not torch.allclose(moved([0])[0], starts[0], atol=1e-2)
+
+
 def test_it_learns_a_linear_map():
     torch.manual_seed(0)
     inputs, truth = torch.randn(256, 8), torch.randn(8, 8)
