@@ -503,6 +503,17 @@ def test_every_token_must_name_the_concept_where_the_recipe_says_so(tmp_path: Pa
     assert network.loss(scenes)(scenes.images).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
+@pytest.mark.parametrize("name", [name for name in TRAININGS if name.endswith("-robust") and name != "emoji-resnet-robust"])
+def test_a_familys_recipe_for_pictures_starts_from_its_weights_and_moves_them_all(name: str, tmp_path: Path, monkeypatch):
+    monkeypatch.setattr(training, "SIZE", 64)
+    world = EmojiWorld("train", styles=TRAININGS[name].styles, size=64)
+    network = training._Network(TRAININGS[name], world, tmp_path, "cpu")
+    started = models.load_from(models.models_dir(), TRAININGS[name].start).module.state_dict()
+    assert all(torch.equal(value, started[key]) for key, value in network.image.state_dict().items())
+    network.loss(scenes := world.batch(range(2)))(scenes.images).backward()
+    assert all(p.grad is not None and p.grad.isfinite().all() for p in network.image.parameters())
+
+
 def test_a_resnet_is_written_with_the_integers_of_its_batch_norms(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
     # At 16 px, its last stage halves a map of 1 x 1: torch 2.15's bfloat16 gradient of that is sometimes NaN on a CPU.
     monkeypatch.setattr(training, "SIZE", 32)
