@@ -17,9 +17,10 @@ import torch
 from PIL import Image
 
 from .cache import FORMAT
+from .drawing import Tile, contact_sheet
 from .emoji_world import EmojiWorld
 from .errors import VitvizError, nearest
-from .models import VisionModel
+from .models import VisionModel, embedded_names
 from .paths import data_dir
 from .recipe import Recipe
 from .rendering import Rendering
@@ -124,6 +125,21 @@ class Atlas:
         order = np.lexsort([-table["percentile"], first, -table["count"]])
         return table.iloc[order].reset_index(drop=True)
 
+    def sheet(self, rows: pd.DataFrame, columns: int = 8) -> Image.Image:
+        """The pictures of some rows of ``table`` or ``search``, each with its neuron and what its strongest scenes show most."""
+        if not len(rows):
+            raise VitvizError(f"There is no neuron to show of the atlas in {self.folder}; choose other rows of its table.")
+        tiles = []
+        for row in rows.itertuples():
+            most = max(row.scenes, key=row.scenes.count)
+            tiles.append(Tile(self.rendering(row.layer, [row.neuron]).pictures[0],
+                              [f"{row.layer}:{row.neuron}, above {row.percentile:.1f} %",
+                               f"{row.scenes.count(most)} x {most}"[:19]],
+                              row.status == "alive"))
+        title = (f"{self.facts['model']}: layer:neuron and the share of scenes that excite it less than its picture does; below, "
+                 f"how many of its {STRONGEST} strongest scenes show what they show most")
+        return contact_sheet(tiles, title, side=112, columns=columns)
+
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
         if layer not in self.facts["layers"]:
             has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
@@ -134,6 +150,11 @@ class Atlas:
 def embedded(name: str) -> Atlas | None:
     """The atlas that ships for a model, if there is one."""
     return _embedded(data_dir() / "atlas" / name)
+
+
+def embedded_atlases() -> list[str]:
+    """The models whose atlas ships, the default one first."""
+    return [name for name in embedded_names() if embedded(name)]
 
 
 @cache

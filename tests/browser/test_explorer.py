@@ -154,12 +154,18 @@ def test_only_the_last_of_many_fast_drags_remains(nb, measured):
     assert difference(nb.pixels(PICTURE), shown) < 2, "what remained was not the picture of the last request"
 
 
-def test_seed_and_kind(nb):
+def test_seed_and_kind(nb, measured):
+    layer = nb.slider("Layer")
+    layer.type(layer.min)
+    released = layer.type(layer.max)
+    finished(nb, *at(nb), after=released)
     before = nb.pixels(PICTURE)
     seed = nb.number("Seed")
     old = int(seed.value)
-    released = seed.type(old + 1)
-    finished(nb, *at(nb), after=released)
+    released = seed.type(old + 1)  # of which the atlas has no picture
+    measured("another seed typed, last layer: first live picture", (nb.next_picture(PICTURE, after=released).t - released) / 1000)
+    done = finished(nb, *at(nb), after=released)
+    measured("another seed typed, last layer: finished and scored", (done.t - released) / 1000)
     assert difference(nb.pixels(PICTURE), before) > 1
     finished(nb, *at(nb), after=seed.type(old))
     nb.page.wait_for_timeout(300)
