@@ -152,6 +152,9 @@ RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLOU
 AXES, WIDTH = Call(by_axes, VIT, "units"), Call(dimensions, VIT)
 FINE = Call(fineness, VIT, "pictures")
 SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_depth, models, "units") for models in (VIT, CNN))
+FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
+            "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
+SELECTIVE_IN = {family: Call(selectivity_by_depth, (name,), "units") for family, (name, _) in FAMILIES.items()}
 STAYS, PEAKS, PROBES = Call(locality, VIT), Call(peaks_in_mask, VIT, "neurons"), Call(probes, VIT, arguments={"n": 384})
 APART, APART_VIT = (Call(isolated_cls, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
 HEAD, HEAD_VIT = (Call(head_on_tokens, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
@@ -253,6 +256,9 @@ ROWS = (
         {"captions differ in": "context", "nearest to": "its own picture"}),
     Row("08", "control: with another scene's picture", OURS, WORDS,
         {"captions differ in": "context", "nearest to": "another scene's picture"}),
+    *(Row("09", f"{family}, units of layer {last}, the last", SECTION_3, SELECTIVE_IN[family], {"layer": last, **REAL})
+      for family, (_, last) in FAMILIES.items()),
+    Row("09", "control: Swin, concepts exchanged among scenes", OURS, SELECTIVE_IN["Swin"], {"layer": 5, **SHUFFLED}),
     Row("10", "pictures of layer 0 that excite their neuron more than every scene", OURS, BEAT, {"layer": 0, **SELF}),
     Row("10", "pictures of layer 5, the last, that excite their neuron more than every scene", OURS, BEAT, {"layer": 5, **SELF}),
     Row("10", "control: layer 5, pictures of another neuron", OURS, BEAT, {"layer": 5, **ANOTHER}),

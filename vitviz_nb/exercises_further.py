@@ -4,8 +4,10 @@ from collections.abc import Callable
 from numbers import Integral, Real
 
 import numpy as np
+import pandas as pd
 import torch
 
+from .atlas import embedded, embedded_atlases
 from .background import context_chance, context_selectivity
 from .contexts import CONTEXTS
 from .doctored import Doctored
@@ -13,6 +15,7 @@ from .emoji_world import STYLES, EmojiWorld
 from .errors import VitvizError, nearest
 from .factors import explained, points
 from .faithfulness import named, selectivity
+from .families import stored
 from .finding import Finding
 from .frequency import RADIUS, by_frequency, filtered, hybrid
 from .game import Game
@@ -169,6 +172,54 @@ def _pictured(model: VisionModel) -> EmojiWorld:
     return EmojiWorld("val", styles=STYLES[:3], size=model.image_size)
 
 
+def _longest_at_its_place(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.1: the embedded model in whose last layer most of a change stays at its place."""
+    values = _of_families("a change stays at its place, last layer")
+    if answer not in values:
+        raise VitvizError(f"Exercise 09.1 wants one of the models {', '.join(values.index)}, got {answer!r}."
+                          f"{nearest(str(answer), values.index)}")
+    most = answer == values.idxmax()
+    return most, f"in {answer} {values[answer]:.1f} % stay, {'more than in any other' if most else 'in another model more'}."
+
+
+def _same_thing_twice(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.2: a concept and units of two models, three or more of whose six strongest scenes show it."""
+    if not isinstance(answer, tuple) or len(answer) != 3 or any(np.shape(unit) != (2,) for unit in answer[1:]):
+        raise VitvizError(f"Exercise 09.2 wants a concept and two units, such as ('lemon', ('emoji-vit', 0), "
+                          f"('emoji-pit-robust', 0)), got {answer!r}.")
+    concept, *units = answer
+    counts = []
+    for name, neuron in units:
+        atlas = embedded(name)
+        if atlas is None:
+            raise VitvizError(f"No atlas of {name!r} comes with the kit; there is one of each of "
+                              f"{', '.join(embedded_atlases())}.")
+        scenes = atlas.table().query("layer == layer.max()").set_index("neuron")["scenes"]
+        counts.append(scenes[whole_number("09.2", neuron, f"a neuron of {name}", len(scenes) - 1)].count(concept))
+    said = " and in ".join(f"{count} of the 6 of {name}'s unit {neuron}"
+                           for count, (name, neuron) in zip(counts, units, strict=True))
+    if units[0][0] == units[1][0]:
+        return False, f"both units are of {units[0][0]}; take two families."
+    return min(counts) >= 3, f"{concept} is in {said}{'.' if min(counts) >= 3 else '; wanted are 3 or more in both.'}"
+
+
+def _without_one(answer, model: VisionModel) -> tuple[bool, str]:
+    """Exercise 09.3: the least and greatest correlation of accuracy and radius needed, a model left out, within 0.02."""
+    if not isinstance(answer, tuple) or len(answer) != 2 or not all(isinstance(value, Real) for value in answer):
+        raise VitvizError(f"Exercise 09.3 wants two correlations, such as (-0.1, 0.5), got {answer!r}.")
+    whole, waves = (_of_families(what) for what in ("right answers on whole scenes", "low-pass that leaves 90 % of them"))
+    without = [whole.drop(name).corr(waves.drop(name)) for name in whole.index]
+    near = max(abs(answer[0] - min(without)), abs(answer[1] - max(without))) <= 0.02
+    said = f"it moves between {min(without):.2f} and {max(without):.2f}; with all models it is {whole.corr(waves):.2f}."
+    return near, said if near else "one is more than 0.02 off. Leave out each model once; take the least and the greatest."
+
+
+def _of_families(what: str) -> pd.Series:
+    """The stored value of each embedded model that has this number."""
+    table = stored()
+    return table[table["what"] == what].set_index("model")["value"]
+
+
 def _beats_chance(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 10.1: a score of the game whose interval, over both kinds of hint, lies above guessing."""
     answer = answer.score if isinstance(answer, Game) else answer
@@ -256,5 +307,6 @@ def _photographs(model: VisionModel) -> ImageFolder:
 FURTHER: dict[str, Callable] = {"06.1": _guessing_by_context, "06.2": _out_of_place, "06.3": _context_unit,
                                 "07.1": _half_of_it, "07.2": _hybrid_fools, "07.3": _share_beyond,
                                 "08.1": _context_kept, "08.2": _own_caption, "08.3": _ground_unsaid,
+                                "09.1": _longest_at_its_place, "09.2": _same_thing_twice, "09.3": _without_one,
                                 "10.1": _beats_chance, "10.2": _liar, "10.3": _worth_of_selectivity,
                                 "11.1": _favourite_photograph, "11.2": _alike_on_photographs, "11.3": _own_report}
