@@ -212,10 +212,10 @@ def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path
 
     step = Visualizer._step
 
-    def interrupted(self, picture, copy, state, draws):
+    def interrupted(self, network, one, all_copies, state, draws):
         if state.step == 1:
             raise KeyboardInterrupt
-        return step(self, picture, copy, state, draws)
+        return step(self, network, one, all_copies, state, draws)
 
     monkeypatch.setattr(Visualizer, "_step", interrupted)
     arguments = [*RENDER, "--images", photos, "--out", tmp_path / "out"]
