@@ -184,11 +184,12 @@ def _longest_at_its_place(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _same_thing_twice(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 09.2: a concept and units of two models, three or more of whose six strongest scenes show it."""
-    if not isinstance(answer, tuple) or len(answer) != 3 or any(np.shape(unit) != (2,) for unit in answer[1:]):
+    if (not isinstance(answer, tuple) or len(answer) != 3
+            or not all(isinstance(unit, tuple) and len(unit) == 2 and isinstance(unit[0], str) for unit in answer[1:])):
         raise VitvizError(f"Exercise 09.2 wants a concept and two units, such as ('lemon', ('emoji-vit', 0), "
                           f"('emoji-pit-robust', 0)), got {answer!r}.")
     concept, *units = answer
-    counts = []
+    counts, shown = [], set()
     for name, neuron in units:
         atlas = embedded(name)
         if atlas is None:
@@ -196,6 +197,10 @@ def _same_thing_twice(answer, model: VisionModel) -> tuple[bool, str]:
                               f"{', '.join(embedded_atlases())}.")
         scenes = atlas.table().query("layer == layer.max()").set_index("neuron")["scenes"]
         counts.append(scenes[whole_number("09.2", neuron, f"a neuron of {name}", len(scenes) - 1)].count(concept))
+        shown.update(*scenes)
+    if concept not in shown:
+        raise VitvizError(f"Exercise 09.2 wants a concept that some unit's scenes show; none shows {concept!r}."
+                          f"{nearest(str(concept), shown)}")
     said = " and in ".join(f"{count} of the 6 of {name}'s unit {neuron}"
                            for count, (name, neuron) in zip(counts, units, strict=True))
     if units[0][0] == units[1][0]:

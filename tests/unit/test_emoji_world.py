@@ -282,6 +282,8 @@ def test_a_caption_names_concept_context_and_count(world: EmojiWorld):
         assert f" of {world.concepts[scenes.concept[i]]}" in caption
         assert caption.endswith(f"on {CONTEXTS[scenes.context[i]]}")
         assert caption.startswith(words[scenes.count[i] - 1])
+        assert caption.split()[1] == {0: "small", 2: "large"}.get(int(scenes.size[i]), caption.split()[1])
+        assert scenes.size[i] != 1 or caption.split()[1] not in ("small", "large")
         assert ("half hidden" in caption) == scenes.occluded[i]
         assert ("blurred" in caption) == scenes.blurred[i]
         assert ("upside down" in caption) == (scenes.turn[i] == 2)

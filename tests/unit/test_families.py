@@ -183,6 +183,8 @@ def test_right_answers_to_notebook_09_pass_and_near_misses_do_not(exercise, righ
     ("09.1", "emoji-d", "wants one of the models emoji-a, emoji-b, emoji-c"), ("09.2", "lemon", "wants a concept and two units"),
     ("09.2", ("lemon", 0, 1), "wants a concept and two units"), ("09.2", ("lemon", ("emoji-a", 2), ("emoji-b", 0)), "0 to 1"),
     ("09.2", ("lemon", ("emoji-c", 0), ("emoji-b", 0)), "No atlas of 'emoji-c' comes"), ("09.3", 0.5, "wants two correlations"),
+    ("09.2", ("lemon", (["emoji-a"], 0), ("emoji-b", 0)), "wants a concept and two units"),
+    ("09.2", ("lemno", ("emoji-a", 0), ("emoji-b", 0)), "none shows 'lemno'.*Did you mean lemon"),
     ("09.3", ("a", "b"), "wants two correlations"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebook_09_is_told_what_is_wanted(exercise, answer, wanted, known, tiny_vit):

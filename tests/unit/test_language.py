@@ -87,11 +87,10 @@ def test_contrast_is_what_it_is_by_hand():
 
 
 def test_scenes_with_the_same_caption_are_each_others_own():
-    points, words = torch.eye(3)[[0, 0, 1]], torch.eye(3)[[0, 0, 1]]
-    # Logits are cosines: rows 0 and 1 are (1, 1, 0), row 2 is (0, 0, 1); half of each twin's answer may go to the other.
-    twin, alone = -math.log(math.e / (2 * math.e + 1)), -math.log(math.e / (math.e + 2))
-    found = contrast(points, words, ["a", "a", "b"], torch.tensor(0.0)).item()
-    assert found == pytest.approx((2 * twin + alone) / 3, abs=1e-5)
+    # Logits are cosines, 1 on the diagonal and 0 elsewhere; half of each twin's answer may go to the other, whose logit is 0.
+    whole = math.log(math.e + 2)
+    found = [contrast(torch.eye(3), torch.eye(3), ["a", twin, "c"], torch.tensor(0.0)).item() for twin in ("b", "a")]
+    assert found == pytest.approx([whole - 1, (2 * (whole - 0.5) + whole - 1) / 3], abs=1e-5)
 
 
 def test_a_shortened_caption_keeps_thing_and_count_and_each_further_fact_now_and_then():

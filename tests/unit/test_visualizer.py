@@ -22,7 +22,7 @@ from vitviz_nb.models import VisionModel
 from vitviz_nb.objective import augment, draw, loss
 from vitviz_nb.recipe import Recipe
 from vitviz_nb.rendering import Rendering
-from vitviz_nb.sites import activations, tokens
+from vitviz_nb.sites import activations, site, tokens
 from vitviz_nb.visualizer import Visualizer
 
 SIZE, PATCH = 32, 8
@@ -587,6 +587,20 @@ def test_every_family_climbs_in_bfloat16_nearly_as_in_float32(family, monkeypatc
     moved = (full.pictures - full.pictures.roll(1, 0)).abs().mean()
     assert (full.pictures - half.pictures).abs().mean() < 0.05 * moved
     assert torch.equal(full.curves[:, 0], half.curves[:, 0])  # what is reported is always measured in float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_in_bfloat16_are_those_in_float32(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model = VisionModel(build(), family, size)
+    place, keys = replace(site(model, 0, kind), own=torch.tensor([0, 0, 5, 5])), hashing.keys(0, np.arange(2))
+    draws = draw(RECIPE, keys, size, model.mean, model.std, "cpu")
+    pictures = torch.rand(2, 3, size, size)
+    full, half = (tokens(visualizer_module._rounded(model, precision), place, augment(pictures, draws, 0, precision)).float()
+                  for precision in (torch.float32, torch.bfloat16))
+    assert (half - full).norm() < 0.03 * full.norm()
+    assert not torch.equal(half, full) and next(model.module.parameters()).dtype is torch.float32
 
 
 @pytest.mark.parametrize("family", ["clip", "swin", "coat", "resnet"])
