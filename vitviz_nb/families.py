@@ -220,8 +220,9 @@ def wall(models: list[VisionModel], units: int = 2, best: int = 4) -> Image.Imag
         for k in range(4):
             place = places[round(k * (len(places) - 1) / 3)]
             some = torch.randperm(place.units, generator=lot)[:units].tolist()
+            made = viewer.unscored(place.layer, some, kind).pictures  # nobody reads their scores, and they would cost more
             tiles += [Tile(picture, [model.name.removeprefix("emoji-"), f"layer {place.layer}, unit {neuron}"])
-                      for picture, neuron in zip(viewer.render(place.layer, some, kind).pictures, some, strict=True)]
+                      for picture, neuron in zip(made, some, strict=True)]
         tiles += _telling(model, best)
     title = (f"each row a model; from left to right {units} units by lot of each of four layers, first to last; then {best} "
              f"units of the last layer, those whose six strongest scenes agree most, with what they show")

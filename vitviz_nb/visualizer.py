@@ -125,7 +125,7 @@ class Visualizer:
         yield frame
 
     def unscored(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:
-        """What ``render`` makes, but for the scores: for an atlas, which stores pictures before it scores them."""
+        """What ``render`` makes, but for the scores: where only pictures are wanted, or are stored before they are scored."""
         place, neurons = self._address(layer, neurons, kind, seed)
         for _ in self._climb(place, neurons, seed, self.recipe.steps):
             pass
