@@ -38,9 +38,9 @@ _HELP_TUNE = (" <b>tv</b>: how much roughness costs. <b>jitter</b>: how far copi
 class Explorer(widgets.VBox):
     """The visualizer behind sliders.
 
-    A change starts a new picture after 0.2 s of rest; the latest request wins and earlier ones stop. The picture forms in
-    place; when it is finished its scores and the scenes that raise the neuron most appear, with activation maps under
-    them. ``result`` hands the last picture back to Python.
+    A change shows a picture of the embedded atlas at once, and starts any other after 0.2 s of rest; the latest request wins and
+    earlier ones stop. The picture forms in place; when it is finished its scores and the scenes that raise the neuron most
+    appear, with activation maps under them. ``result`` hands the last picture back to Python.
 
     On ipywidgets 8 the work runs in a thread, so the page stays live while other cells run. On ipywidgets 7 (Colab), where
     a thread's updates do not reach the page, it runs in slices on the kernel's own event loop.
@@ -144,7 +144,7 @@ class Explorer(widgets.VBox):
     def _serve(self) -> None:
         """The worker thread: requests in the order they came, until ``None``."""
         for request in iter(self._requests.get, None):
-            if request == self._request:
+            if request == self._request and not self._at_hand():
                 time.sleep(_DEBOUNCE)
             for _ in self._work(request):  # ends at its next preview once it is out of date
                 pass
@@ -156,7 +156,7 @@ class Explorer(widgets.VBox):
         self._worker.join(timeout=5)
 
     async def _run_in_slices(self, request: int) -> None:
-        await asyncio.sleep(_DEBOUNCE)
+        await asyncio.sleep(0 if self._at_hand() else _DEBOUNCE)
         for _ in self._work(request):
             await asyncio.sleep(0.001)  # lets the kernel handle a slider or the Stop button
 
@@ -177,7 +177,8 @@ class Explorer(widgets.VBox):
                 if self._stopped:
                     frame = visualizer.score(frame)
                     break
-                self._say(f"step {frame.steps[0]} of {frame.recipe.steps}", request)
+                step = f"step {frame.steps[0]} of {frame.recipe.steps}"
+                self._say(f"{step}, measuring it against {visualizer.reference.name}" if frame.finished else step, request)
                 yield
             if request != self._request:
                 return
@@ -190,6 +191,13 @@ class Explorer(widgets.VBox):
             self._say(f"error: {error}", request)
         except Exception as error:  # a thread's error would be lost: show it where the learner looks
             self._say(f"error: {type(error).__name__}: {error}", request)
+
+    def _at_hand(self) -> bool:
+        """Whether what the controls ask for costs next to nothing, so that there is no need to wait for further changes."""
+        try:
+            return self._visualizer().at_hand(self._layer.value, self._kind.value, self._seed.value)
+        except Exception:  # which ``_work`` will meet again, and say
+            return False
 
     def _visualizer(self) -> Visualizer:
         tuned = {name: control.value for name, control in self._tuned.items()}

@@ -109,20 +109,27 @@ class Visualizer:
 
     def stream(self, layer: int, neurons, kind: str = "mlp", seed: int = 0,
                every: int = _READ_EVERY) -> Iterator[Rendering]:
-        """The same, watched: yields the pictures every ``every`` steps, unscored, and at the end scored.
+        """The same, watched: yields the pictures every ``every`` steps and when they are finished, and at the end once more, scored.
 
-        Leaving the loop early loses nothing: a later call with the same arguments goes on.
+        Scoring takes seconds where the reference images have not been seen before. Leaving the loop early loses nothing: a later
+        call with the same arguments goes on.
         """
         place, neurons = self._address(layer, neurons, kind, seed)
-        if self._atlas and self._atlas.holds(self.model, kind, place.layer, self.recipe, seed):
+        if self.at_hand(place.layer, kind, seed):
             yield self._atlas.rendering(place.layer, neurons)
             return
         if self._keep:
             cache.ready()
         yield from self._climb(place, neurons, seed, every)
-        frame = self.score(self._frame(place, neurons, seed))  # before they are let go: scoring, too, can be interrupted
+        finished = self._frame(place, neurons, seed)
+        yield finished
+        frame = self.score(finished)  # before they are let go: scoring, too, can be interrupted
         self._let_go(place, neurons, seed)
         yield frame
+
+    def at_hand(self, layer: int, kind: str = "mlp", seed: int = 0) -> bool:
+        """Whether the embedded atlas has the pictures of a layer (counted from 0), so that they come at once."""
+        return bool(self._atlas) and self._atlas.holds(self.model, kind, layer, self.recipe, seed)
 
     def unscored(self, layer: int, neurons, kind: str = "mlp", seed: int = 0) -> Rendering:
         """What ``render`` makes, but for the scores: where only pictures are wanted, or are stored before they are scored."""

@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 
 import ipywidgets as widgets
 import pytest
@@ -123,6 +123,35 @@ def test_explorer_starts_with_a_picture_of_the_last_layer(session):
         assert "<span role='status'>layer 2, neuron 0: finished, quick recipe, seed 0</span>" in desk.status
         assert any(": waiting" in text for text in desk.said) or ": waiting" not in desk.status
         assert any("step 10 of 20" in text for text in desk.said)
+        assert any("step 20 of 20, measuring it against 8 images" in text for text in desk.said)
+
+    session(play)
+
+
+def test_picture_of_the_atlas_does_not_wait_for_further_changes(session, model, images, monkeypatch):
+    ready = Visualizer(model, SHORT, images).render(1, 0)
+    atlas = SimpleNamespace(holds=lambda model, kind, layer, recipe, seed: layer == 1, rendering=lambda layer, neurons: ready)
+
+    async def play(desk):
+        await desk.finished(0)
+        monkeypatch.setattr(explorer_module, "_DEBOUNCE", 100 * PATIENCE)
+        desk.explorer._visualizer()._atlas = atlas
+        desk.explorer._layer.value = 1
+        assert await desk.finished(0) is ready
+
+    session(play)
+
+
+def test_atlas_that_cannot_be_read_is_said_in_the_status(session, monkeypatch):
+    async def play(desk):
+        await desk.finished(0)
+
+        def damaged(self):
+            raise vv.VitvizError("the atlas is damaged")
+
+        monkeypatch.setattr(Explorer, "_visualizer", damaged)
+        desk.explorer._neuron.value = 3
+        await desk.until(lambda: "error: the atlas is damaged" in desk.status)
 
     session(play)
 

@@ -521,11 +521,12 @@ def test_address_the_model_lacks_is_an_error_that_says_what_there_is(vit, grey, 
         Visualizer(vit, RECIPE, grey).render(**arguments)
 
 
-def test_stream_shows_pictures_as_they_form_and_scores_the_last(fresh, together):
+def test_stream_shows_pictures_as_they_form_and_finished_ones_before_it_scores_them(fresh, together):
     frames = list(fresh().stream(-1, NEURONS, every=15))
-    assert [frame.steps[0] for frame in frames] == [15, 30, 40]
-    assert [frame.scores is not None for frame in frames] == [False, False, True]
-    assert [frame.finished for frame in frames] == [False, False, True]
+    assert [frame.steps[0] for frame in frames] == [15, 30, 40, 40]
+    assert [frame.scores is not None for frame in frames] == [False, False, False, True]
+    assert [frame.finished for frame in frames] == [False, False, True, True]
+    assert torch.equal(frames[2].pictures, frames[3].pictures)
     assert (frames[0].pictures - frames[1].pictures).abs().max() > 0.01
     assert all(0 <= frame.pictures.min() and frame.pictures.max() <= 1 for frame in frames)
     assert largest_difference(frames[-1], together) < TOLERANCE
