@@ -109,7 +109,7 @@ class Visualizer:
 
     def stream(self, layer: int, neurons, kind: str = "mlp", seed: int = 0,
                every: int = _READ_EVERY) -> Iterator[Rendering]:
-        """The same, watched: yields the pictures every ``every`` steps and when they are finished, and at the end once more, scored.
+        """The same, watched: yields the pictures every ``every`` steps and when finished, and at the end once more, scored.
 
         Scoring takes seconds where the reference images have not been seen before. Leaving the loop early loses nothing: a later
         call with the same arguments goes on.
