@@ -68,8 +68,8 @@ class Atlas:
 
     def holds(self, model: VisionModel, kind: str, layer: int, recipe: Recipe, seed: int) -> bool:
         """Whether it has these very pictures: of this layer of these weights, made so."""
-        made = self.facts["format"], self.facts["recipe"], self.facts["seed"]
-        return made == (FORMAT, recipe.as_dict(), seed) and self.covers(model, kind, layer)
+        made = self.facts["format"], Recipe(**self.facts["recipe"]), self.facts["seed"]
+        return made == (FORMAT, recipe, seed) and self.covers(model, kind, layer)
 
     def rendering(self, layer: int, neurons: list[int]) -> Rendering:
         """The pictures of ``neurons`` with their scores, as ``Visualizer.render`` would return them."""

@@ -157,6 +157,17 @@ def _of_patches(copies, weight, bias=None, stride=1, padding=0, dilation=1, grou
             and dilation == (1, 1) and groups == 1)
 
 
+def blurred(slope: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
+    """The slopes (K, 3, S, S) of step ``step`` (from 0), blurred as the recipe has it; across the borders, as shifts go."""
+    side = slope.shape[-1]
+    deviation = recipe.blur * side * max(0.0, 1 - 1.5 * step / recipe.steps)
+    if not deviation:
+        return slope
+    rows, columns = torch.fft.fftfreq(side, device=slope.device), torch.fft.rfftfreq(side, device=slope.device)
+    passed = torch.exp(-2 * (torch.pi * deviation) ** 2 * (rows[:, None] ** 2 + columns**2))
+    return torch.fft.irfft2(torch.fft.rfft2(slope) * passed, s=(side, side))
+
+
 class _Roll(torch.autograd.Function):
     """Circular shift of each picture by its own (rows, columns); the gradient is shifted back."""
 

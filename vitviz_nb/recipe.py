@@ -25,6 +25,8 @@ class Recipe:
         leak: share of the activation function's *input* that is maximised beside its output. A unit that is far below zero
             at the start has no slope to climb (or, with GELU, a wrong one); this gives it one, as the "redirected ReLU" of
             the Lucid library does. Curves and scores are of the activation alone.
+        blur: standard deviation, as a share of the side, of the Gaussian by which slopes are blurred at first; it falls to 0 over
+            two thirds of the steps, so that large forms are found before small ones.
     """
 
     steps: int = 400
@@ -36,6 +38,7 @@ class Recipe:
     noise: float = 0.5
     spread: float = 0.5
     leak: float = 0.0
+    blur: float = 0.0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -45,9 +48,9 @@ class Recipe:
             object.__setattr__(self, name, int(value) if whole else float(value))  # NumPy's numbers do not go into JSON
         if self.steps < 1 or self.copies < 1:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
-        if (self.lr <= 0 or min(self.tv, self.colour, self.noise, self.leak) < 0 or not 0 <= self.jitter <= 0.5
-                or not 0 <= self.spread <= 0.5):
-            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter and spread from 0 to 0.5, got "
+        if (self.lr <= 0 or min(self.tv, self.colour, self.noise, self.leak) < 0
+                or not all(0 <= share <= 0.5 for share in (self.jitter, self.spread, self.blur))):
+            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter, spread and blur from 0 to 0.5, got "
                               + ", ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in ("steps", "copies")) + ".")
 
     @classmethod

@@ -94,7 +94,8 @@ TRAININGS = {
     "emoji-vit-standard": Training(_timm("vision_transformer.VisionTransformer", **_VIT), WITH_WORDS, steps=11_000),
     "emoji-vit": Training(_timm("vision_transformer.VisionTransformer", **_VIT), steps=5000, peak=2e-3,
                           start="emoji-vit-standard", radius=2.0, every_token=True, seed=1,
-                          pictures=_PICTURES_ROBUST),
+                          # Shifts by more than a patch, so that no place in it is left out; large forms first.
+                          pictures={**_PICTURES_ROBUST, "jitter": 0.14, "blur": 0.1}),
     # The first 384,000 of the 1,408,000 scenes that emoji-vit-standard sees, with captions instead of labels (and in smaller
     # batches: see below); 128 is a point's width.
     "emoji-clip": Training(_timm("vision_transformer.VisionTransformer", **_VIT | {"num_classes": 128}), WITH_WORDS,

@@ -13,7 +13,7 @@ from . import cache, hashing
 from .atlas import embedded
 from .errors import VitvizError
 from .models import VisionModel
-from .objective import Draws, augment, begin, draw, loss, unchanged
+from .objective import Draws, augment, begin, blurred, draw, loss, unchanged
 from .recipe import Recipe
 from .rendering import Rendering
 from .scores import default_reference, score
@@ -238,6 +238,7 @@ class Visualizer:
         own = found.float().mean((1, 2))
         # A sum, not a mean: no picture's slope depends on how many others are made beside it.
         slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale
+        slope = blurred(slope, recipe, state.step)
         # Adam written out on whole new tensors, because torch.optim's changes its state in place, piece by piece.
         n = state.step + 1
         first = state.first + (slope - state.first) * (1 - _BETA1)

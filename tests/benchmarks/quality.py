@@ -50,7 +50,7 @@ def main() -> None:
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, with OMP_NUM_THREADS=1")
     ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of both recipes go, side by side")
     given = ask.parse_args()
-    model, judge = vv.load("emoji-vit", device=given.device), vv.load("emoji-resnet", device=given.device)
+    model, judge = vv.load("emoji-vit", device=given.device), vv.load("emoji-swin-robust", device=given.device)
     last = len(sites(model)["mlp"]) - 1
     print(f"{given.units} units a layer on {model.device}, {torch.get_num_threads()} threads, "
           f"{'processor' if given.busy else 'wall-clock'} time; intervals are 95 %\n")

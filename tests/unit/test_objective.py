@@ -11,7 +11,7 @@ from torch import nn
 from vitviz_nb import hashing, objective
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.objective import Draws, augment, begin, draw, loss, total_variation, unchanged
+from vitviz_nb.objective import Draws, augment, begin, blurred, draw, loss, total_variation, unchanged
 from vitviz_nb.recipe import RECIPES, Recipe
 
 SIZE = 14  # a jitter of 1/7 is 2 px
@@ -168,6 +168,25 @@ def test_colour_stays_in_its_range_and_fills_it(keys):
     assert abs(torch.corrcoef(torch.stack([log_s.flatten(), m.flatten()]))[0, 1]) < 0.03
 
 
+@pytest.mark.parametrize(("step", "deviation"), [(0, 2.0), (10, 1.5), (20, 1.0)])
+def test_slopes_are_blurred_by_a_gaussian_that_shrinks_over_two_thirds_of_the_steps(step, deviation):
+    recipe, point = Recipe(steps=60, blur=0.125), torch.zeros(2, 3, 16, 16)
+    point[1, 2, 15, 4] = 1  # at the border, across which it goes on
+    found = blurred(point, recipe, step)
+    away = (torch.arange(16) + 8) % 16 - 8.0
+    bell = sum(torch.exp(-0.5 * ((away + turn) / deviation) ** 2) for turn in (-32, -16, 0, 16, 32))
+    bell = bell / bell.sum()
+    expected = bell.roll(15)[:, None] * bell.roll(4)
+    assert torch.allclose(found[1, 2], expected, atol=1e-3)  # so small a bell is coarsely sampled
+    assert found[0].abs().max() < 1e-7 and found[1, :2].abs().max() < 1e-7
+
+
+def test_slopes_are_sharp_in_the_last_third_and_without_blur():
+    slope = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blurred(slope, Recipe(steps=60, blur=0.125), 40), slope)
+    assert torch.equal(blurred(slope, Recipe(steps=60), 0), slope)
+
+
 def test_draws_of_a_picture_do_not_depend_on_the_others(keys):
     recipe = Recipe(steps=6, copies=3)
     all_of_them = draw(recipe, keys, SIZE, MEAN, STD, "cpu")
@@ -253,7 +272,7 @@ def test_unchanged_pictures_are_normalised(drawn):
 
 @pytest.mark.parametrize("wrong", [
     {"steps": 0}, {"steps": -1}, {"copies": 0}, {"lr": 0}, {"tv": -1}, {"colour": -0.1}, {"noise": -1}, {"jitter": 0.6},
-    {"jitter": -0.1},
+    {"jitter": -0.1}, {"blur": -0.2}, {"blur": 0.7},
 ])
 def test_impossible_recipe_is_refused_with_the_value_named(wrong):
     with pytest.raises(VitvizError, match=str(*wrong.values())):

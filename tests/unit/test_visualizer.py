@@ -19,7 +19,7 @@ from vitviz_nb import hashing
 from vitviz_nb import visualizer as visualizer_module
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.objective import augment, draw, loss
+from vitviz_nb.objective import augment, begin, draw, loss
 from vitviz_nb.recipe import Recipe
 from vitviz_nb.rendering import Rendering
 from vitviz_nb.sites import activations, site, tokens
@@ -27,7 +27,7 @@ from vitviz_nb.visualizer import Visualizer
 
 SIZE, PATCH = 32, 8
 STEPS = 40
-RECIPE = Recipe(steps=STEPS, copies=2)
+RECIPE = Recipe(steps=STEPS, copies=2, blur=0.05)
 # What two ways of making a picture may differ by, of 1. On the CPUs tried they differ by 0 to 2e-6.
 TOLERANCE = 1e-3
 PATTERN, RED, DEAD, GREEN = range(4)  # units of the planted model
@@ -317,7 +317,6 @@ def test_interrupt_while_scoring_loses_no_picture(fresh, together, monkeypatch):
 
 def test_small_changes_of_the_start_stay_small(fresh, together, monkeypatch):
     """Other machines round otherwise: what that does to a picture is bounded, too."""
-    begin = visualizer_module.begin
     nearly = 1e-6 * torch.randn(3, SIZE, SIZE)
     monkeypatch.setattr(visualizer_module, "begin", lambda recipe, keys, size: begin(recipe, keys, size) + nearly)
     changed = fresh().render(-1, NEURONS)
@@ -335,6 +334,16 @@ def test_a_unit_that_is_off_at_the_start_is_woken_by_a_leak_and_not_without():
     assert red > 0.9 and woken.scores.activation[0] == pytest.approx(30.4, rel=0.05)
     assert without.scores.activation[0] < 1
     assert woken.curves[0, -1] == pytest.approx(woken.scores.activation[0], rel=1e-4), "what is reported has no leak"
+
+
+def test_a_blurred_slope_moves_whole_regions_at_first(vit, grey):
+    recipe, parts = Recipe(steps=30, copies=1, lr=0.01, spread=0.1), {}
+    for blur in (0.0, 0.5):
+        viewer = Visualizer(vit, replace(recipe, blur=blur), grey)
+        moved = next(viewer.stream(0, 7, every=1)).pictures[0] - begin(recipe, viewer._key(site(vit, 0), 7, 0), SIZE)[0]
+        parts[blur] = (moved > 0).float().mean((1, 2))  # of a channel's pixels
+    assert set(parts[0.5].tolist()) <= {0.0, 1.0}
+    assert ((0.2 < parts[0.0]) & (parts[0.0] < 0.8)).all()
 
 
 # Memory
