@@ -25,14 +25,16 @@ _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _EVERY = 5  # steps between previews
 _REGULARISERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
-                 "colour": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5), "copies": (1, 2, 4, 8)}
+                 "colour": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5),
+                 "blur": (0.0, 0.05, 0.1, 0.2), "copies": (1, 2, 4, 8)}
 _TEXT = "<div style='line-height: 1.4'>{}</div>"  # the widget's own lines stand as far apart as sliders
 _HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
          "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of "
          "the same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
 _HELP_TUNE = (" <b>tv</b>: how much roughness costs. <b>jitter</b>: how far copies are shifted, as a share of the side. "
-              "<b>colour</b>: how far their colours are changed. <b>noise</b>: of random colour added at first. <b>copies</b>: "
-              "seen in each step.")
+              "<b>colour</b>: how far their colours are changed. <b>noise</b>: of random colour added at first. <b>blur</b>: "
+              "how wide slopes are blurred at first, as a share of the side, so that large forms come first. <b>copies</b>: seen "
+              "in each step.")
 
 
 class Explorer(widgets.VBox):

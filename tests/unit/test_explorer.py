@@ -415,7 +415,7 @@ def test_clamping_asks_for_one_picture_within_range(session):
 def test_tuned_regularisers_begin_where_the_recipe_has_them_and_make_its_own_pictures(model, images, idle):
     explorer = Explorer(model, images, tune=True)
     assert {name: control.value for name, control in explorer._tuned.items()} == {
-        name: getattr(SHORT, name) for name in ("tv", "jitter", "colour", "noise", "copies")}
+        name: getattr(SHORT, name) for name in ("tv", "jitter", "colour", "noise", "blur", "copies")}
     assert explorer._visualizer().recipe == SHORT
     explorer._tuned["tv"].value = 0.0
     explorer._tuned["copies"].value = 8
