@@ -111,7 +111,8 @@ class Detector(nn.Module):
 def on_the_way(model: VisionModel, place: Site, neurons: list[int], recipe: Recipe) -> torch.Tensor:
     """What a network sees while pictures of K neurons are made: RGB (N, 3, S, S), every fourth step's copies and the pictures.
 
-    The ascent of ``Visualizer`` in short, for it keeps only finished pictures; a recipe's augmentation leaves [0, 1].
+    The ascent of ``Visualizer`` in short, for it keeps only finished pictures, and without blur, with which a test fitted on the
+    way would miss more of it; a recipe's augmentation leaves [0, 1].
     """
     size, seen = model.image_size, []
     keys = hashing.keys(1, list(KINDS).index(place.kind), place.layer, np.array(neurons))

@@ -50,7 +50,7 @@ class Recipe:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
         if (self.lr <= 0 or min(self.tv, self.colour, self.noise, self.leak) < 0
                 or not all(0 <= share <= 0.5 for share in (self.jitter, self.spread, self.blur))):
-            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter, spread and blur from 0 to 0.5, got "
+            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter, spread and blur in 0 to 0.5, got "
                               + ", ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in ("steps", "copies")) + ".")
 
     @classmethod
