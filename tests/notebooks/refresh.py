@@ -31,6 +31,9 @@ def refresh(path: Path) -> None:
         if cell.cell_type == "code":
             figure = "figure" in cell.metadata.get("tags", [])
             cell.outputs = [compact(o) for o in cell.outputs if figure and "image/png" in o.get("data", {})]
+            for output in cell.outputs:  # where JupyterLab looks for what it gives to screen readers
+                kind = next(kind for kind in output.data if kind.startswith("image/"))
+                output.metadata = {kind: {"alt": cell.metadata.get("alt", "")}}
     write(path, notebook)
 
 
@@ -41,7 +44,6 @@ def compact(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
     if len(packed.getvalue()) < len(raw) / 2:
         output.data["image/jpeg"] = b64encode(packed.getvalue()).decode()
         del output.data["image/png"]
-        output.metadata.pop("image/png", None)
     return output
 
 
