@@ -220,7 +220,8 @@ def wall(models: list[VisionModel], units: int = 2, best: int = 4) -> Image.Imag
         for k in range(4):
             place = places[round(k * (len(places) - 1) / 3)]
             some = torch.randperm(place.units, generator=lot)[:units].tolist()
-            made = viewer.unscored(place.layer, some, kind).pictures  # nobody reads their scores, and they would cost more
+            make = viewer.render if viewer.at_hand(place.layer, kind) else viewer.unscored  # whose scores nobody would read
+            made = make(place.layer, some, kind).pictures
             tiles += [Tile(picture, [model.name.removeprefix("emoji-"), f"layer {place.layer}, unit {neuron}"])
                       for picture, neuron in zip(made, some, strict=True)]
         tiles += _telling(model, best)

@@ -5,13 +5,16 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+import torch.nn.functional as F
 
 import vitviz_nb as vv
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.exercises import _shared_context
 from vitviz_nb.models import embedded_names, models_dir, read_card
 from vitviz_nb.paths import data_dir
-from vitviz_nb.scores import default_reference
+from vitviz_nb.scores import default_reference, reference_activations
+from vitviz_nb.sites import site
 
 NOTEBOOK = Path(__file__).parents[2] / "notebooks" / "00_start_here.ipynb"
 
@@ -41,7 +44,12 @@ def test_an_unknown_exercise_names_those_there_are(model):
 
 
 def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
-    passing = sum(_shared_context(neuron, model)[0] for neuron in range(512))
+    reference = default_reference(model)
+    contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()
+    best = reference_activations(model, site(model, 5), reference).topk(6, dim=0).indices
+    passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
+    assert all(_shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 20))
+    passing = int(passes.sum())
     assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
     assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal
 
