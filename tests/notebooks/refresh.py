@@ -2,9 +2,11 @@
 
     python tests/notebooks/refresh.py [NOTEBOOK ...]
     python tests/notebooks/refresh.py --links
+    python tests/notebooks/refresh.py --alt
 
 All of notebooks/ by default. Cells tagged "figure" keep their pictures; every other output and all widget state go. With
---links nothing is run: the last line of every notebook of the course is written anew, after one came or went.
+--links nothing is run: the last line of every notebook of the course is written anew, after one came or went. With --alt
+stored pictures take the alt text of their cells, after one was changed.
 """
 
 import json
@@ -31,10 +33,16 @@ def refresh(path: Path) -> None:
         if cell.cell_type == "code":
             figure = "figure" in cell.metadata.get("tags", [])
             cell.outputs = [compact(o) for o in cell.outputs if figure and "image/png" in o.get("data", {})]
-            for output in cell.outputs:  # where JupyterLab looks for what it gives to screen readers
-                kind = next(kind for kind in output.data if kind.startswith("image/"))
-                output.metadata = {kind: {"alt": cell.metadata.get("alt", "")}}
+    describe(notebook)
     write(path, notebook)
+
+
+def describe(notebook: nbformat.NotebookNode) -> None:
+    """Give each stored picture its cell's alt text, where JupyterLab looks for what it gives to screen readers."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            kind = next(kind for kind in output.data if kind.startswith("image/"))
+            output.metadata = {kind: {"alt": cell.metadata.get("alt", "")}}
 
 
 def compact(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
@@ -80,6 +88,12 @@ if __name__ == "__main__":
     if sys.argv[1:] == ["--links"]:
         for path in course(ROOT):
             link(path, course(ROOT))
+        sys.exit()
+    if sys.argv[1:] == ["--alt"]:
+        for path in sorted((ROOT / "notebooks").rglob("*.ipynb")):
+            described = nbformat.read(path, as_version=4)
+            describe(described)
+            write(path, described)
         sys.exit()
     for name in sys.argv[1:] or sorted((ROOT / "notebooks").rglob("*.ipynb")):
         refresh(Path(name))

@@ -107,6 +107,10 @@ def output_problems(cell: dict) -> list[str]:
             found.append("a picture is stored in a cell without the tag 'figure'")
         if len(cell.metadata.get("alt", "").strip()) < 20:
             found.append("a cell with a stored picture has no metadata.alt of 20 characters or more")
+        own = [facts.get("alt") for output in cell.outputs for facts in output.get("metadata", {}).values()
+               if isinstance(facts, dict)]
+        if any(alt != cell.metadata.get("alt") for alt in own):
+            found.append("a stored picture's own alt text is not its cell's: python tests/notebooks/refresh.py --alt")
     return found
 
 
@@ -311,6 +315,7 @@ def test_good_notebook_has_no_problems(tmp_path):
     ("widget's output", '"text/plain"', f'"{WIDGET}": {{}}, "text/plain"'),
     ("'figure'", '["figure"]', "[]"),
     ("metadata.alt", "of sixteen pictures, most show stripes.", ""),
+    ("not its cell's", '"metadata": {}, "data"', '"metadata": {"image/png": {"alt": "something else"}}, "data"'),
 ])  # fmt: skip
 def test_spoilt_notebook_is_noticed(problem, good, bad, tmp_path):
     assert good in GOOD

@@ -1,6 +1,7 @@
 """What the first notebook and the models' README say of emoji-vit is what is measured on it."""
 
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -10,7 +11,7 @@ import torch.nn.functional as F
 
 import vitviz_nb as vv
 from vitviz_nb.errors import VitvizError
-from vitviz_nb.exercises import _shared_context
+from vitviz_nb.exercises import _shared_context, _short
 from vitviz_nb.models import embedded_names, models_dir, read_card
 from vitviz_nb.paths import data_dir
 from vitviz_nb.scores import default_reference, reference_activations
@@ -36,6 +37,12 @@ def test_the_exercise_takes_any_right_neuron_and_rejects_near_misses(model, caps
 def test_an_answer_that_is_no_neuron_gets_a_sentence(model, answer):
     with pytest.raises(VitvizError, match="0 to 511"):
         vv.check("00.1", answer, model)
+
+
+def test_the_checks_of_notebook_01_make_their_pictures_by_its_recipe(model):
+    text = NOTEBOOK.with_name("01_obstacle_noise.ipynb").read_text("utf-8")
+    assert "recipe = replace(vv.Recipe.quick(model), steps=64, blur=0.0)" in text
+    assert _short(model) == replace(vv.Recipe.quick(model), steps=64, blur=0.0) != replace(vv.Recipe.quick(model), steps=64)
 
 
 def test_an_unknown_exercise_names_those_there_are(model):
@@ -119,7 +126,7 @@ def test_weights_and_atlases_keep_to_their_size():
 
 
 @pytest.mark.parametrize("folder", sorted((data_dir() / "atlas").glob("*/")), ids=lambda folder: folder.name)
-def test_every_atlas_belongs_to_the_weights_that_ship(folder):
+def test_every_atlas_is_of_the_weights_and_the_quick_recipe_that_ship_so_that_sliders_find_it(folder):
     atlas = vv.Atlas.open(folder)
     shown = vv.load(folder.name, device="cpu")
-    assert all(atlas.covers(shown, atlas.facts["kind"], layer) for layer in atlas.facts["layers"])
+    assert all(vv.Visualizer(shown).at_hand(layer, atlas.facts["kind"]) for layer in atlas.facts["layers"])
