@@ -3,6 +3,7 @@
 import asyncio
 import atexit
 import html
+import math
 import sys
 import time
 from dataclasses import replace
@@ -23,7 +24,7 @@ from .visualizer import Visualizer
 
 _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
-_EVERY = 5  # steps between previews
+_BETWEEN = 0.2  # s from one preview to the next: on two cores the page takes as long to show one as the network to make it
 _REGULARISERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
                  "colour": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5),
                  "blur": (0.0, 0.05, 0.1, 0.2), "copies": (1, 2, 4, 8)}
@@ -170,9 +171,13 @@ class Explorer(widgets.VBox):
         try:
             visualizer = self._visualizer()
             self._say(f"step 0 of {visualizer.recipe.steps}", request)
-            for frame in visualizer.stream(layer, neuron, kind, seed, every=_EVERY):
+            shown = -math.inf
+            for frame in visualizer.stream(layer, neuron, kind, seed, every=1):
                 if request != self._request:
                     return
+                if not (frame.finished or self._stopped) and time.monotonic() < shown + _BETWEEN:
+                    yield
+                    continue
                 self._picture.value = png(to_image(frame.pictures[0], _SIDE))
                 if frame.scores:
                     break
@@ -181,6 +186,7 @@ class Explorer(widgets.VBox):
                     break
                 step = f"step {frame.steps[0]} of {frame.recipe.steps}"
                 self._say(f"{step}, measuring it against {visualizer.reference.name}" if frame.finished else step, request)
+                shown = time.monotonic()
                 yield
             if request != self._request:
                 return

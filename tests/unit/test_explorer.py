@@ -1,6 +1,7 @@
 """The Explorer without a browser: both of its drivers keep the same promises."""
 
 import asyncio
+import re
 import subprocess
 import sys
 import time
@@ -122,7 +123,7 @@ def test_explorer_starts_with_a_picture_of_the_last_layer(session):
         assert result.finished and result.recipe == SHORT and result.scores.reference == "8 images"
         assert "<span role='status'>layer 2, neuron 0: finished, quick recipe, seed 0</span>" in desk.status
         assert any(": waiting" in text for text in desk.said) or ": waiting" not in desk.status
-        assert any("step 10 of 20" in text for text in desk.said)
+        assert any("step 1 of 20" in text for text in desk.said)
         assert any("step 20 of 20, measuring it against 8 images" in text for text in desk.said)
 
     session(play)
@@ -191,7 +192,22 @@ def test_every_control_changes_the_picture_to_what_it_says(session):
         await desk.until(lambda: explorer.result.kind == "residual")
         assert explorer.result.layer == 1 and explorer._neuron.max == 15
         explorer._recipe.value = "paper"
-        await desk.until(lambda: "step 5 of 20000" in desk.status)
+        await desk.until(lambda: re.search(r"step [1-9]\d* of 20000", desk.status))
+
+    session(play)
+
+
+@pytest.mark.parametrize(("seconds", "steps"), [(0.0, range(21)), (3600.0, (0, 1, 20))])
+def test_previews_begin_with_the_first_step_and_keep_their_distance(session, monkeypatch, seconds, steps):
+    monkeypatch.setattr(explorer_module, "_BETWEEN", seconds)
+
+    async def play(desk):
+        await desk.finished(0)
+        desk.said.clear()
+        desk.explorer._seed.value = 5
+        await desk.until(lambda: "finished, quick recipe, seed 5" in desk.status)
+        said = [int(found[1]) for text in desk.said if (found := re.search(r"step (\d+) of 20", text))]
+        assert said == list(steps)
 
     session(play)
 
