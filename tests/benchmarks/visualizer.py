@@ -141,8 +141,8 @@ def row(model: VisionModel, place: Site, patches: float, steps: int, turns: int,
             *both({name: 100 * s for name, s in share.items()}, "{:.0f}"), *both(memory, "{:.0f}")]
 
 
-HEAD = ["device", "model", "layer", "patches seen", "neurons", "s/neuron published", "here", "ratio (lowest to highest)", "GFLOP/s published",
-        "here", "% of peak published", "here", "MiB published", "here"]
+HEAD = ["device", "model", "layer", "patches seen", "neurons", "s/neuron published", "here", "ratio (lowest to highest)",
+        "GFLOP/s published", "here", "% of peak published", "here", "MiB published", "here"]
 
 
 def load(name: str, device: str | None) -> VisionModel:
