@@ -52,13 +52,11 @@ class Draws:
     Attributes:
         shift: int64 (steps, K, 2), circular shift of rows and columns, px.
         scale, offset: (steps, K, copies, 3, 1, 1): a copy is picture * scale + offset, normalised for the network.
-        order: int16 (steps, K, patches), the patches in random order, of which ``shown`` deals; None where copies are seen whole.
     """
 
     shift: torch.Tensor
     scale: torch.Tensor
     offset: torch.Tensor
-    order: torch.Tensor | None = None
 
 
 def begin(recipe: Recipe, keys: np.ndarray, size: int) -> torch.Tensor:
@@ -67,11 +65,8 @@ def begin(recipe: Recipe, keys: np.ndarray, size: int) -> torch.Tensor:
     return 0.5 + recipe.spread * (2 * noise - 1)
 
 
-def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: torch.Tensor, device, patches: int = 0) -> Draws:
-    """The draws of the pictures with stream ``keys`` (K,), for a network of ``size`` px and its normalisation (3, 1, 1).
-
-    ``patches`` is how many patch tokens the network has, if the recipe shows it a part of them.
-    """
+def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: torch.Tensor, device) -> Draws:
+    """The draws of the pictures with stream ``keys`` (K,), for a network of ``size`` px and its normalisation (3, 1, 1)."""
     k, per_step = len(keys), 2 + recipe.copies * 12
     u = hashing.uniforms(keys, 3 * size * size, recipe.steps * per_step).reshape(k, recipe.steps, per_step).swapaxes(0, 1)
     reach = round(recipe.jitter * size)
@@ -85,31 +80,11 @@ def draw(recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: t
     mean, std = mean.cpu().numpy().reshape(3), std.cpu().numpy().reshape(3)
     scale, offset = 1 / (s * std), (noise - m / s - mean) / std
 
-    order = None
-    if recipe.patches < 1:
-        u = hashing.uniforms(keys, 3 * size * size + recipe.steps * per_step, recipe.steps * patches)
-        order = u.reshape(k, recipe.steps, patches).swapaxes(0, 1).argsort(-1)
-
     def there(array, kind):
         return torch.as_tensor(array).to(kind).to(device)  # in this order, because MPS knows no float64
 
     return Draws(there(shift, torch.int64), there(scale, torch.float32)[..., None, None],
-                 there(offset, torch.float32)[..., None, None], None if order is None else there(order, torch.int16))
-
-
-def shown(draws: Draws, step: int, recipe: Recipe) -> torch.Tensor | None:
-    """The patches by which each copy of step ``step`` is seen: int64 (K * copies, n), or None for all of them.
-
-    Copies begin evenly spaced in the order and go round it, so that each patch is seen in as many copies as any other, or in
-    one more.
-    """
-    if draws.order is None:
-        return None
-    order = draws.order[step].long()
-    patches = order.shape[1]
-    n = max(1, round(recipe.patches * patches))
-    first = torch.arange(recipe.copies, device=order.device)[:, None] * patches // recipe.copies
-    return order[:, (first + torch.arange(n, device=order.device)) % patches].flatten(0, 1)
+                 there(offset, torch.float32)[..., None, None])
 
 
 def augment(pictures: torch.Tensor, draws: Draws, step: int, precision: torch.dtype = torch.float32) -> torch.Tensor:

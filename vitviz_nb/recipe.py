@@ -5,7 +5,6 @@ from math import isfinite, sinh
 from numbers import Integral, Real
 
 from .errors import VitvizError, nearest
-from .sites import seen_in_part
 
 
 @dataclass(frozen=True)
@@ -28,9 +27,6 @@ class Recipe:
             the Lucid library does. Curves and scores are of the activation alone.
         blur: standard deviation, as a share of the side, of the Gaussian by which slopes are blurred at first; it falls to 0 over
             two thirds of the steps, so that large forms are found before small ones.
-        patches: share of its patches by which a copy is seen, others in each copy and step. A plain ViT hardly misses the
-            rest and takes as much less time (PatchDropout, arXiv 2208.07220, without any training); models that need their
-            whole grid have 1.
     """
 
     steps: int = 400
@@ -43,7 +39,6 @@ class Recipe:
     spread: float = 0.5
     leak: float = 0.0
     blur: float = 0.0
-    patches: float = 1.0
 
     def __post_init__(self):
         for name, value in asdict(self).items():
@@ -54,9 +49,8 @@ class Recipe:
         if self.steps < 1 or self.copies < 1:
             raise VitvizError(f"A recipe needs at least 1 step and 1 copy, got {self.steps} steps and {self.copies} copies.")
         if (self.lr <= 0 or min(self.tv, self.colour, self.noise, self.leak) < 0
-                or not all(0 <= share <= 0.5 for share in (self.jitter, self.spread, self.blur)) or not 0 < self.patches <= 1):
-            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter, spread and blur in 0 to 0.5, and "
-                              "patches above 0 and at most 1, got "
+                or not all(0 <= share <= 0.5 for share in (self.jitter, self.spread, self.blur))):
+            raise VitvizError("A recipe needs lr > 0, tv, colour, noise and leak >= 0, jitter, spread and blur in 0 to 0.5, got "
                               + ", ".join(f"{k}={v}" for k, v in asdict(self).items() if k not in ("steps", "copies")) + ".")
 
     @classmethod
@@ -73,14 +67,9 @@ class Recipe:
 
     @classmethod
     def quick(cls, model=None) -> "Recipe":
-        """For a first look, in a fraction of the paper's work; for an embedded ``model``, as its card says suits it.
-
-        Copies are seen by half of their patches where the model does with them: pictures of emoji-vit then are as good, in little
-        more than half the time (tests/benchmarks/README.md).
-        """
-        if model and model.card and "pictures" in model.card:
-            return cls(**{"steps": 100, "copies": 4, **model.card["pictures"]})
-        return cls(steps=100, copies=4, patches=0.5 if model and seen_in_part(model) else 1.0)
+        """For a first look, in a fraction of the paper's work; for an embedded ``model``, as its card says suits it."""
+        card = model and model.card
+        return cls(**{"steps": 100, "copies": 4, **(card and card.get("pictures") or {})})
 
     @classmethod
     def named(cls, name: str, model=None) -> "Recipe":

@@ -14,7 +14,6 @@ from numbers import Integral
 
 import torch
 from timm.layers import GELU, GELUTanh, GlobalResponseNormMlp, Mlp, QuickGELU
-from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from .errors import VitvizError, nearest
@@ -113,19 +112,12 @@ def check_neurons(place: Site, neurons) -> list[int]:
     return neurons
 
 
-def seen_in_part(model: VisionModel) -> bool:
-    """Whether the network takes any number of patch tokens: a plain ViT, whose blocks know of no grid (timm's classes)."""
-    return isinstance(model.module, VisionTransformer)
-
-
-def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 0.0,
-           shown: torch.Tensor | None = None) -> torch.Tensor:
+def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 0.0) -> torch.Tensor:
     """Activations at a site: (N, patch tokens, units) of *normalised* inputs (N, 3, H, W); gradients flow.
 
     With ``leak``, that share of the activation function's input is added to its output (see ``Recipe.leak``); sites that are
     no activation function's output ignore it. With ``place.own`` the answer has one unit, input n's being ``place.own[n]``.
-    With ``shown``, int64 (N, n), the network sees but these n patches of each input, and the answer has n patch tokens; only
-    where ``seen_in_part``. The forward pass ends at the site, and the hooks are gone when this returns, however it returns.
+    The forward pass ends at the site, and the hooks are gone when this returns, however it returns.
     """
     found, before, calls = [], [], 0
     leak = leak if place.kind in ("mlp", "channel") else 0.0
@@ -153,17 +145,11 @@ def tokens(model: VisionModel, place: Site, inputs: torch.Tensor, leak: float = 
             found.append(act(into.clone()) + leak * into if leak else act(into))
             raise _Stop
 
-    def leave_out(module, arguments, output):
-        kept = output[:, place.prefix :].gather(1, shown[:, :, None].expand(-1, -1, output.shape[-1]))
-        return torch.cat([output[:, : place.prefix], kept], 1)
-
     with model.lock:
         module = model.module.get_submodule(place.path)
         handles = [hidden.register_forward_pre_hook(read_own)] if hidden else [module.register_forward_hook(read)]
         if leak and not hidden:
             handles.append(module.register_forward_pre_hook(keep))
-        if shown is not None:  # where timm's own PatchDropout leaves patches out in training: after positions were added
-            handles.append(model.module.patch_drop.register_forward_hook(leave_out))
         try:
             model.module(inputs)
         except _Stop:

@@ -1,6 +1,5 @@
 """Activation maximisation: gradient ascent on images, many neurons at once."""
 
-import math
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -16,11 +15,11 @@ from . import cache, hashing
 from .atlas import embedded
 from .errors import VitvizError
 from .models import VisionModel
-from .objective import Draws, augment, begin, blurred, draw, loss, shown, unchanged
+from .objective import Draws, augment, begin, blurred, draw, loss, unchanged
 from .recipe import Recipe
 from .rendering import Rendering
 from .scores import default_reference, score
-from .sites import KINDS, Site, check_neurons, seen_in_part, site, tokens
+from .sites import KINDS, Site, check_neurons, site, tokens
 from .stimuli import Stimuli
 
 _BETA1, _BETA2, _EPSILON = 0.5, 0.99, 1e-8
@@ -74,9 +73,6 @@ class Visualizer:
             raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
                               f"{type(model).__name__} and {type(recipe).__name__}.")
         self.model, self.recipe = model, recipe or Recipe.quick(model)
-        if self.recipe.patches < 1 and not seen_in_part(model):
-            raise VitvizError(f"{model.name} needs every patch of a picture where it lies, so it cannot be shown a share of "
-                              f"{self.recipe.patches:g}; plain ViTs (timm's VisionTransformer) can. Use patches=1.")
         self._images, self._reference, self._keep = images, None, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
         self._unfinished: dict[tuple, _State] = {}
@@ -213,8 +209,7 @@ class Visualizer:
 
     def _draws(self, place: Site, neurons: list[int], seed: int) -> Draws:
         keys = np.concatenate([self._key(place, n, seed) for n in neurons])
-        patches = math.prod(place.grid) if place.grid else 0
-        return draw(self.recipe, keys, self.model.image_size, self.model.mean, self.model.std, self.model.device, patches)
+        return draw(self.recipe, keys, self.model.image_size, self.model.mean, self.model.std, self.model.device)
 
     def _ascend(self, place: Site, neurons: list[int], seed: int, every: int) -> Iterator[None]:
         """Finish the pictures of ``neurons`` together; yields every ``every`` steps with the states put away."""
@@ -243,8 +238,7 @@ class Visualizer:
         # float16 has too little range for slopes this small; Adam does not mind the factor, which is taken out again.
         scale = 1024.0 if precision is torch.float16 else 1.0
         pictures = state.pictures.detach().requires_grad_()
-        found = tokens(network, all_copies, augment(pictures, draws, state.step, precision), recipe.leak,
-                       shown(draws, state.step, recipe))
+        found = tokens(network, all_copies, augment(pictures, draws, state.step, precision), recipe.leak)
         own = found.float().mean((1, 2))
         # A sum, not a mean: no picture's slope depends on how many others are made beside it.
         slope = torch.autograd.grad(scale * loss(own, pictures, recipe).sum(), pictures)[0] / scale

@@ -6,7 +6,6 @@ Both recipes are run by this kit's visualizer, so that the table is about recipe
 
 import argparse
 import time
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -48,8 +47,6 @@ def main() -> None:
     ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
     ask.add_argument("--units", type=int, default=32, help="of each layer, evenly spaced (default 32)")
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
-    ask.add_argument("--patches", type=float, nargs="+", default=[0.5], metavar="SHARE",
-                     help="beside whole copies, by which share of their patches both recipes' copies are seen (default 0.5)")
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, with OMP_NUM_THREADS=1")
     ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of both recipes go, side by side")
     given = ask.parse_args()
@@ -65,10 +62,7 @@ def main() -> None:
         neurons = torch.linspace(0, place.units - 1, given.units).round().long().tolist()
         concept = selectivity(model, place).concept[neurons]
         known = reference_activations(model, place, vv.Visualizer(model).reference)[:, neurons]
-        recipes = {name: vv.Recipe.named(name, model) for name in ("paper", "quick")}
-        recipes |= {f"{name}, {share:g} of the patches": replace(recipe, patches=share)
-                    for share in given.patches for name, recipe in recipes.items()}
-        results = {name: made(model, recipe, layer, neurons, given.busy) for name, recipe in recipes.items()}
+        results = {name: made(model, vv.Recipe.named(name, model), layer, neurons, given.busy) for name in ("paper", "quick")}
         goal = torch.tensor(results["paper"][0].scores.activation)
         for name, (found, took) in results.items():
             reached = torch.tensor(found.scores.activation)
@@ -83,7 +77,7 @@ def main() -> None:
             given.sheets.mkdir(parents=True, exist_ok=True)
             shown = range(min(8, given.units))
             tiles = [Tile(found.pictures[k], found.caption(k)) for found, _ in results.values() for k in shown]
-            contact_sheet(tiles, f"{model.name} layer {layer}, a row each: {'; '.join(results)}", columns=len(shown)).save(
+            contact_sheet(tiles, f"{model.name} layer {layer}: published recipe above, quick below", columns=len(shown)).save(
                 given.sheets / f"layer_{layer}.png")
 
 

@@ -21,7 +21,7 @@ import vitviz_nb as vv
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel, embedded_names
 from vitviz_nb.objective import total_variation
-from vitviz_nb.sites import Site, seen_in_part, site, sites
+from vitviz_nb.sites import Site, site, sites
 
 MODELS = ("emoji-vit", "vit_base_patch32_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 
@@ -104,13 +104,10 @@ def operations(work) -> int:
     return counter.get_total_flops()
 
 
-def row(model: VisionModel, place: Site, patches: float, steps: int, turns: int, clock: Clock) -> list[str]:
-    """One layer's line of the table; its times are medians over turns, and its ratio is the median of the turns' ratios.
-
-    On this side copies are seen by their share ``patches`` of patches, on the published side whole.
-    """
+def row(model: VisionModel, place: Site, steps: int, turns: int, clock: Clock) -> list[str]:
+    """One layer's line of the table; its times are medians over turns, and its ratio is the median of the turns' ratios."""
     recipe = replace(vv.Recipe.paper(), steps=steps)
-    here = vv.Visualizer(model, replace(recipe, patches=patches), atlas=False, keep=False)
+    here = vv.Visualizer(model, recipe, atlas=False, keep=False)
     neurons = list(range(here.at_once))
     # The published side makes one after another: on a card, where this side makes 64 together, its time is that of 4, times 16.
     alone = neurons[:4]
@@ -134,15 +131,15 @@ def row(model: VisionModel, place: Site, patches: float, steps: int, turns: int,
     def both(values: dict, text: str) -> list[str]:
         return [text.format(values["published"]), text.format(values["here"])]
 
-    return [str(model.device), model.name, str(place.layer), f"{patches:g}", str(len(neurons)),
+    return [str(model.device), model.name, str(place.layer), str(len(neurons)),
             *both({name: s / len(neurons) for name, s in middle.items()}, "{:.3g}"),
             f"{statistics.median(ratios):.1f} ({ratios[0]:.1f} to {ratios[-1]:.1f})",
             *both({name: flops[name] / s / 1e9 for name, s in middle.items()}, "{:.0f}"),
             *both({name: 100 * s for name, s in share.items()}, "{:.0f}"), *both(memory, "{:.0f}")]
 
 
-HEAD = ["device", "model", "layer", "patches seen", "neurons", "s/neuron published", "here", "ratio (lowest to highest)",
-        "GFLOP/s published", "here", "% of peak published", "here", "MiB published", "here"]
+HEAD = ["device", "model", "layer", "neurons", "s/neuron published", "here", "ratio (lowest to highest)", "GFLOP/s published",
+        "here", "% of peak published", "here", "MiB published", "here"]
 
 
 def load(name: str, device: str | None) -> VisionModel:
@@ -180,8 +177,6 @@ def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
     ask.add_argument("--models", nargs="+", default=MODELS, metavar="NAME", help=f"by default {', '.join(MODELS)}")
-    ask.add_argument("--patches", nargs="+", type=float, default=[1.0, 0.5], metavar="SHARE",
-                     help="by which copies are seen on this side; below 1 only of models that do with them (default 1 and 0.5)")
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
     ask.add_argument("--steps", type=int, default=4, help="in each turn (default 4)")
     ask.add_argument("--turns", type=int, default=5, help="of which medians are taken (default 5)")
@@ -201,9 +196,7 @@ def main() -> None:
         model = load(name, given.device)
         last = len(sites(model)["mlp"]) - 1
         for layer in given.layers or (0, last // 2, last):
-            for patches in given.patches:
-                if patches == 1 or seen_in_part(model):
-                    line(row(model, site(model, layer), patches, given.steps, given.turns, Clock(model.device, given.busy)))
+            line(row(model, site(model, layer), given.steps, given.turns, Clock(model.device, given.busy)))
 
 
 if __name__ == "__main__":

@@ -82,10 +82,10 @@ def passes(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The batch size of every step of the ascent, as they happen; reading a curve and scoring are not counted."""
     sizes, tokens = [], visualizer_module.tokens
 
-    def counted(model, place, inputs, leak=0.0, shown=None):
+    def counted(model, place, inputs, leak=0.0):
         if torch.is_grad_enabled():
             sizes.append(len(inputs))
-        return tokens(model, place, inputs, leak, shown)
+        return tokens(model, place, inputs, leak)
 
     monkeypatch.setattr(visualizer_module, "tokens", counted)
     return sizes

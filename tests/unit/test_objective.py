@@ -1,7 +1,6 @@
 """The objective: numbers worked out by hand, the authors' loss, and random numbers that are what they are said to be."""
 
 import math
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -12,7 +11,7 @@ from torch import nn
 from vitviz_nb import hashing, objective
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.objective import Draws, augment, begin, blurred, draw, loss, shown, total_variation, unchanged
+from vitviz_nb.objective import Draws, augment, begin, blurred, draw, loss, total_variation, unchanged
 from vitviz_nb.recipe import RECIPES, Recipe
 
 SIZE = 14  # a jitter of 1/7 is 2 px
@@ -188,37 +187,11 @@ def test_slopes_are_sharp_in_the_last_third_and_without_blur():
     assert torch.equal(blurred(slope, Recipe(steps=60), 0), slope)
 
 
-@pytest.mark.parametrize(("patches", "copies", "share", "n"), [
-    (64, 8, 0.5, 32), (49, 8, 0.5, 24), (49, 4, 0.3, 15), (64, 2, 0.75, 48), (16, 3, 0.01, 1), (9, 1, 0.5, 4),
-])
-def test_copies_are_seen_by_their_share_of_patches_and_each_patch_by_as_many_copies(keys, patches, copies, share, n):
-    recipe = Recipe(steps=200, copies=copies, patches=share)
-    draws = draw(recipe, keys, SIZE, MEAN, STD, "cpu", patches)
-    often = torch.zeros(patches)
-    for step in range(200):
-        seen = shown(draws, step, recipe).view(3, copies, n)
-        assert all(len(set(copy.tolist())) == n for copy in seen.flatten(0, 1)), "no patch twice"
-        counts = torch.stack([torch.bincount(of_one.flatten(), minlength=patches) for of_one in seen])
-        assert counts.shape == (3, patches) and (counts.amax(1) - counts.amin(1) <= 1).all()
-        often += counts.sum(0)
-    drawn = 600 * copies * n / patches  # times that each patch was seen, were it the same for all; its spread is that of chance
-    assert (often - drawn).abs().max() < 5 * math.sqrt(drawn) + 1
-
-
-def test_which_patches_are_seen_changes_from_step_to_step_and_picture_to_picture_and_no_other_number(keys):
-    recipe = Recipe(steps=3, copies=2, patches=0.5)
-    draws, whole = draw(recipe, keys, SIZE, MEAN, STD, "cpu", 64), draw(replace(recipe, patches=1), keys, SIZE, MEAN, STD, "cpu")
-    seen = [set(copy.tolist()) for step in range(3) for copy in shown(draws, step, recipe)]
-    assert len(set(map(frozenset, seen))) == 3 * 3 * 2
-    assert shown(whole, 0, replace(recipe, patches=1)) is None
-    assert all(torch.equal(getattr(draws, name), getattr(whole, name)) for name in ("shift", "scale", "offset"))
-
-
 def test_draws_of_a_picture_do_not_depend_on_the_others(keys):
-    recipe = Recipe(steps=6, copies=3, patches=0.5)
-    all_of_them = draw(recipe, keys, SIZE, MEAN, STD, "cpu", 9)
-    alone = draw(recipe, keys[1:2], SIZE, MEAN, STD, "cpu", 9)
-    for name in ("shift", "scale", "offset", "order"):
+    recipe = Recipe(steps=6, copies=3)
+    all_of_them = draw(recipe, keys, SIZE, MEAN, STD, "cpu")
+    alone = draw(recipe, keys[1:2], SIZE, MEAN, STD, "cpu")
+    for name in ("shift", "scale", "offset"):
         assert torch.equal(getattr(all_of_them, name)[:, 1:2], getattr(alone, name))
         assert not torch.equal(getattr(all_of_them, name)[:, 0], getattr(all_of_them, name)[:, 1])
     assert torch.equal(begin(Recipe(), keys, SIZE)[1:2], begin(Recipe(), keys[1:2], SIZE))
@@ -299,7 +272,7 @@ def test_unchanged_pictures_are_normalised(drawn):
 
 @pytest.mark.parametrize("wrong", [
     {"steps": 0}, {"steps": -1}, {"copies": 0}, {"lr": 0}, {"tv": -1}, {"colour": -0.1}, {"noise": -1}, {"jitter": 0.6},
-    {"jitter": -0.1}, {"blur": -0.2}, {"blur": 0.7}, {"patches": 0.0}, {"patches": 1.2}, {"patches": -0.5},
+    {"jitter": -0.1}, {"blur": -0.2}, {"blur": 0.7},
 ])
 def test_impossible_recipe_is_refused_with_the_value_named(wrong):
     with pytest.raises(VitvizError, match=str(*wrong.values())):
@@ -321,9 +294,3 @@ def test_quick_recipe_of_a_model_is_what_its_card_says_suits_it():
     assert Recipe.quick(suited) == Recipe.named("quick", suited) == Recipe(steps=60, copies=4, tv=0.5)
     assert Recipe.named("paper", suited) == Recipe.paper()
     assert Recipe.quick(model({"name": "tiny"})) == Recipe.quick(model(None)) == Recipe.quick() == Recipe(steps=100, copies=4)
-
-
-def test_quick_recipe_shows_a_plain_vit_half_of_its_patches_unless_its_card_knows_better(tiny_vit):
-    assert Recipe.quick(tiny_vit) == Recipe(steps=100, copies=4, patches=0.5) and Recipe.named("paper", tiny_vit).patches == 1
-    tiny_vit.card = {"pictures": {"steps": 60}}
-    assert Recipe.quick(tiny_vit) == Recipe(steps=60, copies=4)

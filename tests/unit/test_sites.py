@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel
-from vitviz_nb.sites import activations, check_neurons, each_layer, seen_in_part, site, sites, tokens
+from vitviz_nb.sites import activations, check_neurons, each_layer, site, sites, tokens
 
 
 @dataclass(frozen=True)
@@ -453,46 +453,6 @@ def test_a_leak_adds_its_share_of_what_goes_into_the_activation_function(inplace
     assert torch.allclose(found, before.relu() + 0.25 * before, atol=1e-6)
     assert torch.equal(tokens(model, site(model, 0, "channel"), images), before.relu())
     assert not module[1]._forward_hooks and not module[1]._forward_pre_hooks
-
-
-# Networks that are shown some patches
-
-
-_PLAIN = ["vit", "vit, pooled", "vit, registers", "clip", "deit, distilled"]
-
-
-@pytest.mark.parametrize("name", _PLAIN)
-def test_a_network_shown_some_patches_is_the_network_with_the_others_cut_out(name: str, family_models):
-    model = family_models[name]
-    net, x = model.module, inputs(model)
-    for kind, places in sites(model).items():
-        for place in (places[0], places[-1]):
-            few = torch.stack([torch.randperm(16, generator=torch.Generator().manual_seed(k))[:5] for k in (1, 2)])
-            embedded = net._pos_embed(net.patch_embed(x))
-            cut = torch.stack([torch.cat([own[: place.prefix], own[place.prefix :][rows]])
-                               for own, rows in zip(embedded, few, strict=True)])
-            made = []
-            handle = net.get_submodule(place.path).register_forward_hook(lambda module, given, out, made=made: made.append(out))
-            net.blocks(net.norm_pre(cut))
-            handle.remove()
-            expected = made[place.call][:, place.prefix :].chunk(place.part[1], -1)[place.part[0]]
-            found = tokens(model, place, x, shown=few)
-            assert found.shape == (2, 5, place.units) and torch.allclose(found, expected, atol=1e-5), (kind, place)
-            own = replace(place, own=torch.tensor([3, 1]))
-            one = torch.stack([expected[0, :, 3:4], expected[1, :, 1:2]])
-            assert torch.allclose(tokens(model, own, x, shown=few), one, atol=1e-5), (kind, place)
-    assert hooks(net) == 0
-
-
-def test_a_network_shown_all_patches_in_any_order_reads_the_same_tokens(family_models):
-    model = family_models["vit"]
-    place, x = site(model, -1), inputs(model)
-    order = torch.randperm(16, generator=torch.Generator().manual_seed(0)).repeat(2, 1)
-    assert torch.allclose(tokens(model, place, x, shown=order), tokens(model, place, x)[:, order[0]], atol=1e-5)
-
-
-def test_only_plain_vits_are_said_to_do_with_some_patches(family_models):
-    assert {name for name, model in family_models.items() if seen_in_part(model)} == set(_PLAIN)
 
 
 @pytest.mark.parametrize("leak", [0.0, 0.25])

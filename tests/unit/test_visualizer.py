@@ -28,7 +28,7 @@ from vitviz_nb.visualizer import Visualizer
 
 SIZE, PATCH = 32, 8
 STEPS = 40
-RECIPE = Recipe(steps=STEPS, copies=2, blur=0.05, patches=0.5)
+RECIPE = Recipe(steps=STEPS, copies=2, blur=0.05)
 # What two ways of making a picture may differ by, of 1. On the CPUs tried they differ by 0 to 2e-6.
 TOLERANCE = 1e-3
 PATTERN, RED, DEAD, GREEN = range(4)  # units of the planted model
@@ -347,16 +347,6 @@ def test_a_blurred_slope_moves_whole_regions_at_first(vit, grey):
     assert ((0.2 < parts[0.0]) & (parts[0.0] < 0.8)).all()
 
 
-def test_patches_that_no_copy_was_shown_do_not_move_and_the_others_do(vit, grey):
-    recipe = Recipe(steps=6, copies=1, tv=0.0, jitter=0.0, lr=0.01, spread=0.1, patches=0.25)
-    viewer = Visualizer(vit, recipe, grey)
-    place = site(vit, 0)
-    order = viewer._draws(place, [7], 0).order[0, 0]  # of 16 patches, 4 are seen in the first step
-    moved = next(viewer.stream(0, 7, every=1)).pictures[0] - begin(recipe, viewer._key(place, 7, 0), SIZE)[0]
-    patches = moved.unfold(1, PATCH, PATCH).unfold(2, PATCH, PATCH).abs().amax((0, 3, 4)).flatten()
-    assert {k for k in range(16) if patches[k] > 0} == set(order[:4].tolist())
-
-
 @pytest.mark.parametrize(("elsewhere", "copies", "cores"), [(True, 1, 1), (True, 64, 1), (True, 65, 2), (False, 1, 2)])
 def test_small_steps_in_another_thread_use_one_core_and_give_the_others_back(vit, grey, monkeypatch, elsewhere, copies, cores):
     before, seen, step = torch.get_num_threads(), [], Visualizer._step
@@ -386,20 +376,6 @@ def test_small_steps_in_another_thread_use_one_core_and_give_the_others_back(vit
     assert seen == [cores, cores, cores, 2]
 
 
-def test_what_is_reported_is_measured_on_the_whole_picture(vit, grey):
-    rendering = Visualizer(vit, RECIPE, grey).render(-1, NEURONS)
-    whole = activations(vit, "mlp", rendering.pictures)[-1][range(5), NEURONS]
-    assert rendering.curves[:, -1].tolist() == pytest.approx(whole.tolist(), abs=1e-4)
-    assert rendering.scores.activation == pytest.approx(whole.tolist(), abs=1e-4)
-
-
-def test_a_model_that_needs_all_its_patches_says_so_before_any_work(grey):
-    torch.manual_seed(0)
-    swin = VisionModel(FAMILIES["swin"][0](), "little-swin", SIZE)
-    with pytest.raises(VitvizError, match="little-swin needs every patch .* a share of 0.5; plain ViTs .* Use patches=1"):
-        Visualizer(swin, RECIPE, grey)
-
-
 # Memory
 
 
@@ -407,14 +383,14 @@ def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[
     """From step ``after`` on, more than ``most`` images at once are too many; sizes of the steps, minus where it failed."""
     tokens, sizes = visualizer_module.tokens, []
 
-    def limited(model, place, inputs, leak=0.0, shown=None):
+    def limited(model, place, inputs, leak=0.0):
         if not torch.is_grad_enabled():
-            return tokens(model, place, inputs, leak, shown)
+            return tokens(model, place, inputs, leak)
         fits = len(inputs) <= most or len(sizes) < after
         sizes.append(len(inputs) if fits else -len(inputs))
         if not fits:
             raise error()
-        return tokens(model, place, inputs, leak, shown)
+        return tokens(model, place, inputs, leak)
 
     monkeypatch.setattr(visualizer_module, "tokens", limited)
     return sizes
@@ -675,9 +651,9 @@ def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(famil
     made = Visualizer(model, Recipe(steps=3, copies=2), keep=False).unscored(-1, neurons, kind)
     calls = []
 
-    def whole(model, place, inputs, leak=0.0, shown=None):
+    def whole(model, place, inputs, leak=0.0):
         calls.append(len(inputs))
-        every = tokens(model, replace(place, own=None), inputs + 0, leak, shown)  # + 0 makes the copies
+        every = tokens(model, replace(place, own=None), inputs + 0, leak)  # + 0 makes the copies
         return every.gather(2, place.own[:, None, None].expand(-1, every.shape[1], 1))
 
     monkeypatch.setattr(visualizer_module, "tokens", whole)
