@@ -24,7 +24,7 @@ from .visualizer import Visualizer
 
 _SIDE = 288  # px of the picture on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
-_BETWEEN = 0.2  # s from one preview to the next: on two cores the page takes as long to show one as the network to make it
+_BETWEEN = 0.2  # s from one preview to the next, so that quick steps do not wait for the page, nor the page for slow ones
 _REGULARISERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
                  "colour": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5),
                  "blur": (0.0, 0.05, 0.1, 0.2), "copies": (1, 2, 4, 8)}

@@ -24,7 +24,7 @@ from .stimuli import Stimuli
 
 _BETA1, _BETA2, _EPSILON = 0.5, 0.99, 1e-8
 _READ_EVERY = 10  # steps between two points of a curve
-_SMALL = 2**16  # pixels in a step, all copies together: 16 images of 64 px, or one of 224
+_SMALL = 2**15  # pixels in a step, all copies together: 8 images of 64 px (tests/benchmarks/README.md, Interaction)
 _IMAGES_AT_ONCE = {"cpu": 16, "mps": 64, "cuda": 512}  # of up to 64 px; on a CPU more are no faster, only larger
 
 
@@ -290,7 +290,8 @@ def _one_core_where_that_is_faster(pixels: int) -> Iterator[None]:
     """Small steps in another thread than the main one, as the Explorer's, are made by that thread alone.
 
     OpenMP has helpers for each thread, and where there are more of both than cores it puts helpers to sleep after every
-    operation. Waking them takes longer than a small one: 62 instead of 21 ms a step for one picture of emoji-vit on two cores.
+    operation. Waking them takes longer than a small one: 43 instead of 23 ms a step for one picture of emoji-vit on two cores.
+    Matrix products of the main thread keep their cores meanwhile.
     """
     threads = torch.get_num_threads()
     if threads == 1 or pixels > _SMALL or threading.current_thread() is threading.main_thread():

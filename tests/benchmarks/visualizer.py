@@ -9,6 +9,7 @@ import resource
 import statistics
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -18,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitviz_nb as vv
+from vitviz_nb import visualizer
 from vitviz_nb.errors import VitvizError
 from vitviz_nb.models import VisionModel, embedded_names
 from vitviz_nb.objective import total_variation
@@ -173,6 +175,33 @@ def growth(model: VisionModel, clock: Clock) -> None:
           f"{1000 * statistics.median(times[-50:]):.0f} ms of the last 50.")
 
 
+def elsewhere(model: VisionModel, turns: int) -> None:
+    """Milliseconds a step of one neuron of the last layer in the main thread, and in another with all cores and with one."""
+    layer = len(sites(model)["mlp"]) - 1
+
+    def step(viewer: vv.Visualizer) -> float:
+        start = time.perf_counter()
+        viewer.unscored(layer, 0, seed=1)
+        return 1000 * (time.perf_counter() - start) / viewer.recipe.steps
+
+    def in_thread(viewer: vv.Visualizer) -> float:
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(step, viewer).result()  # OpenMP makes this thread's helpers
+            return pool.submit(step, viewer).result()
+
+    usual = visualizer._SMALL
+    for copies in (1, 4, 8):
+        viewer = vv.Visualizer(model, vv.Recipe(steps=8, copies=copies), atlas=False, keep=False)
+        found: list[list[float]] = [[], [], []]
+        for _ in range(turns):
+            for times, measure, small in zip(found, (step, in_thread, in_thread), (0, 0, sys.maxsize), strict=True):
+                visualizer._SMALL = small
+                times.append(measure(viewer))
+        visualizer._SMALL = usual
+        chosen = "one" if copies * model.image_size**2 <= usual else "all"
+        line([model.name, str(copies), *(f"{statistics.median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for t in found), chosen])
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
@@ -181,6 +210,7 @@ def main() -> None:
     ask.add_argument("--steps", type=int, default=4, help="in each turn (default 4)")
     ask.add_argument("--turns", type=int, default=5, help="of which medians are taken (default 5)")
     ask.add_argument("--growth", action="store_true", help="instead, how cost grows with neurons, steps and renderings before")
+    ask.add_argument("--elsewhere", action="store_true", help="instead, what a step costs in another thread than the main one")
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, where others use the machine, too "
                                                          "(CPU only, with OMP_NUM_THREADS=1)")
     given = ask.parse_args()
@@ -189,6 +219,13 @@ def main() -> None:
     if given.growth:
         model = load("emoji-vit", given.device)
         growth(model, Clock(model.device, given.busy))
+        return
+    if given.elsewhere:
+        head = ["model", "copies", "ms a step: main thread", "another, all cores", "another, one core", "which is taken there"]
+        line(head)
+        line(["---"] * len(head))
+        for name in given.models:
+            elsewhere(load(name, given.device), given.turns)
         return
     line(HEAD)
     line(["---"] * len(HEAD))
