@@ -13,9 +13,9 @@ import tempfile
 import pandas as pd
 
 import vitviz_nb as vv
-from vitviz_nb.families import measure, stored
-from vitviz_nb.models import embedded_names, read_card
-from vitviz_nb.paths import data_dir
+from vitviz_nb.experiments.families import measure, stored
+from vitviz_nb.models.cards import embedded_names, read_card
+from vitviz_nb.utils.paths import data_dir
 
 
 def weights(name: str) -> str:

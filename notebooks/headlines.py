@@ -19,26 +19,26 @@ from pathlib import Path
 import pandas as pd
 
 import vitviz_nb as vv
-from vitviz_nb.background import at_home
-from vitviz_nb.factors import across_styles, by_captions, explained
-from vitviz_nb.faithfulness import named_by_depth, raised_by_depth
-from vitviz_nb.finding import NUMBERS, Finding
-from vitviz_nb.frequency import RADIUS, by_frequency
-from vitviz_nb.game import Quiz, by_eye_of
-from vitviz_nb.images import image_folder
-from vitviz_nb.kinds import by_axes, dimensions
-from vitviz_nb.models import read_card
-from vitviz_nb.noise import sensitivity
-from vitviz_nb.paths import data_dir
-from vitviz_nb.pooling import cls_alone, head_on_tokens, isolated_cls
-from vitviz_nb.position import locality, peaks_in_mask, probes, token_similarity
-from vitviz_nb.progression import by_depth, selectivity_by_depth
-from vitviz_nb.published import published
-from vitviz_nb.sites import sites
+from vitviz_nb.datasets.image_folder import image_folder
+from vitviz_nb.experiments.background import at_home
+from vitviz_nb.experiments.class_token import cls_isolation, cls_only_from, head_on_tokens
+from vitviz_nb.experiments.faithfulness import named_by_depth, raised_by_depth
+from vitviz_nb.experiments.frequency import RADIUS, by_frequency
+from vitviz_nb.experiments.localization import locality, pointing_game, probes, token_similarity
+from vitviz_nb.experiments.progression import by_depth, selectivity_by_depth
+from vitviz_nb.experiments.published import published
+from vitviz_nb.experiments.regularizers import sensitivity
+from vitviz_nb.experiments.result import NUMBERS, Result
+from vitviz_nb.experiments.semantics import across_styles, by_captions, explained
+from vitviz_nb.experiments.units import by_axes, effective_dimension
+from vitviz_nb.models.cards import read_card
+from vitviz_nb.models.sites import find_sites
+from vitviz_nb.utils.paths import data_dir
+from vitviz_nb.widgets.two_alternative import Quiz, by_eye_of
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- headlines -->", "<!-- /headlines -->"
-COLOURS = ("3d", "cartoon", "flat")
+COLORS = ("3d", "cartoon", "flat")
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ class Call:
         styles: of the validation scenes; None leaves images to ``function``, which takes the styles the model was trained on.
     """
 
-    function: Callable[..., Finding | tuple[Finding, ...]]
+    function: Callable[..., Result | tuple[Result, ...]]
     models: tuple[str, ...]
     counted: str = "scenes"
     styles: tuple[str, ...] | None = None
@@ -67,7 +67,7 @@ class Call:
         """The beginnings of the SHA-256 of its models' weights, as they ship."""
         return " ".join(read_card(name)["sha256"][:12] for name in self.models)
 
-    def run(self) -> tuple[tuple[Finding, ...], float]:
+    def run(self) -> tuple[tuple[Result, ...], float]:
         """What it finds, and how many seconds of processor time that took."""
         models = [vv.load(name, device="cpu") for name in self.models]
         images = {"images": vv.EmojiWorld("val", styles=self.styles, size=models[0].image_size)} if self.styles else {}
@@ -115,53 +115,53 @@ def paper(table: str, model: str = "ViT-B/16", measure: str = "top-1", **cell) -
     return f"{value:.1f} ({of}; [{table}.csv](../data/paper/{table}.csv))"
 
 
-def fineness(model: vv.VisionModel) -> Finding:
+def fineness(model: vv.VisionModel) -> Result:
     """Mean frequency of the pictures of every fourth unit, by layer, as notebook 03 measures it."""
-    (kind, places), viewer = next(iter(sites(model).items())), vv.Visualizer(model)
+    (kind, places), viewer = next(iter(find_sites(model).items())), vv.Visualizer(model)
     return by_depth({p.layer: viewer.render(p.layer, range(0, p.units, 4), kind).pictures for p in places}, model.title)[0]
 
 
-def kept_facts(model: vv.VisionModel, shuffled: bool = False) -> Finding:
+def kept_facts(model: vv.VisionModel, shuffled: bool = False) -> Result:
     """What explains units' answers, by layer and fact, as notebook 08 measures it."""
     return explained(model, n=2048, shuffled=shuffled).by_layer()
 
 
-def beat_scenes(model: vv.VisionModel) -> Finding:
+def beat_scenes(model: vv.VisionModel) -> Result:
     """Pictures that excite their neuron more than every scene, by layer, as notebook 10 measures it."""
     return raised_by_depth(vv.Visualizer(model), 128)
 
 
-def seen_by(model: vv.VisionModel, judge: vv.VisionModel) -> Finding:
-    """Pictures that the judge names as their neuron's favourite, by layer, as notebook 10 measures it."""
+def seen_by(model: vv.VisionModel, judge: vv.VisionModel) -> Result:
+    """Pictures that the judge names as their neuron's favorite, by layer, as notebook 10 measures it."""
     return named_by_depth(vv.Visualizer(model), judge, 128)
 
 
-def plays(model: vv.VisionModel, player: vv.VisionModel) -> Finding:
+def plays(model: vv.VisionModel, player: vv.VisionModel) -> Result:
     """The game of notebook 10, played by another model's eye."""
     return Quiz(model, 400, seed=1).play(by_eye_of(player), player.name)
 
 
-def alike_on_photographs(model: vv.VisionModel) -> Finding:
+def alike_on_photographs(model: vv.VisionModel) -> Result:
     """How alike tokens are on the kit's photographs, as notebook 11 measures it."""
     return token_similarity(model, image_folder(data_dir() / "photos", model.image_size))
 
 
 VIT, USUAL, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
 
-RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLOURS)
-AXES, WIDTH = Call(by_axes, VIT, "units"), Call(dimensions, VIT)
+RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLORS)
+AXES, WIDTH = Call(by_axes, VIT, "units"), Call(effective_dimension, VIT)
 FINE = Call(fineness, VIT, "pictures")
 SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_depth, models, "units") for models in (VIT, CNN))
 FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
             "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
 SELECTIVE_IN = {family: Call(selectivity_by_depth, (name,), "units") for family, (name, _) in FAMILIES.items()}
-STAYS, PEAKS, PROBES = Call(locality, VIT), Call(peaks_in_mask, VIT, "neurons"), Call(probes, VIT, arguments={"n": 384})
-APART, APART_VIT = (Call(isolated_cls, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
-HEAD, HEAD_VIT = (Call(head_on_tokens, models, styles=COLOURS, arguments={"n": 768}) for models in (USUAL, VIT))
-ALONE = Call(cls_alone, USUAL, styles=COLOURS, arguments={"n": 768})
-ALIKE, ALIKE_VIT = (Call(token_similarity, models, styles=COLOURS) for models in (USUAL, VIT))
-FILLED, FILLED_CNN = (Call(at_home, models, "backgrounds", COLOURS, {"n": 512, "fill": "mean"}) for models in (USUAL, CNN))
-COARSE, COARSE_CNN = (Call(by_frequency, models, styles=COLOURS, arguments={"n": 512}) for models in (USUAL, CNN))
+STAYS, PEAKS, PROBES = Call(locality, VIT), Call(pointing_game, VIT, "neurons"), Call(probes, VIT, arguments={"n": 384})
+APART, APART_VIT = (Call(cls_isolation, models, styles=COLORS, arguments={"n": 768}) for models in (USUAL, VIT))
+HEAD, HEAD_VIT = (Call(head_on_tokens, models, styles=COLORS, arguments={"n": 768}) for models in (USUAL, VIT))
+ALONE = Call(cls_only_from, USUAL, styles=COLORS, arguments={"n": 768})
+ALIKE, ALIKE_VIT = (Call(token_similarity, models, styles=COLORS) for models in (USUAL, VIT))
+FILLED, FILLED_CNN = (Call(at_home, models, "backgrounds", COLORS, {"n": 512, "fill": "mean"}) for models in (USUAL, CNN))
+COARSE, COARSE_CNN = (Call(by_frequency, models, styles=COLORS, arguments={"n": 512}) for models in (USUAL, CNN))
 TOLD, SHOWN = (Call(kept_facts, models, "units") for models in (CLIP, USUAL))
 MIXED = Call(kept_facts, CLIP, "units", arguments={"shuffled": True})
 ACROSS, ACROSS_USUAL = (Call(across_styles, models, "units", arguments={"n": 768}) for models in (CLIP, USUAL))
@@ -182,10 +182,10 @@ TOP1, PATCHES = {"measure": "top-1"}, {"between": "patches of an image"}
 REAL, SHUFFLED = {"selective for": "concepts"}, {"selective for": "shuffled labels"}
 OWN, OTHER = {"the mask is of": "its own scene"}, {"the mask is of": "another scene"}
 HOME, TOP5, KEPT = {"answers": "at home in the context shown"}, {"answers": "right, top-5"}, {RADIUS: 8, "measure": "top-1"}
-PLACE, COLOUR = {"read from the token": "its place"}, {"read from the token": "its colour"}
+PLACE, COLOR = {"read from the token": "its place"}, {"read from the token": "its color"}
 SELF, ANOTHER = {"the picture is of": "the neuron itself"}, {"the picture is of": "another neuron"}
 EYE = {"player": "emoji-resnet"}
-FAVOURITE, FOREIGN = {"favourite of": "the unit itself"}, {"favourite of": "another unit"}
+FAVOURITE, FOREIGN = {"favorite of": "the unit itself"}, {"favorite of": "another unit"}
 
 ROWS = (
     Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, WORST),
@@ -215,8 +215,8 @@ ROWS = (
     Row("04", "control: layer 5, mask of another scene", OURS, PEAKS, {"layer": 5, **OTHER}),
     Row("04", "a patch's place from its token, layer 4", SECTION_4, PROBES, {"layer": 4, **PLACE}),
     Row("04", "a patch's place from its token, layer 5", SECTION_4, PROBES, {"layer": 5, **PLACE}),
-    Row("04", "a patch's colour from its token, layer 4", SECTION_4, PROBES, {"layer": 4, **COLOUR}),
-    Row("04", "a patch's colour from its token, layer 5", SECTION_4, PROBES, {"layer": 5, **COLOUR}),
+    Row("04", "a patch's color from its token, layer 4", SECTION_4, PROBES, {"layer": 4, **COLOR}),
+    Row("04", "a patch's color from its token, layer 5", SECTION_4, PROBES, {"layer": 5, **COLOR}),
     Row("05", "as trained", paper("isolated_cls", isolated_blocks=0), APART, {"isolated blocks": 0, **TOP1}),
     Row("05", "class token apart for the first half of the blocks", paper("isolated_cls", isolated_blocks=6), APART,
         {"isolated blocks": 3, **TOP1}),
@@ -262,8 +262,8 @@ ROWS = (
     Row("10", "pictures of layer 0 that excite their neuron more than every scene", OURS, BEAT, {"layer": 0, **SELF}),
     Row("10", "pictures of layer 5, the last, that excite their neuron more than every scene", OURS, BEAT, {"layer": 5, **SELF}),
     Row("10", "control: layer 5, pictures of another neuron", OURS, BEAT, {"layer": 5, **ANOTHER}),
-    Row("10", "pictures of layer 5 that a CNN names as their neuron's favourite", OURS, NAMED, {"layer": 5, **FAVOURITE}),
-    Row("10", "control: layer 5, another neuron's favourite", OURS, NAMED, {"layer": 5, **FOREIGN}),
+    Row("10", "pictures of layer 5 that a CNN names as their neuron's favorite", OURS, NAMED, {"layer": 5, **FAVOURITE}),
+    Row("10", "control: layer 5, another neuron's favorite", OURS, NAMED, {"layer": 5, **FOREIGN}),
     Row("10", "which scene excites a neuron, told by a CNN from the picture", OURS, PLAYS,
         {"the player sees": "its picture", **EYE}),
     Row("10", "which scene excites a neuron, told by a CNN from top scenes", OURS, PLAYS,
@@ -286,7 +286,7 @@ def measure(rows) -> pd.DataFrame:
     return pd.DataFrame(records)
 
 
-def pick(findings: tuple[Finding, ...], cell: dict) -> tuple[str, dict[str, float]]:
+def pick(findings: tuple[Result, ...], cell: dict) -> tuple[str, dict[str, float]]:
     """The quantity and the numbers of the one row of all findings that has the columns and values of ``cell``."""
     fits, columns = [], [name for name in cell if name != "quantity"]
     for finding in findings:

@@ -5,7 +5,7 @@ import sys
 import warnings
 from pathlib import Path
 
-from .errors import VitvizError
+from .utils.errors import VitvizError
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -122,13 +122,14 @@ def _ranges(text: str) -> list[int]:
 
 
 def _doctor(options) -> None:
-    from .notebook import setup
+    from .course.setup import setup
 
     setup()
 
 
 def _models(options) -> None:
-    from .models import embedded_names, list_models, read_card
+    from .models.cards import embedded_names, read_card
+    from .models.loading import list_models
 
     for name in embedded_names():
         card = read_card(name)
@@ -148,11 +149,11 @@ def _models(options) -> None:
 def _render(options) -> int:
     import dataclasses
 
-    from .images import image_folder
-    from .models import load
-    from .recipe import Recipe
-    from .sites import check_neurons, site
-    from .visualizer import Visualizer
+    from .datasets.image_folder import image_folder
+    from .models.loading import load
+    from .models.sites import check_neurons, find_site
+    from .visualize.recipe import Recipe
+    from .visualize.visualizer import Visualizer
 
     Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
     there = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
@@ -162,19 +163,19 @@ def _render(options) -> int:
     recipe = Recipe.named(options.recipe, model)
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
-    place = site(model, options.layer, options.kind)
-    neurons = check_neurons(place, options.neurons)
+    site = find_site(model, options.layer, options.kind)
+    neurons = check_neurons(site, options.neurons)
     images = image_folder(options.images, model.image_size) if options.images else None
-    rendering = Visualizer(model, recipe, images).render(place.layer, neurons, place.kind, options.seed)
+    rendering = Visualizer(model, recipe, images).render(site.layer, neurons, site.kind, options.seed)
     rendering.save(options.out)
     counts = ", ".join(f"{rendering.scores.status.count(s)} {s}" for s in ("alive", "weak", "dead"))
     left = "" if rendering.finished else "; interrupted: the same command makes those that are not finished again"
-    print(f"{len(neurons)} picture{'s' * (len(neurons) > 1)} of {model.title} {place} in {options.out} ({counts}){left}")
+    print(f"{len(neurons)} picture{'s' * (len(neurons) > 1)} of {model.title} {site} in {options.out} ({counts}){left}")
     return 0 if rendering.finished else 130
 
 
 def _train(options) -> None:
-    from .training import train
+    from .training.training import train
 
     card = train(options.model, options.out, options.device, options.steps)
     for group, row in card["accuracy"].items():
@@ -183,30 +184,30 @@ def _train(options) -> None:
 
 
 def _atlas(options) -> None:
-    from .atlas_maker import make_atlas
-    from .models import load
-    from .recipe import Recipe
-    from .sites import site, sites
+    from .models.loading import load
+    from .models.sites import find_site, find_sites
+    from .visualize.atlas_maker import make_atlas
+    from .visualize.recipe import Recipe
 
     Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
     model = load(options.model, device=options.device)
-    kind, places = next(iter(sites(model).items()))
+    kind, sites = next(iter(find_sites(model).items()))
     if options.layers == "all":
-        layers = range(len(places))
+        layers = range(len(sites))
     else:
         try:
             layers = [-1] if options.layers == "-1" else _ranges(options.layers)
         except argparse.ArgumentTypeError:
             raise VitvizError(f"--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got {options.layers!r}.") from None
-    layers = [site(model, layer, kind).layer for layer in layers]
+    layers = [find_site(model, layer, kind).layer for layer in layers]
     atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed)
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
-    print(f"{sum(places[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
+    print(f"{sum(sites[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
 
 
 def _background(options) -> None:
-    from .background import normalized, paper_table
-    from .models import load
+    from .experiments.background import normalized, paper_table
+    from .models.loading import load
 
     models = [load(name, device=options.device) for name in options.model]
     finding = paper_table(models, options.images, options.boxes, options.per_class)
@@ -221,7 +222,7 @@ def _background(options) -> None:
 
 
 def _publish(options) -> None:
-    from .publish import publish
+    from .course.publish import publish
 
     changed = publish(options.target, Path.cwd())
     print("\n".join(map(str, changed)) if changed else "nothing to change: badges and addresses are as they should be")

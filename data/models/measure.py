@@ -19,12 +19,14 @@ import torch
 import torch.nn.functional as F
 
 import vitviz_nb as vv
-from vitviz_nb.attack import attack
-from vitviz_nb.faithfulness import named, selectivity
-from vitviz_nb.intervals import wilson
-from vitviz_nb.models import load_from, models_dir
-from vitviz_nb.progression import wall
-from vitviz_nb.sites import sites
+from vitviz_nb.training.pgd import pgd
+from vitviz_nb.experiments.faithfulness import named
+from vitviz_nb.experiments.faithfulness import selectivity
+from vitviz_nb.utils.statistics import wilson
+from vitviz_nb.models.loading import load_from
+from vitviz_nb.models.cards import models_dir
+from vitviz_nb.experiments.progression import wall
+from vitviz_nb.models.sites import find_sites
 
 BOUNDS = (0.0, 2.0, 3.0, 4.0)  # standard deviations; the README states the share from 3: below, a neuron has no clear concept
 
@@ -41,7 +43,7 @@ def main() -> None:
     parser.add_argument("--sheet", type=Path, help="also draw 8 random and the 8 most selective units of every layer")
     options = parser.parse_args()
     model = load_from(options.folder, options.model)
-    kind, places = next(iter(sites(model).items()))
+    kind, places = next(iter(find_sites(model).items()))
     visualizer = vv.Visualizer(model, replace(vv.Recipe.quick(model), **options.pictures))
     place = places[options.layer]
     count = options.neurons or place.units
@@ -71,7 +73,7 @@ def main() -> None:
         print(f"  named by {name}: " + "; ".join(row), flush=True)
     scenes = vv.EmojiWorld("val", styles=model.card["recipe"]["styles"], size=model.image_size).batch(range(500), model.device)
     for radius in (1.0, 2.0):
-        moved = attack(lambda images: F.cross_entropy(model(images), scenes.concept), scenes.images, radius, steps=10)
+        moved = pgd(lambda images: F.cross_entropy(model(images), scenes.concept), scenes.images, radius, steps=10)
         with torch.inference_mode():
             right = int((model(moved).argmax(1) == scenes.concept).sum())
         low, high = wilson(right, 500)

@@ -11,14 +11,14 @@ from pathlib import Path
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.drawing import Tile, contact_sheet
-from vitviz_nb.faithfulness import named, selectivity
-from vitviz_nb.intervals import wilson
-from vitviz_nb.models import VisionModel
-from vitviz_nb.rendering import Rendering
-from vitviz_nb.scores import reference_activations
-from vitviz_nb.sites import site, sites
-from vitviz_nb.stimuli import others
+from vitviz_nb.datasets.image_set import derangement
+from vitviz_nb.experiments.faithfulness import named, selectivity
+from vitviz_nb.models.sites import find_site, find_sites
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.plotting.image_grid import Tile, contact_sheet
+from vitviz_nb.utils.statistics import wilson
+from vitviz_nb.visualize.rendering import Rendering
+from vitviz_nb.visualize.scores import reference_activations
 
 
 def made(model: VisionModel, recipe: vv.Recipe, layer: int, neurons: list[int], busy: bool) -> tuple[Rendering, float]:
@@ -51,14 +51,14 @@ def main() -> None:
     ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of both recipes go, side by side")
     given = ask.parse_args()
     model, judge = vv.load("emoji-vit", device=given.device), vv.load("emoji-swin-robust", device=given.device)
-    last = len(sites(model)["mlp"]) - 1
+    last = len(find_sites(model)["mlp"]) - 1
     print(f"{given.units} units a layer on {model.device}, {torch.get_num_threads()} threads, "
           f"{'processor' if given.busy else 'wall-clock'} time; intervals are 95 %\n")
     head = ["layer", "recipe", "s/picture", "activation (SD over scenes, median)", "percentile (median)",
             "% at least as active as published", "s to published activation (median)", "% named", "% named as another's"]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for layer in given.layers or (0, last // 2, last):
-        place = site(model, layer)
+        place = find_site(model, layer)
         neurons = torch.linspace(0, place.units - 1, given.units).round().long().tolist()
         concept = selectivity(model, place).concept[neurons]
         known = reference_activations(model, place, vv.Visualizer(model).reference)[:, neurons]
@@ -69,7 +69,7 @@ def main() -> None:
             sd = ((reached - known.mean(0)) / known.std(0).clamp_min(1e-12)).median()
             when = steps_to(found, goal).median().item() / found.recipe.steps * took
             names = [share(named(found.pictures, whose, torch.zeros(len(whose)), judge, 0).hits)
-                     for whose in (concept, concept[others(len(concept), 0)])]
+                     for whose in (concept, concept[derangement(len(concept), 0)])]
             cells = [str(layer), f"{name}: {found.recipe.work}", f"{took:.2f}", f"{sd:.1f}",
                      f"{torch.tensor(found.scores.percentile).median():.1f}", share(reached >= goal), f"{when:.2f}", *names]
             print("| " + " | ".join(cells) + " |", flush=True)

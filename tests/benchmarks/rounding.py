@@ -6,8 +6,8 @@ import statistics
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb import visualizer
-from vitviz_nb.sites import sites
+from vitviz_nb.models.sites import find_sites
+from vitviz_nb.visualize import visualizer
 
 
 def main() -> None:
@@ -18,7 +18,7 @@ def main() -> None:
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
     given = ask.parse_args()
     model = vv.load("emoji-vit", device=given.device)
-    places = sites(model)["mlp"]
+    places = find_sites(model)["mlp"]
     print(f"{given.units} units a layer on {model.device}, torch {torch.__version__}; beside the picture in float32 of seed 0\n")
     print("| recipe, layer | made | activation, ratio: median (5th to 95th percentile) | mean difference of pixels, median |\n"
           "| --- | --- | --- | --- |", flush=True)

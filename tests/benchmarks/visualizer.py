@@ -19,11 +19,12 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitviz_nb as vv
-from vitviz_nb import visualizer
-from vitviz_nb.errors import VitvizError
-from vitviz_nb.models import VisionModel, embedded_names
-from vitviz_nb.objective import total_variation
-from vitviz_nb.sites import Site, site, sites
+from vitviz_nb.models.cards import embedded_names
+from vitviz_nb.models.sites import Site, find_site, find_sites
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize import visualizer
+from vitviz_nb.visualize.objective import total_variation
 
 MODELS = ("emoji-vit", "vit_base_patch32_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
 
@@ -146,7 +147,7 @@ HEAD = ["device", "model", "layer", "neurons", "s/neuron published", "here", "ra
 
 def load(name: str, device: str | None) -> VisionModel:
     model = vv.load(name, pretrained=name in embedded_names(), device=device)
-    if "mlp" not in sites(model):
+    if "mlp" not in find_sites(model):
         raise VitvizError(f"{name} has no MLP units, of which the authors' procedure makes pictures; transformers do.")
     return model
 
@@ -157,7 +158,7 @@ def line(cells: list[str]) -> None:
 
 def growth(model: VisionModel, clock: Clock) -> None:
     """Seconds by number of neurons and steps, and by how many renderings were made before."""
-    layer = len(sites(model)["mlp"]) // 2
+    layer = len(find_sites(model)["mlp"]) // 2
 
     def seconds(neurons: int, steps: int) -> float:
         viewer = vv.Visualizer(model, replace(vv.Recipe.quick(model), steps=steps), atlas=False, keep=False)
@@ -177,7 +178,7 @@ def growth(model: VisionModel, clock: Clock) -> None:
 
 def elsewhere(model: VisionModel, turns: int) -> None:
     """Milliseconds a step of one neuron of the last layer in the main thread, and in another with all cores and with one."""
-    layer = len(sites(model)["mlp"]) - 1
+    layer = len(find_sites(model)["mlp"]) - 1
 
     def step(viewer: vv.Visualizer) -> float:
         start = time.perf_counter()
@@ -231,9 +232,9 @@ def main() -> None:
     line(["---"] * len(HEAD))
     for name in given.models:
         model = load(name, given.device)
-        last = len(sites(model)["mlp"]) - 1
+        last = len(find_sites(model)["mlp"]) - 1
         for layer in given.layers or (0, last // 2, last):
-            line(row(model, site(model, layer), given.steps, given.turns, Clock(model.device, given.busy)))
+            line(row(model, find_site(model, layer), given.steps, given.turns, Clock(model.device, given.busy)))
 
 
 if __name__ == "__main__":

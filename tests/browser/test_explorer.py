@@ -79,7 +79,7 @@ def another(slider, value=None):
 
 
 def test_first_picture_scores_and_scenes_are_there(nb):
-    assert nb.pixels(PICTURE).std() > 5, "the first picture is grey"
+    assert nb.pixels(PICTURE).std() > 5, "the first picture is gray"
     assert re.search(name(*at(nb)), nb.text(STATUS))
     nb.wait_text(SCORES, r"\d", timeout=RUN)
     nb.next_picture(SCENES, timeout=RUN)

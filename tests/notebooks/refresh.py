@@ -65,7 +65,7 @@ def course(root: Path) -> list[Path]:
     return sorted((root / "notebooks").glob("[0-9][0-9]_*.ipynb"))
 
 
-def neighbours(path: Path, notebooks: list[Path]) -> str:
+def neighbors(path: Path, notebooks: list[Path]) -> str:
     """The last line of a notebook of the course: links to the one before, to the contents, and to the next."""
     i = notebooks.index(path)
     links = [("Previous", notebooks[i - 1])] if i else []
@@ -80,7 +80,7 @@ def link(path: Path, notebooks: list[Path]) -> None:
     *text, line = notebook.cells[-1].source.splitlines()
     if "Contents: [" not in line:
         raise SystemExit(f"{path}: the last line has no link to the contents: {line[:80]}")
-    notebook.cells[-1].source = "\n".join([*text, neighbours(path, notebooks)])
+    notebook.cells[-1].source = "\n".join([*text, neighbors(path, notebooks)])
     write(path, notebook)
 
 

@@ -3,7 +3,7 @@
 import pytest
 
 import vitviz_nb as vv
-from vitviz_nb.families import measure, stored
+from vitviz_nb.experiments.families import measure, stored
 
 
 @pytest.mark.parametrize("name", ["emoji-twins", "emoji-coat"])

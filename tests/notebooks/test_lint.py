@@ -9,9 +9,9 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from vitviz_nb.publish import END, REPOSITORY_LINE, START, find_notebooks
+from vitviz_nb.course.publish import END, REPOSITORY_LINE, START, find_notebooks
 
-from .refresh import course, neighbours
+from .refresh import course, neighbors
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = find_notebooks(ROOT)
@@ -237,8 +237,8 @@ def test_notebook_of_the_course_keeps_to_the_skeleton(path):
 
 
 @pytest.mark.parametrize("path", COURSE, ids=lambda path: path.stem)
-def test_notebook_links_to_its_neighbours(path):
-    assert nbformat.read(path, as_version=4).cells[-1].source.splitlines()[-1] == neighbours(path, COURSE), \
+def test_notebook_links_to_its_neighbors(path):
+    assert nbformat.read(path, as_version=4).cells[-1].source.splitlines()[-1] == neighbors(path, COURSE), \
         "run python tests/notebooks/refresh.py --links"
 
 
@@ -437,9 +437,9 @@ def test_a_fold_before_its_figure_is_noticed(tmp_path):
     assert lacks(written, tmp_path) == [f"By depth: no fold '{SEE}' after its figure"]
 
 
-def test_neighbours_of_a_notebook_are_those_before_and_after_it():
+def test_neighbors_of_a_notebook_are_those_before_and_after_it():
     course = [Path(f"{name}.ipynb") for name in ("00_a", "03_b", "05_c")]
-    assert neighbours(course[0], course) == "Contents: [README](README.md) · Next: [03_b](03_b.ipynb)"
-    assert neighbours(course[1], course) == ("Previous: [00_a](00_a.ipynb) · Contents: [README](README.md) · "
+    assert neighbors(course[0], course) == "Contents: [README](README.md) · Next: [03_b](03_b.ipynb)"
+    assert neighbors(course[1], course) == ("Previous: [00_a](00_a.ipynb) · Contents: [README](README.md) · "
                                              "Next: [05_c](05_c.ipynb)")
-    assert neighbours(course[2], course) == "Previous: [03_b](03_b.ipynb) · Contents: [README](README.md)"
+    assert neighbors(course[2], course) == "Previous: [03_b](03_b.ipynb) · Contents: [README](README.md)"

@@ -9,7 +9,7 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
-from vitviz_nb.publish import find_notebooks
+from vitviz_nb.course.publish import find_notebooks
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = find_notebooks(ROOT)

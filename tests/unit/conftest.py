@@ -12,9 +12,9 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from vitviz_nb import models
-from vitviz_nb import visualizer as visualizer_module
-from vitviz_nb.models import VisionModel
+from vitviz_nb.models import loading as models
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.visualize import visualizer as visualizer_module
 
 THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # CI machines have two cores, and two processes share them
 torch.set_num_threads(THREADS)  # here, too, for what is made once a file

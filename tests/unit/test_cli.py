@@ -25,8 +25,8 @@ def photos(tmp_path: Path) -> Path:
     """A folder of three images, smaller work than the 1,024 scenes that scores are otherwise measured against."""
     folder = tmp_path / "photos"
     folder.mkdir()
-    for colour in ("red", "green", "blue"):
-        Image.new("RGB", (40, 40), colour).save(folder / f"{colour}.png")
+    for color in ("red", "green", "blue"):
+        Image.new("RGB", (40, 40), color).save(folder / f"{color}.png")
     return folder
 
 
@@ -208,7 +208,7 @@ def test_an_interrupt_ends_with_130_and_no_stack_trace(capsys: pytest.CaptureFix
 
 def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
                                                    monkeypatch: pytest.MonkeyPatch):
-    from vitviz_nb.visualizer import Visualizer
+    from vitviz_nb.visualize.visualizer import Visualizer
 
     step = Visualizer._step
 
@@ -232,7 +232,7 @@ def hasty(shelf):
 
 
 def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.CaptureFixture):
-    from vitviz_nb.atlas import Atlas
+    from vitviz_nb.visualize.atlas import Atlas
 
     for layers, meant in (("all", [0, 1]), ("-1", [1]), ("0", [0])):
         out = tmp_path / "new" / layers

@@ -11,7 +11,7 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
 import vitviz_nb
-from vitviz_nb.paths import data_dir
+from vitviz_nb.utils.paths import data_dir
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -104,7 +104,7 @@ def test_wheel_carries_its_data_and_nothing_of_the_checkout(wheel, tmp_path):
     assert f"vitviz_nb-{vitviz_nb.__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"vitviz_nb", f"vitviz_nb-{vitviz_nb.__version__}.dist-info"}
     assert "__pycache__" not in "".join(names)
-    code = "from vitviz_nb.paths import data_dir; print((data_dir() / 'emoji_world' / 'concepts.csv').resolve())"
+    code = "from vitviz_nb.utils.paths import data_dir; print((data_dir() / 'emoji_world' / 'concepts.csv').resolve())"
     done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
     assert Path(done.stdout.strip()) == (tmp_path / "vitviz_nb/data/emoji_world/concepts.csv").resolve()
 

@@ -1,0 +1,430 @@
+"""Exercises take every right answer and reject near misses, and say which number decides."""
+
+import math
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import vitviz_nb as vv
+from vitviz_nb.course import exercises, exercises_further
+from vitviz_nb.course.report import Item
+from vitviz_nb.datasets.backgrounds import CONTEXTS
+from vitviz_nb.experiments.faithfulness import Named, Selectivity
+from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
+from vitviz_nb.experiments.frequency import RADIUS
+from vitviz_nb.experiments.result import Result
+from vitviz_nb.plotting.prediction_bars import Verdict
+from vitviz_nb.utils.errors import VitvizError
+
+
+@pytest.fixture
+def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
+    """Layers of mean selectivity 2, 2.9 and 3; neuron 0 of the last likes bee best, then cat, ant, dog, eel."""
+    strengths = [2.0, 2.9, 3.0]
+    each = torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 9], [0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])
+    monkeypatch.setattr(exercises, "sites", lambda model: {"mlp": [SimpleNamespace(units=2, n=i) for i in range(3)]})
+    monkeypatch.setattr(exercises, "selectivity", lambda model, place: Selectivity(
+        torch.tensor([1, 3]), torch.full((2,), strengths[place.n]), each))
+    concepts = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
+    monkeypatch.setattr(exercises, "default_world", lambda model: SimpleNamespace(concepts=concepts))
+    # Layer 0 answers to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
+    stripes = torch.arange(36).remainder(3).float()
+    monkeypatch.setattr(exercises, "default_reference", lambda model: SimpleNamespace(
+        batch=lambda numbers: (torch.rand(8, 1, 1, 1) * stripes + 0.1 * torch.rand(8, 1, 1, 1)).expand(-1, 3, 36, 36)))
+    monkeypatch.setattr(exercises, "activations", lambda model, kind, images: [images[:, 0, 0, :3]])
+
+
+@pytest.fixture
+def depths(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A model of six blocks that keeps 94, 93, 91, 85, 66, 5 and 0 % right with so many blocks apart, and loses 15 points when
+    alone from the last on."""
+    share = {("apart", k): v for k, v in enumerate([94.0, 93.0, 91.0, 85.0, 66.0, 5.0, 0.4])} | {("alone", 5): 79.0}
+    monkeypatch.setattr(exercises, "depth", lambda model: 6)
+    monkeypatch.setattr(exercises, "isolated", lambda model, k: ("apart", k))
+    monkeypatch.setattr(exercises, "alone", lambda model, k: ("alone", k))
+    monkeypatch.setattr(exercises, "top1", lambda model, changed=("apart", 0): share[changed])
+    monkeypatch.setattr(exercises, "patch_hits", lambda model: (torch.tensor([0, 30, 23, 22, 12]), 512))
+
+
+@pytest.fixture
+def spaces(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
+    """MLP units at 4.5, random directions at 2.1; 6 units before the activation, in 3 dimensions; 4 queries on 200
+    scenes, of which the second half counts: there unit 2 alone tells the 4 scenes of ants from 96 others."""
+    table = pd.DataFrame({"kind": ["mlp", "mlp", "query", "query"], "of": ["units", "random directions"] * 2,
+                          "value": [4.5, 2.1, 9.0, 0.0]})
+    monkeypatch.setattr(exercises, "by_axes", lambda model: (SimpleNamespace(table=table), None))
+    labels = torch.tensor(([0] * 4 + [1] * 96) * 2)
+    queries = torch.randn(200, 4)
+    queries[:100, 2], queries[100:, 2] = 0, (labels[100:] == 0).float()  # nothing to be seen of it in the first half
+    found = {"query": queries, "before": torch.randn(200, 3) @ torch.randn(3, 6)}
+    stimuli = SimpleNamespace(n=200, labels=lambda numbers: labels[list(numbers)])
+    monkeypatch.setattr(exercises, "answers", lambda model: (stimuli, found))
+
+
+def along(*weights: float) -> torch.Tensor:
+    return torch.tensor(weights)
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("02.1", [2.4, 2.21, 2.59], [2.19, 2.61, -2.4, 4.5, 0]),
+    ("02.2", [3, 2, 4], [1, 5, 6, 0]),
+])
+def test_right_answers_to_notebook_02_pass_and_near_misses_do_not(exercise, right, wrong, spaces, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+def test_a_direction_must_make_a_concept_stand_out_on_the_second_half(spaces, tiny_vit, capsys):
+    # 4 of 100 scenes, 1 and all others 0: sqrt(96 / 4) = 4.9 standard deviations. Noise of another unit makes it fewer.
+    for direction, said in ((along(0, 0, 1, 0), "Right: along it ant stands out by 4.90"), (along(0, 0, -1, 0), "Not yet"),
+                            (along(0, 0, 1, 0.3), "Not yet"), (along(1, 0, 0, 0), "Not yet"), (along(0, 0, 0, 0), "Not yet"),
+                            (along(0, 0, 9, 0.5), "Right")):
+        vv.check("02.3", direction, tiny_vit)
+        assert capsys.readouterr().out.startswith(said), direction
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("02.1", "2.4", "a number of standard deviations"), ("02.1", True, "a number of standard"), ("02.2", 7, "dimensions, 0 to 6"),
+    ("02.2", 2.5, "a number of dimensions"), ("02.3", 35, "a direction, a tensor of 4 finite numbers, got 35"),
+    ("02.3", torch.zeros(5), r"a tensor of 4 finite numbers, got \(5,\)"), ("02.3", torch.full((4,), torch.nan), "4 finite"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_02_is_told_what_is_wanted(exercise, answer, wanted, spaces, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+@pytest.fixture
+def places(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Layers in which 99, 90, 89.9 and 95 % of a change stays; neurons whose maps masks explain to 61, 59 and 60 %; and in layer
+    1 of four a change of which 60 % stays at the middle square and 10 % (so a quarter of the rest) goes to the eight around."""
+    table = pd.DataFrame({"layer": range(4), "value": [99.0, 90.0, 89.9, 95.0]})
+    monkeypatch.setattr(exercises, "locality", lambda model: Result("", "", table))
+    monkeypatch.setattr(exercises, "sites", lambda model: {"mlp": [SimpleNamespace(layer=i, units=3 + i) for i in range(2)]})
+    explained = torch.tensor([[61.0] * 6, [59.0] * 6, [60.0] * 6])
+    monkeypatch.setattr(exercises, "outline_of", lambda model, layer, neuron: explained[neuron] if layer == 0 else None)
+    monkeypatch.setattr(exercises, "squares", lambda model: (8, 8))
+    scenes = SimpleNamespace(batch=lambda numbers: torch.zeros(len(numbers), 3, 8, 8))
+    monkeypatch.setattr(exercises, "default_reference", lambda model: scenes)
+
+    def shares(model, images, changed):
+        assert changed.tolist() == [36] * 96 and len(images) == 96
+        found = torch.full((96, 8, 8), 0.3 / 55)
+        found[:, 3:6, 3:6] = 0.1 / 8
+        found[:, 4, 4] = 0.6
+        return [torch.zeros(96, 8, 8), found, torch.zeros(96, 8, 8), torch.zeros(96, 8, 8)]
+
+    monkeypatch.setattr(exercises, "ripples", shares)
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("04.1", [2], [1, 0, 3]),  # 90.0 is not less than 90; the first counts
+    ("04.2", [0, 2], [1]),
+    ("04.3", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
+])
+def test_right_answers_to_notebook_04_pass_and_near_misses_do_not(exercise, right, wrong, places, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("04.1", 4, "a layer, 0 to 3"), ("04.1", True, "a layer"), ("04.2", 3, "a neuron, 0 to 2"), ("04.2", 1.0, "a neuron"),
+    ("04.3", "25", "a number of percent"), ("04.3", False, "a number of percent"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_04_is_told_what_is_wanted(exercise, answer, wanted, places, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+@pytest.fixture
+def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
+    """Pictures that have seams of 8 px without jitter and a fine grain of 10 % at tv 0, less by 1 % for each 0.001; scenes have
+    5 %, and above tv 0.0055 a picture is weak. A change of 0.5 puts a scene above the 99th percentile."""
+    line = torch.arange(32)
+
+    def render(model, recipe):
+        coarse, fine = (torch.cos(2 * math.pi * k * line / 32).expand(3, 32, 32) for k in (3, 12))
+        share = max(0.0, 0.10 - 10 * recipe.tv)
+        picture = 0.5 + 0.1 * ((1 - share) ** 0.5 * coarse + share**0.5 * fine)
+        if not recipe.jitter:
+            picture = (line // 8 % 2).float().expand(3, 32, 32)
+        return SimpleNamespace(render=lambda layer, neurons: SimpleNamespace(
+            pictures=picture[None], scores=SimpleNamespace(percentile=[100.0 if recipe.tv < 0.0055 else 98.0])))
+
+    scene = 0.5 + 0.1 * (0.95**0.5 * torch.cos(2 * math.pi * 3 * line / 32) + 0.05**0.5 * torch.cos(2 * math.pi * 12 * line / 32))
+    monkeypatch.setattr(exercises, "Visualizer", render)
+    monkeypatch.setattr(exercises, "most_selective", lambda model, n=16: [7] * n)
+    monkeypatch.setattr(exercises, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
+    monkeypatch.setattr(exercises, "default_reference", lambda model: SimpleNamespace(
+        batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
+    monkeypatch.setattr(exercises, "look_alike", lambda model, scene, layer, neuron, distance: SimpleNamespace(
+        percentiles=(50.0, 99.0 if distance >= 0.5 else 98.9)))
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("01.1", ["jitter"], ["tv", "color", "noise"]),
+    # 4 to 6 % is within a fifth of 5; from 0.0055 on the picture is weak.
+    ("01.2", [(7, 0.0041), (7, 0.005), (0, 0.0054)], [(7, 0.0039), (7, 0.0056), (7, 0.0), (7, 1)]),
+    ("01.3", [0.5, 0.6, 0.624], [0.499, 0.626, 0.1, 2]),
+])
+def test_right_answers_to_notebook_01_pass_and_near_misses_do_not(exercise, right, wrong, noisy, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("01.1", "size", "one of 'tv', 'jitter', 'color', 'noise'"), ("01.1", 2, "one of"), ("01.2", 0.01, "a neuron and a tv"),
+    ("01.2", (128, 0.01), "a neuron, 0 to 127"), ("01.2", (1, -0.01), "a neuron and a tv"),
+    ("01.2", (1, "0"), "a neuron and a tv"),
+    ("01.3", 0, "size of a change"), ("01.3", 21, "size of a change"), ("01.3", "1", "size of a change"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_01_is_told_what_is_wanted(exercise, answer, wanted, noisy, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("05.1", [5], [4, 6, 0, 3]),
+    ("05.2", [15.0, 12.1, 17.9, 15], [11.9, 18.1, 0, -15, 79.0]),
+    ("05.3", [1, 2], [3, 0, 4]),  # 23 of 30 is more than three quarters, 22 is less
+])
+def test_right_answers_pass_and_near_misses_do_not(exercise, right, wrong, depths, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("03.1", [2], [1, 0]),  # 2.9 is less than half again as much as 2
+    ("03.2", [(0, "bee"), (0, "CAT"), (0, "ant"), (1, "dog")], [(0, "gnu"), (1, "gnu")]),  # eel is the fifth of neuron 0
+    ("03.3", [3], [2, 4, 1, 5]),
+])
+def test_right_answers_to_notebook_03_pass_and_near_misses_do_not(exercise, right, wrong, layers, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("03.1", 3, "a layer, 0 to 2"), ("03.2", "bee", "a neuron and a name"), ("03.2", (2, "bee"), "a neuron, 0 to 1"),
+    ("03.2", (0, 5), "a neuron and a name"), ("03.3", 13, "a shift in pixels, 0 to 12"), ("03.3", 2.5, "a shift"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_03_is_told_what_is_wanted(exercise, answer, wanted, layers, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+def test_a_name_that_is_no_concept_is_told_the_nearest(layers, tiny_vit):
+    with pytest.raises(VitvizError, match="No concept is called 'beee'. Did you mean bee"):
+        vv.check("03.2", (0, "beee"), tiny_vit)
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("05.1", 7, "a number of blocks, 0 to 6"), ("05.1", 4.0, "a number of blocks"), ("05.2", "15", "percentage points"),
+    ("05.2", True, "percentage points"), ("05.3", 5, "a patch, 0 to 4"), ("05.3", -1, "a patch"), ("05.3", None, "a patch"),
+])
+def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, answer, wanted, depths, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+def test_models_that_an_exercise_does_not_fit_get_a_verdict_or_a_sentence(capsys, tiny_vit, monkeypatch):
+    cnn = vv.load("emoji-resnet", device="cpu")
+    for exercise in ("05.1", "05.2", "05.3"):
+        with pytest.raises(VitvizError, match="emoji-resnet does not read its answer from a class token"):
+            vv.check(exercise, 1, cnn)
+    monkeypatch.setattr(exercises, "top1", lambda model, changed=None: 0.0)  # nothing is right, whatever is cut
+    vv.check("05.1", 1, tiny_vit)
+    assert capsys.readouterr().out.startswith("Not yet: with 1 blocks apart 0.0 %")
+
+
+class Shelves:
+    """Five scenes: the first three show an ant, a bee and a cat, usually on grass, sea and snow; then another ant and an owl.
+
+    An image is one number everywhere: its scene / 10, and a hundredth of the context where that is not the scene's own.
+    """
+
+    concepts, usual_context = ["ant", "bee", "cat", "owl"], np.array([CONTEXTS.index(c) for c in ("grass", "sea", "snow", "sky")])
+
+    def facts(self, scenes):
+        return {"concept": np.array([0, 1, 2, 0, 3])[scenes]}
+
+    def batch(self, scenes, contexts=None):
+        values = torch.tensor(list(scenes)) / 10
+        if contexts is not None:
+            values = values + torch.tensor(contexts) / 100
+        return SimpleNamespace(images=values.float()[:, None, None, None].expand(-1, 3, 4, 4),
+                               concept=torch.from_numpy(self.facts(np.array(scenes))["concept"]))
+
+
+@pytest.fixture
+def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On snow everything is a cat, and on no ground at all; but the owl is never known. A hybrid of at least 8 cycles is what is
+    coarse in it."""
+    def answer(value: float) -> str:
+        scene, context = int(value * 10 + 1e-4), round(value * 100 + 1e-4) % 10
+        return "cat" if context == CONTEXTS.index("snow") else ["ant", "bee", "cat", "ant", "ant"][scene]
+
+    monkeypatch.setattr(exercises_further, "_pictured", lambda model: Shelves())
+    monkeypatch.setattr(exercises_further, "ask", lambda model, images, truth: [
+        Verdict("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
+    monkeypatch.setattr(exercises_further, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
+    units = torch.zeros(len(CONTEXTS), 3)
+    units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5
+    monkeypatch.setattr(exercises_further, "context_selectivity", lambda model, world: [units * 0, units])
+    curve = pd.DataFrame([{RADIUS: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
+                          for r, v in ((2, 10.0), (4, 44.9), (6, 45.0), (8, 70.0), (45, 90.0))])
+    monkeypatch.setattr(exercises_further, "by_frequency", lambda model, world, n: Result("", "", curve))
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("06.2", [(0, "snow"), (1, "snow"), (3, "snow")], [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
+    ("06.3", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
+    ("07.1", [6], [4, 8, 45, 2]),
+    ("07.2", [(0, 1, 8), (2, 3, 12)], [(0, 1, 7), (0, 1, 13), (0, 3, 8), (4, 0, 8), (0, 4, 8)]),
+])
+def test_right_answers_to_notebooks_06_and_07_pass_and_near_misses_do_not(exercise, right, wrong, scenery, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+def test_guessing_by_context_is_right_once_in_thirty(tiny_vit, capsys):
+    for answer, verdict in ((3.28, "Right: 3.28 %"), (3.1, "Right"), (3.0, "Not yet"), (5.83, "Not yet"), (0.39, "Not yet")):
+        vv.check("06.1", answer, tiny_vit)
+        assert capsys.readouterr().out.startswith(verdict), answer
+
+
+def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch, capsys):
+    line = 2 * math.pi * torch.arange(32) / 32
+    images = (0.5 + 0.2 * torch.cos(3 * line) + 0.1 * torch.cos(12 * line)).expand(1, 3, 32, 32)  # 0.1² of 0.1² + 0.2²: 20 %
+    monkeypatch.setattr(exercises_further, "_pictured", lambda model: SimpleNamespace(
+        batch=lambda n: SimpleNamespace(images=images)))
+    verdicts = {20: "Right: it is 20.0 %", 17.1: "Right", 22.9: "Right", 16.9: "Not yet", 23.1: "Not yet", 80: "Not yet"}
+    for answer, verdict in verdicts.items():
+        vv.check("07.3", answer, tiny_vit)
+        assert capsys.readouterr().out.startswith(verdict), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("06.1", "3", "a number of percent"), ("06.1", True, "a number of percent"), ("06.2", (0, "moon"), "a scene and a context"),
+    ("06.2", 0, "a scene and a context"), ("06.2", (-1, "snow"), "a scene, 0"), ("06.3", (1, "snow"), "a layer, a neuron"),
+    ("06.3", (2, 0, "snow"), "a layer, 0 to 1"), ("06.3", (1, 3, "snow"), "a neuron, 0 to 2"),
+    ("07.1", 5, "one of the radii 2, 4"), ("07.1", 6.0, "one of the radii"),
+    ("07.2", (0, 1), "two scenes and a radius"), ("07.2", (0, 1, 8.5), "a radius, 0 to 16"),
+    ("07.3", None, "a number of percent"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebooks_06_and_07_is_told_what_is_wanted(exercise, answer, wanted, scenery, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+def score(value: float, n: int) -> Result:
+    return Result("", "", pd.DataFrame({"the player sees": ["its picture", "its top scenes"], "value": [value, float("nan")],
+                                         "low": 0.0, "high": 100.0, "n": [n, 0]}))
+
+
+@pytest.fixture
+def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
+    """A model whose neuron 3 shows neuron 5; its judge names 30 of 40 pictures from a selectivity of 4 and 1 of 10 below 3."""
+    test = Detector(torch.zeros(26), torch.ones(26), torch.zeros(26), torch.tensor(0.5))
+    strength = torch.tensor([4.0] * 40 + [3.5] * 68 + [2.99] * 20)
+    hits = torch.tensor([True] * 30 + [False] * 10 + [True] * 68 + [True] * 2 + [False] * 18)
+    monkeypatch.setattr(exercises_further, "selectivity", lambda model, place: Selectivity(
+        torch.zeros(128).long(), strength, strength))
+    monkeypatch.setattr(exercises_further, "load", lambda name: name)
+    monkeypatch.setattr(exercises_further, "Visualizer", lambda model: SimpleNamespace(
+        render=lambda layer, neurons, kind: SimpleNamespace(pictures=hits[neurons])))  # a picture says whether it is named
+    monkeypatch.setattr(exercises_further, "named", lambda pictures, concept, strength, judge, bound: Named(
+        pictures, pictures, 0.02))
+    return fooling_circuit(tiny_vit, test, 0, 3, 5)
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    # Of 20, 15 are beyond guessing (53.1 % at least) and 14 are not (48.1 %).
+    ("10.1", [score(75.0, 20), score(61.0, 100)], [score(70.0, 20), score(59.0, 100), score(float("nan"), 0)]),
+    ("10.2", [3], [5, 0, 4]),
+    ("10.3", [65, 62.1, 67.9], [61.9, 68.1, 0, -65, 75.0]),
+])
+def test_right_answers_to_notebook_10_pass_and_near_misses_do_not(exercise, right, wrong, suspect, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, suspect)
+        assert capsys.readouterr().out.startswith("Right" if any(answer is r for r in right) else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("10.1", 75, "a game, or a score"), ("10.2", 128, "a neuron, 0 to 127"), ("10.2", "3", "a neuron"),
+    ("10.3", "65", "percentage points"), ("10.3", True, "percentage points"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_10_is_told_what_is_wanted(exercise, answer, wanted, suspect):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, suspect)
+
+
+def test_an_honest_model_has_no_liar(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit is none; pass suspect"):
+        vv.check("10.2", 3, tiny_vit)
+
+
+@pytest.fixture
+def photographs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three photographs, which excite neuron 7 in the order cup, cat, fog, and every other in the order fog, cup, cat; their
+    patches have a mean cosine of 0.9 in layer 0 and of 0.5 in layer 1, the last, and the class token one of 0.2."""
+    order = {7: [1, 0, 2]}
+    monkeypatch.setattr(exercises_further, "_photographs", lambda model: SimpleNamespace(
+        paths=[Path(name) for name in ("cat.jpg", "cup.jpg", "fog.jpg")]))
+    monkeypatch.setattr(exercises_further, "top_images", lambda model, layer, neuron, kind, images, k: SimpleNamespace(
+        indices=order.get(neuron, [2, 1, 0])[:k], activations=[3.0, 2.0, 1.0]))
+    rows = [(0, "patches of an image", 0.9), (0, "class token and patches", 0.2), (1, "patches of an image", 0.5),
+            (1, "class token and patches", 0.2)]
+    table = pd.DataFrame([{"layer": layer, "between": what, "value": v, "low": v - 0.1, "high": v + 0.1, "n": 3}
+                          for layer, what, v in rows])
+    monkeypatch.setattr(exercises_further, "token_similarity", lambda model, images: Result("", "", table))
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("11.1", [(7, "cup"), (0, "fog"), (127, "fog")], [(7, "cat"), (7, "fog"), (0, "cup")]),
+    ("11.2", [0.5, 0.471, 0.529], [0.469, 0.531, 0.9, 0.2, 0, 1]),
+])
+def test_right_answers_to_notebook_11_pass_and_near_misses_do_not(exercise, right, wrong, photographs, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("11.1", "cup", "a neuron and a photograph"), ("11.1", (128, "cup"), "a neuron, 0 to 127"), ("11.1", (7, 1), "a neuron and"),
+    ("11.2", "0.5", "a mean cosine"), ("11.2", True, "a mean cosine"), ("11.3", "out/index.html", "a report, made by vv.Report"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_11_is_told_what_is_wanted(exercise, answer, wanted, photographs, tiny_vit):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, tiny_vit)
+
+
+def test_a_photograph_that_there_is_not_is_told_the_nearest(photographs, tiny_vit):
+    with pytest.raises(VitvizError, match="No photograph is called 'cap'. Did you mean .*cup"):
+        vv.check("11.1", (7, "cap"), tiny_vit)
+
+
+def test_a_report_needs_four_items_of_three_kinds_and_words_on_each(tiny_vit, tmp_path, capsys):
+    pictures = vv.Rendering.__new__(vv.Rendering)  # the check looks at its kind alone
+    pictures, finding, words = (Item(name, shown, "It shows.") for name, shown in (
+        ("Pictures", pictures), ("Numbers", Result("", "", pd.DataFrame())), ("Not shown", None)))
+    for items, said in (
+        ([pictures, finding, words, words], "Right: 4 items"), ([words, finding, pictures, pictures, finding], "Right: 5 items"),
+        ([pictures, finding, words], "Not yet: the report lacks four items (it has 3)"),
+        ([finding, finding, words, words], "Not yet: the report lacks pictures"),
+        ([pictures, pictures, words, words], "Not yet: the report lacks a measurement"),
+        ([pictures, finding, finding, finding], "Not yet: the report lacks an item of words alone"),
+        ([pictures, finding._replace(text=" "), words, words], "Not yet: the report lacks words on 'Numbers'"),
+    ):
+        report = vv.Report(tmp_path, "Mine", replace=True)
+        report.items.extend(items)
+        vv.check("11.3", report, tiny_vit)
+        assert capsys.readouterr().out.startswith(said), said

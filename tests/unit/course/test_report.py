@@ -1,0 +1,65 @@
+"""A report is a folder that shows everything added to it, without the kit."""
+
+import re
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+import torch
+from PIL import Image
+
+import vitviz_nb as vv
+from vitviz_nb.course.report import Report
+from vitviz_nb.experiments.obstacles import LookAlike
+from vitviz_nb.experiments.result import Result
+from vitviz_nb.utils.errors import VitvizError
+
+FINDING = Result("How much <b>is</b> seen", "seen (%)", pd.DataFrame({"layer": [0, 1], "value": [1.0, 2], "low": [0.0, 1],
+                                                                       "high": [2.0, 3], "n": [9, 9]}))
+
+
+def test_every_kind_of_item_is_written_and_shown(tmp_path: Path, tiny_vit):
+    rendering = vv.Visualizer(tiny_vit, vv.Recipe(steps=1, copies=1, jitter=0)).render(0, [0, 1])
+    figure = plt.figure()
+    pixels = torch.zeros(3, 8, 8)
+    alike = LookAlike(pixels, pixels, 0.0, 0.0, 1.0, (0.0, 1.0), "twins")
+    report = Report(tmp_path / "mine", "What <i>I</i> found", "Ada")
+    open_before = plt.get_fignums()
+    for item, heading in ((rendering, "Neurons"), (FINDING, "Numbers"), (figure, "A figure"), (Image.new("RGB", (4, 4)), "Été!"),
+                          (alike, "Twins"), (None, "In words")):
+        assert report.add(item, heading, "First.\n\nSecond <script>.") is report
+    assert plt.get_fignums() == open_before  # the figure given stays open, the finding's own is closed
+    plt.close(figure)
+    assert report.items[1] == ("Numbers", FINDING, "First.\n\nSecond <script>.") and report.items[-1].shown is None
+    page = report.page.read_text(encoding="utf-8")
+    assert len(report.items) == page.count("<h2>") == 6
+    assert "Ada" in page and page.count("What &lt;i&gt;I&lt;/i&gt; found") == 2  # title and heading
+    assert page.count("<p>Second &lt;script&gt;.</p>") == 6
+    shown = re.findall(r'<img src="([^"]+)" alt="([^"]+)">', page)
+    names = ["01_neurons/sheet.png", "02_numbers.png", "03_a_figure.png", "04_t.png", "05_twins.png"]
+    assert [name for name, _ in shown] == names
+    for name, _ in shown:
+        Image.open(report.folder / name).verify()
+    assert (report.folder / "02_numbers.csv").exists() and len(vv.Rendering.load(report.folder / "01_neurons").neurons) == 2
+    assert "How much &lt;b&gt;is&lt;/b&gt; seen" in page and "6 items" in report._repr_html_()
+
+
+def test_a_report_is_not_lost_to_another_by_accident(tmp_path: Path):
+    (tmp_path / "notes.txt").write_text("mine")
+    Report(tmp_path, "One").add(None, "Something")
+    with pytest.raises(VitvizError, match="holds a report already; name another folder, or say replace=True"):
+        Report(tmp_path, "Two")
+    again = Report(tmp_path, "Two", replace=True)
+    assert again.items == [] and "Something" not in again.page.read_text() and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_what_cannot_be_shown_or_written_is_said(tmp_path: Path):
+    report = Report(tmp_path, "One")
+    with pytest.raises(VitvizError, match="a Rendering, a Finding, .* int is none of these"):
+        report.add(3, "Three")
+    with pytest.raises(VitvizError, match="needs a heading"):
+        report.add(None, " ")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(VitvizError, match="cannot be written to .*file"):
+        Report(tmp_path / "file" / "below", "Two")

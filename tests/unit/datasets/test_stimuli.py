@@ -1,0 +1,252 @@
+"""Images of any origin: which they are, how they are called, what they show, and what is refused."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch import Tensor, nn
+from torchvision import datasets
+
+import vitviz_nb as vv
+from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld
+from vitviz_nb.datasets.image_set import ImageSet, derangement
+from vitviz_nb.models.sites import find_site
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize.scores import reference_activations
+
+COLORS = {"bee": (255, 255, 0), "ant": (0, 0, 0), "dog": (128, 64, 0), "cat": (255, 255, 255)}  # not in the model's order
+
+
+def picture(name: str, size: int = 40) -> Image.Image:
+    return Image.new("RGB", (size, size), COLORS[name])
+
+
+def pixels(*names: str) -> Tensor:
+    """What the model is to see of these pictures, 32 px a side."""
+    return torch.stack([torch.tensor(COLORS[name]).view(3, 1, 1).expand(3, 32, 32) / 255 for name in names])
+
+
+def write(folder: Path, *names: str) -> Path:
+    """Pictures as PNG files, each in the subfolder of its class, which is named as ``names`` writes it."""
+    for name in names:
+        (folder / name).mkdir(parents=True)
+        picture(name.lower()).save(folder / name / "0.png")
+    return folder
+
+
+class Zoo:
+    """A data set as torchvision makes them: ant, bee, dog, ant, … in its own order of classes."""
+
+    def __init__(self, length: int = 6, classes=("dog", "ant", "bee")):
+        self.length, self.classes, self.read = length, list(classes), []
+
+    def __len__(self) -> int:
+        return self.length
+
+    def __getitem__(self, i: int):
+        if i >= self.length:
+            raise IndexError(i)
+        self.read.append(i)
+        return picture(("ant", "bee", "dog")[i % 3]), (1, 2, 0)[i % 3]
+
+
+# Which images
+
+
+def test_by_default_they_are_1024_validation_scenes_at_the_models_size(tiny_vit):
+    stimuli, world = ImageSet(tiny_vit), EmojiWorld("val", size=32)
+    assert stimuli.n == 1024 and stimuli.name == "1,024 Emoji World scenes" and stimuli.source.styles == STYLES
+    assert torch.equal(stimuli.batch([0, 1023]), world.batch([0, 1023]).images)
+    assert stimuli.key == ImageSet(tiny_vit, world).key
+
+
+def test_an_embedded_model_sees_the_styles_it_was_trained_on(shelf):
+    assert ImageSet(vv.load("emoji-vit", device="cpu")).source.styles == ("3d", "flat")
+
+
+@pytest.mark.parametrize(("size", "n"), [(96, 1024), (97, 128)])
+def test_models_that_see_more_than_96_px_are_shown_128(size, n):
+    assert ImageSet(VisionModel(nn.Identity(), "large", size)).n == n
+
+
+def test_a_world_and_the_number_of_scenes_can_be_chosen(tiny_vit):
+    world = EmojiWorld("test", concepts=["ant", "cat"], size=32, seed=3)
+    stimuli = ImageSet(tiny_vit, world, 5)
+    assert stimuli.source is world and stimuli.n == 5 and stimuli.name == "5 Emoji World scenes"
+    assert torch.equal(stimuli.batch(range(5)), world.batch(range(5)).images)
+
+
+def test_a_folder_is_taken_whole_or_as_far_as_asked(tiny_vit, tmp_path):
+    folder = vv.image_folder(write(tmp_path / "zoo", "ant", "cat", "dog"), 32)
+    whole, two = ImageSet(tiny_vit, folder), ImageSet(tiny_vit, folder, 2)
+    assert whole.source is folder and whole.n == 3 and whole.name == "3 images"
+    assert torch.equal(whole.batch(range(3)), pixels("ant", "cat", "dog"))
+    assert two.n == 2 and torch.equal(two.batch([1]), pixels("cat"))
+    assert ImageSet(tiny_vit, folder, 99).n == 3
+
+
+def test_a_tensor_is_taken_as_it_is(tiny_vit):
+    images = torch.rand(7, 3, 32, 32)
+    stimuli = ImageSet(tiny_vit, images)
+    assert stimuli.n == 7 and torch.equal(stimuli.batch([6, 2]), images[[6, 2]])
+    assert ImageSet(tiny_vit, images, 4).n == 4
+
+
+def test_floats_of_any_precision_can_be_seen_by_the_model(tiny_vit):
+    images = torch.rand(2, 3, 32, 32)
+    for kind in (torch.float64, torch.float16):  # NumPy's floats, read by torch.from_numpy, are float64
+        logits = tiny_vit(ImageSet(tiny_vit, images.to(kind)).batch(range(2)))
+        assert torch.allclose(logits.float(), tiny_vit(images), atol=1e-2)
+
+
+def test_a_data_set_is_read_at_the_models_size_and_no_further_than_needed(tiny_vit):
+    zoo = Zoo(9)
+    stimuli = ImageSet(tiny_vit, zoo, 4)
+    assert stimuli.n == 4 and zoo.read == [0, 1, 2, 3]
+    assert torch.equal(stimuli.batch(range(4)), pixels("ant", "bee", "dog", "ant"))
+    assert ImageSet(tiny_vit, Zoo(3)).n == ImageSet(tiny_vit, Zoo(3), 99).n == 3
+    assert ImageSet(tiny_vit, Zoo(1030)).n == 1024  # ImageNet's 50,000 would take hours
+
+
+def test_a_data_set_is_cropped_to_the_middle_of_its_pictures(tiny_vit):
+    class Oblong(Zoo):
+        def __getitem__(self, i: int):
+            banner = picture("ant").resize((80, 40))
+            banner.paste(picture("cat"), (20, 0))  # black, 40 px of white, black
+            return banner, 0
+
+    seen = ImageSet(tiny_vit, Oblong(1)).batch([0])
+    assert seen.shape == (1, 3, 32, 32) and (seen[..., 2:-2] == 1).all()  # but for what the outermost pixels take in
+
+
+def test_batches_hold_every_image_once_and_in_order(tiny_vit):
+    images = torch.arange(37.0).div(37).view(-1, 1, 1, 1).expand(-1, 3, 32, 32)
+    batches = list(ImageSet(tiny_vit, images).batches("count"))
+    assert [i for numbers, _ in batches for i in numbers] == list(range(37))
+    assert torch.equal(torch.cat([batch for _, batch in batches]), images)
+    assert all(torch.equal(batch, images[list(numbers)]) for numbers, batch in batches) and len(batches) > 1
+
+
+# Keys
+
+
+def test_the_same_images_have_the_same_key_and_others_another(tiny_vit, tmp_path):
+    folder = vv.image_folder(write(tmp_path / "zoo", "ant", "bee", "dog"), 32)
+    images = pixels("ant", "bee", "dog")
+    key = ImageSet(tiny_vit, images).key
+    # Whichever way they come: a copy, the first of more, files, a data set.
+    assert {ImageSet(tiny_vit, images.clone()).key, ImageSet(tiny_vit, torch.cat([images, images]), 3).key,
+            ImageSet(tiny_vit, folder).key, ImageSet(tiny_vit, Zoo(3)).key} == {key}
+    other = images.clone()
+    other[2, 1, 31, 31] += 0.001
+    derangement = [other, images.flip(0), images[:2], EmojiWorld(size=32), EmojiWorld(size=32, seed=1)]
+    assert len({key, *(ImageSet(tiny_vit, source).key for source in derangement)}) == 6
+
+
+def test_what_was_measured_on_more_scenes_of_a_world_is_not_taken_for_fewer(tiny_vit):
+    place = find_site(tiny_vit, 0)
+    eight = reference_activations(tiny_vit, place, ImageSet(tiny_vit, EmojiWorld(size=32), 8))
+    four = reference_activations(tiny_vit, place, ImageSet(tiny_vit, EmojiWorld(size=32), 4))
+    assert len(eight) == 8 and len(four) == 4 and torch.allclose(four, eight[:4], atol=1e-5)
+
+
+# Labels and masks
+
+
+def test_labels_are_the_models_class_numbers_by_name_in_any_case(tiny_vit, tmp_path):
+    # Folders come in the order Cat, DOG, ant.
+    model = VisionModel(tiny_vit.module, "shouting", 32, class_names=["ANT", "BEE", "cat", "dog"])
+    stimuli = ImageSet(model, vv.image_folder(write(tmp_path / "zoo", "DOG", "ant", "Cat"), 32))
+    assert torch.equal(stimuli.batch(range(3)), pixels("cat", "dog", "ant"))
+    assert stimuli.labels(range(3)).tolist() == [2, 3, 0] and stimuli.labels([2]).tolist() == [0]
+    assert stimuli.labels(range(3)).dtype == torch.int64
+
+
+@pytest.mark.parametrize("classes", [["dog", "ant", "bee"], [("Dog", "domestic dog"), ("ant", "emmet"), ("bee",)]])
+def test_labels_of_a_data_set_go_by_the_name_or_first_synonym_of_its_classes(tiny_vit, classes):
+    assert ImageSet(tiny_vit, Zoo(4, classes)).labels(range(4)).tolist() == [0, 1, 3, 0]  # ant, bee, dog, ant
+
+
+def test_a_data_set_of_torchvision_is_read_and_labeled(tiny_vit, tmp_path):
+    stimuli = ImageSet(tiny_vit, datasets.ImageFolder(write(tmp_path / "zoo", "dog", "bee", "cat")))  # numbers bee 0, cat 1, dog 2
+    assert torch.equal(stimuli.batch(range(3)), pixels("bee", "cat", "dog")) and stimuli.labels(range(3)).tolist() == [1, 2, 3]
+
+
+def test_labels_of_a_world_are_its_scenes_concepts(tiny_vit):
+    world = EmojiWorld(concepts=["dog", "ant", "cat"], size=32)  # another order than the model's
+    concept = world.batch(range(20)).concept
+    expected = [tiny_vit.class_names.index(world.concepts[i]) for i in concept]
+    stimuli = ImageSet(tiny_vit, world, 20)
+    assert stimuli.labels(range(20)).tolist() == expected and len(set(expected)) == 3
+    assert stimuli.labels([7, 3]).tolist() == [expected[7], expected[3]]
+
+
+def test_a_class_the_model_does_not_know_is_named(tiny_vit):
+    stimuli = ImageSet(tiny_vit, Zoo(3, ["wolf", "ant", "bee"]))
+    assert stimuli.labels([0, 1]).tolist() == [0, 1]
+    with pytest.raises(VitvizError, match=r"knows no class 'wolf' \(1 of the labels"):
+        stimuli.labels(range(3))
+
+
+def test_images_without_labels_say_which_images_have_some(tiny_vit, tmp_path):
+    picture("ant").save(tmp_path / "ant.png")  # no subfolder, no class
+    for images in (vv.image_folder(tmp_path, 32), pixels("ant")):
+        with pytest.raises(VitvizError, match="1 images have none. Use an EmojiWorld, a folder with a subfolder per class"):
+            ImageSet(tiny_vit, images).labels([0])
+
+
+def test_a_model_without_class_names_has_no_labels(tiny_vit):
+    nameless = VisionModel(tiny_vit.module, "nameless", 32)
+    with pytest.raises(VitvizError, match="a model whose class names are known"):
+        ImageSet(nameless, Zoo(2)).labels([0])
+
+
+def test_masks_are_the_worlds_own_and_no_other_images_have_any(tiny_vit):
+    world = EmojiWorld(size=32)
+    masks = ImageSet(tiny_vit, world).masks([4, 2])
+    assert torch.equal(masks, world.batch([4, 2]).masks) and masks.shape == (2, 32, 32) and masks.max() > 0
+    with pytest.raises(VitvizError, match="where the 3 images show their things; use an EmojiWorld"):
+        ImageSet(tiny_vit, Zoo(3)).masks([0])
+
+
+# What is refused
+
+
+@pytest.mark.parametrize(("images", "said"), [
+    (EmojiWorld(size=24), r"tiny-vit sees 32 px; make the world with EmojiWorld\(size=32\)"),
+    (torch.rand(4, 3, 24, 24), r"images of shape \(N, 3, 32, 32\), got \(4, 3, 24, 24\)"),
+    (torch.rand(0, 3, 32, 32), r"got \(0, 3, 32, 32\)"),
+    (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), r"a tensor of floats in \[0, 1\], got Tensor"),
+    ([torch.rand(3, 32, 32)], "got list"),
+    (np.zeros((4, 3, 32, 32), np.float32), "got ndarray"),
+    ("photos", "got str"),
+    (Zoo(0), r"\(0, 3, 32, 32\)|[Aa]t least one image|no image|empty"),  # a data set that holds nothing
+])
+def test_other_images_are_refused_with_what_is_taken(tiny_vit, images, said):
+    with pytest.raises(VitvizError, match=said):
+        ImageSet(tiny_vit, images)
+
+
+@pytest.mark.parametrize("images", [None, torch.rand(4, 3, 32, 32), Zoo(4)])
+@pytest.mark.parametrize("n", [0, -1])
+def test_fewer_than_one_image_is_refused(tiny_vit, images, n):
+    with pytest.raises(VitvizError, match=f"At least one image is needed, got n={n}"):
+        ImageSet(tiny_vit, images, n)
+
+
+def test_a_data_set_with_transforms_is_refused_with_what_to_do(tiny_vit):
+    class Transformed(Zoo):
+        def __getitem__(self, i: int):
+            return torch.rand(3, 32, 32), 0
+
+    with pytest.raises(VitvizError, match="item 0 of Transformed has a Tensor. Make the data set without transforms"):
+        ImageSet(tiny_vit, Transformed())
+
+
+def test_every_image_gets_another_and_each_is_given_once():
+    lots = [derangement(16, seed) for seed in range(20)]
+    assert all(sorted(lot.tolist()) == list(range(16)) and (lot != torch.arange(16)).all() for lot in lots)
+    assert torch.equal(derangement(16, 3), lots[3]) and len({tuple(lot.tolist()) for lot in lots}) == 20

@@ -1,0 +1,251 @@
+"""Faithfulness: selectivity of units whose answers to concepts are known, and a judge whose logits are known."""
+
+import math
+from types import SimpleNamespace
+
+import pytest
+import torch
+from timm.layers import Mlp
+from torch import Tensor, nn
+
+from vitviz_nb.datasets import image_set as stimuli_module
+from vitviz_nb.experiments import faithfulness as faithfulness_module
+from vitviz_nb.experiments.faithfulness import Named, named, selectivity
+from vitviz_nb.models.sites import find_site
+from vitviz_nb.models.vision_model import VisionModel
+
+SIZE, PATCH = 16, 8
+RED, GREEN, BLUE, STILL = range(4)
+
+
+class Colors(nn.Module):
+    """Layer 0: units answer to red, green, blue and nothing. Layer 1: to blue and red."""
+
+    def __init__(self):
+        super().__init__()
+        self.patches, self.first, self.second = nn.AvgPool2d(PATCH), Mlp(3, 4, 2), Mlp(3, 2, 2)
+        self.first.act, self.second.act = nn.ReLU(), nn.ReLU()
+        self.first.fc1.weight.data = torch.tensor([[1.0, 0, 0], [0, 1, 0], [0, 0, 1], [0, 0, 0]])
+        self.first.fc1.bias.data = torch.tensor([0.0, 0, 0, 0.3])
+        self.second.fc1.weight.data = torch.tensor([[0.0, 0, 1], [1, 0, 0]])
+        self.second.fc1.bias.data = torch.zeros(2)
+
+    def forward(self, images: Tensor) -> Tensor:
+        patches = self.patches(images).flatten(2).transpose(1, 2)
+        return (self.first(patches) + self.second(patches)).mean(1)
+
+
+class Flags:
+    """A world of flat colors: in every 8 scenes 4 ants, 2 bees, 1 cat and 1 dog.
+
+    Cats are red. Ants and cats are green. One of every two bees is blue.
+    """
+
+    concepts = ["ant", "bee", "cat", "dog"]
+    size = SIZE
+
+    def __init__(self):
+        self.drawn = 0
+
+    def __repr__(self) -> str:
+        return "Flags"
+
+    def batch(self, indices, device="cpu"):
+        self.drawn += len(indices)
+        row = torch.tensor(list(indices)) % 8
+        concept = torch.tensor([0, 1, 0, 2, 0, 1, 0, 3])[row]
+        color = torch.stack([concept == 2, (concept == 0) | (concept == 2), row == 5], 1).float()
+        return SimpleNamespace(images=color[:, :, None, None].expand(-1, 3, SIZE, SIZE), concept=concept)
+
+
+def make_model() -> VisionModel:
+    torch.manual_seed(0)
+    return VisionModel(Colors(), "colors", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+
+
+@pytest.fixture
+def model() -> VisionModel:
+    return make_model()
+
+
+def test_selectivity_is_what_it_is_by_hand(model):
+    # Red: 1 in one scene of 8, so mean 1/8 and deviation sqrt(7/64); cats lie at 1: (7/8) / sqrt(7/64) = sqrt(7).
+    # Blue, too, is 1 in one scene of 8, but bees' mean, the highest, is 1/2: (3/8) / sqrt(7/64) = 3 / sqrt(7).
+    # Green: 1 in 5 of 8, deviation sqrt(15/64); ants and cats lie at 1: (3/8) / sqrt(15/64) = 3 / sqrt(15).
+    found = selectivity(model, find_site(model, 0), Flags())
+    assert found.strength.tolist() == pytest.approx([7**0.5, 3 / 15**0.5, 3 / 7**0.5, 0], abs=1e-3)
+    assert found.concept[RED] == 2 and found.concept[BLUE] == 1 and found.concept[GREEN] in (0, 2)
+
+
+def test_selectivity_is_that_of_the_layer_asked_for(model):
+    found = selectivity(model, find_site(model, 1), Flags())
+    assert found.concept.tolist() == [1, 2] and found.strength.tolist() == pytest.approx([3 / 7**0.5, 7**0.5], abs=1e-3)
+
+
+def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(model):
+    class Noise(Flags):
+        concepts = [str(i) for i in range(256)]
+
+        def batch(self, indices, device="cpu"):
+            dice = torch.Generator().manual_seed(indices[0])
+            images = torch.rand(len(indices), 3, 1, 1, generator=dice).expand(-1, 3, SIZE, SIZE)
+            return SimpleNamespace(images=images, concept=torch.tensor(list(indices)) % 256)
+
+    found = selectivity(model, find_site(model, 0), Noise())
+    assert all(0.4 < found.strength[unit] < 0.65 for unit in (RED, GREEN, BLUE)), found.strength
+
+
+def test_scenes_are_seen_once_for_all_layers_of_the_same_weights(model):
+    world = Flags()
+    first = selectivity(model, find_site(model, 0), world)
+    assert world.drawn == 8192
+    again = make_model()  # as in another session
+    assert torch.equal(selectivity(again, find_site(again, 0), world).strength, first.strength)
+    selectivity(again, find_site(again, 1), world)
+    assert world.drawn == 8192
+    other = make_model()
+    other.module.first.fc1.weight.data[STILL, 0] = 0.1
+    assert selectivity(other, find_site(other, 0), world).strength[STILL] == pytest.approx(7**0.5, abs=1e-3)
+    assert world.drawn == 2 * 8192
+
+
+def test_scenes_are_by_default_those_of_the_validation_split_in_the_styles_of_the_card(model, monkeypatch):
+    asked = []
+    monkeypatch.setattr(stimuli_module, "EmojiWorld", lambda *a, **k: asked.append((a, k)) or Flags())
+    model.card = {"recipe": {"styles": ["3d", "flat"]}}
+    assert selectivity(model, find_site(model, 0)).concept[RED] == 2
+    assert asked == [(("val",), {"styles": ["3d", "flat"], "size": SIZE})]
+
+
+def test_shuffled_concepts_tell_a_unit_nothing_though_every_concept_has_as_many_scenes(model):
+    strength = selectivity(model, find_site(model, 0), Flags(), shuffled=True).strength
+    # The best of four means, of at least 1,024 scenes each, lies by chance about 1 / sqrt(1024) = 0.03 deviations above.
+    assert all(0 < strength[unit] < 0.15 for unit in (RED, GREEN, BLUE)) and strength[STILL] == pytest.approx(0, abs=1e-3)
+    counts = [faithfulness_module._moments(model, "mlp", Flags(), shuffled)[0][2].tolist() for shuffled in (False, True)]
+    assert counts == [[4096, 2048, 1024, 1024]] * 2
+
+
+def test_shuffled_and_true_selectivity_are_each_kept_and_never_taken_for_the_other(model):
+    world = Flags()
+    first = [selectivity(model, find_site(model, 0), world, shuffled).strength for shuffled in (False, True)]
+    assert world.drawn == 8192  # once for both
+    again = [selectivity(make_model(), find_site(model, 0), world, shuffled).strength for shuffled in (False, True)]
+    assert world.drawn == 8192 and torch.equal(torch.stack(first), torch.stack(again))
+    assert first[0][RED] > 10 * first[1][RED]
+
+
+# A judge
+
+
+def judge(pictures: Tensor) -> Tensor:
+    """Takes the first row of red as logits of 16 classes."""
+    return pictures[:, 0, 0]
+
+
+judge.class_names = [f"class {i}" for i in range(16)]
+
+
+def ranked(*orders: list[int]) -> Tensor:
+    """Pictures in which the judge sees these classes, the likeliest first, and the others far below."""
+    pictures = torch.zeros(len(orders), 3, SIZE, SIZE)
+    for picture, order in zip(pictures, orders, strict=True):
+        for place, number in enumerate(order):
+            picture[0, 0, number] = 1 - 0.1 * place
+    return pictures
+
+
+ORDER = [3, 9, 0, 15, 7, 4, 1]
+
+
+def test_a_concept_among_the_five_best_of_the_judge_is_a_hit_and_the_sixth_is_not():
+    concepts = [3, 9, 7, 4, 1, 12]
+    found = named(ranked(*[ORDER] * 6), torch.tensor(concepts), torch.ones(6), judge, 0.5)
+    assert found.hits.tolist() == [True, True, True, False, False, False]
+    assert found.share == 0.5 and found.chance == 5 / 16
+
+
+def test_every_picture_is_judged_by_its_own_neuron_however_many_there_are():
+    orders = [[i % 16, (i + 1) % 16, (i + 2) % 16, (i + 3) % 16, (i + 4) % 16] for i in range(150)]
+    concepts = torch.tensor([(i + 4) % 16 if i % 3 else (i + 5) % 16 for i in range(150)])
+    found = named(ranked(*orders), concepts, torch.ones(150), judge, 0.5)
+    assert found.hits.tolist() == [i % 3 > 0 for i in range(150)]
+
+
+def test_neurons_below_the_bound_are_not_counted():
+    strength = torch.tensor([2.0, 1.99, 2.5, 9.0, 0.0, 3.0])
+    found = named(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 0, 12]), strength, judge, 2.0)
+    assert found.counted.tolist() == [True, False, True, True, False, True]
+    assert found.share == 0.5  # 2 of 4; of all six it would be 4
+    # Wilson with z^2 = 3.8415: (0.5 + z^2 / 8 -+ z * sqrt(0.25 / 4 + z^2 / 64)) / (1 + z^2 / 4)
+    assert found.interval == pytest.approx((0.1500, 0.8500), abs=1e-4)
+
+
+def test_where_no_neuron_counts_there_is_no_share_and_the_interval_says_nothing():
+    found = Named(torch.tensor([True, False]), torch.tensor([False, False]), 5 / 16)
+    assert math.isnan(found.share) and found.interval == (0.0, 1.0)
+
+
+# Pictures against images, by depth, and what tells of them
+
+
+class Painter:
+    """A visualizer whose pictures are known: unit k's picture is flat, of the color given; its reference, a ramp of grays."""
+
+    def __init__(self, model, colors, images):
+        self.model, self.colors = model, torch.tensor(colors)
+        self.reference = stimuli_module.Stimuli(model, images)
+
+    def render(self, layer, neurons, kind="mlp"):
+        assert not torch.is_inference_mode_enabled()  # where none could be made
+        neurons = list(neurons)
+        pictures = self.colors[neurons][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+        return SimpleNamespace(neurons=neurons, pictures=pictures)
+
+
+def grays() -> Tensor:
+    return torch.tensor([0.0, 0.2, 0.4]).view(3, 1, 1, 1).expand(-1, 3, SIZE, SIZE).clone()
+
+
+def test_the_faithfulness_score_is_how_far_a_picture_beats_the_strongest_image(model):
+    painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 0.4]], grays())
+    found = faithfulness_module.raised(painter, 0, [RED, GREEN, BLUE])
+    spread = (0.08 / 3) ** 0.5  # of 0, 0.2 and 0.4
+    assert found.own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
+    assert found.other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the color
+    with pytest.raises(faithfulness_module.VitvizError, match="at least two neurons"):
+        faithfulness_module.raised(painter, 0, [RED])
+
+
+def test_shares_by_depth_count_pictures_that_beat_every_image(model):
+    painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 1.0], [0, 0, 0]], grays())
+    table = faithfulness_module.raised_by_depth(painter).table
+    own = table[table["the picture is of"] == "the neuron itself"].set_index("layer")["value"]
+    # Layer 0: red and blue of four beat them. Layer 1: unit 0 answers to blue and is shown red, unit 1 to red and is shown green.
+    assert own.tolist() == [50, 0]
+    other = table[table["the picture is of"] == "another neuron"].set_index("layer")["value"]
+    assert other[1] == 50  # unit 1 likes the red picture of unit 0
+
+
+def test_a_score_that_tells_is_told_from_one_that_does_not_with_fishers_interval():
+    hits = torch.tensor([True, False] * 50)
+    told = torch.where(hits, 1.0, 0.0)
+    mixed = told.clone()
+    mixed[:20] = 1 - mixed[:20]  # 80 of 100 agree: correlation 0.6
+    scores = {"exact": told, "mixed": mixed, "no matter": torch.tensor([1.0, 1, 0, 0] * 25), "still": torch.ones(100)}
+    table = faithfulness_module.tells(hits, scores, "").table.set_index("score")
+    assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
+    assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
+    assert table.loc["still", ["low", "high"]].isna().all()
+
+
+def test_a_picture_that_shows_its_top_images_agrees_with_them_and_a_false_one_does_not(model):
+    colors = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
+    images = torch.tensor(colors).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
+
+    def eye(pictures):
+        return pictures.mean((2, 3))
+
+    honest = faithfulness_module.agreement(Painter(model, colors, images), 0, [RED, GREEN, BLUE], eye)
+    assert honest.tolist() == pytest.approx([1, 1, 1], abs=1e-4)
+    liar = faithfulness_module.agreement(Painter(model, [colors[1], colors[1], colors[2]], images), 0, [RED, GREEN, BLUE], eye)
+    assert abs(liar[0]) < 1e-4 and min(liar[1:]) > 0.4

@@ -1,0 +1,197 @@
+"""The families table holds what the experiments found, and its picture shows every number of it."""
+
+import importlib.util
+from pathlib import Path
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+
+import vitviz_nb as vv
+from vitviz_nb.course import exercises_further
+from vitviz_nb.experiments import families
+from vitviz_nb.experiments.result import Result
+from vitviz_nb.models.cards import embedded_names
+from vitviz_nb.utils.errors import VitvizError
+
+# notebooks/families.py: a command, no module of the package
+SPEC = importlib.util.spec_from_file_location("families_command", Path(__file__).parents[3] / "notebooks" / "families.py")
+script = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(script)
+
+# Planted: experiments whose numbers are known
+
+
+def rows_of(model, world):
+    table = pd.DataFrame({"layer": [0, 1], "value": [5.0, 7.0], "low": [4.0, 6.0], "high": [6.0, 9.0], "n": [10, 20]})
+    yield families._row("last", Result("", "size (px)", table), {"layer": 1}, {"layer": 0}, "the first")
+    yield families._row("first", Result("", "size (px)", table), {"layer": 0}, 2.5, "half")
+    yield families._row("alone", Result("", "size (px)", table), {"layer": 0})
+
+
+def cannot(model, world):
+    raise VitvizError(f"{model.name} has no tail.")
+    yield
+
+
+@pytest.fixture
+def planted(monkeypatch, tiny_vit):
+    monkeypatch.setattr(families, "EXPERIMENTS", {"03": rows_of, "05": cannot})
+    tiny_vit.card = {}
+    return tiny_vit
+
+
+def test_a_number_comes_with_its_control_and_a_missing_one_with_its_reason(planted):
+    table = families.measure(planted)
+    assert list(table.columns) == list(families.COLUMNS)
+    assert table.iloc[:, :8].to_numpy().tolist()[:2] == [["03", "last", "size (px)", 7, 6, 9, 20, 5],
+                                                         ["03", "first", "size (px)", 5, 4, 6, 10, 2.5]]
+    assert np.isnan(table["control"][2]) and table["control is"].tolist() == ["the first", "half", "", ""]
+    assert table["why not"].tolist() == ["", "", "", "tiny-vit has no tail."] and table["n"].tolist() == [20, 10, 10, 0]
+
+
+def test_only_the_notebooks_asked_for_are_measured(planted):
+    assert families.measure(planted, ["05"])["notebook"].tolist() == ["05"]
+    with pytest.raises(VitvizError, match="No experiment here is of notebook '3'; there are some of 03, 05"):
+        families.measure(planted, ["3"])
+
+
+def test_a_model_that_is_not_embedded_is_told_where_to_go(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit is none. Each by itself takes your images"):
+        families.measure(tiny_vit)
+
+
+def test_what_is_written_is_read_back_the_same(planted, tmp_path, monkeypatch):
+    table = families.measure(planted)
+    table.insert(0, "model", "tiny-vit")
+    table.insert(1, "weights", "012345678901")
+    monkeypatch.setattr(families, "data_dir", lambda: tmp_path)
+    with pytest.raises(VitvizError, match="families.csv is missing: `python notebooks/families.py` measures"):
+        families.stored()
+    table.to_csv(tmp_path / "families.csv", index=False)
+    pd.testing.assert_frame_equal(families.stored(), table)
+
+
+def test_the_picture_has_a_panel_a_number_with_every_model_that_has_it(planted, monkeypatch):
+    table = pd.concat([families.measure(planted).assign(model=name) for name in ("emoji-a", "emoji-b", "emoji-b-robust")])
+    table = table[(table["model"] != "emoji-b") | (table["what"] != "first")]
+    monkeypatch.setattr(families, "read_card", lambda name: {"recipe": {"radius": 2.0 * name.endswith("robust")}})
+    figure = families.panels(table)
+    shown = [axis for axis in figure.axes if axis.axison]
+    assert [axis.get_title() for axis in shown] == ["03: last", "03: first", "03: alone"]
+    assert [label.get_text() for label in shown[0].get_yticklabels()] == ["a", "b"]
+    dots = [[(line.get_xdata()[0], round(line.get_ydata()[0]), line.get_markerfacecolor() == "white") for line in axis.lines
+             if line.get_marker() == "o"] for axis in shown]
+    both = [(7, 0, False), (7, 1, False), (7, 1, True)]
+    assert dots == [both, [(5, 0, False), (5, 1, True)], [(5, *where) for _, *where in both]]
+    assert [line.get_xdata()[0] for line in shown[0].lines if line.get_marker() == "x"] == [5, 5, 5]
+
+
+def test_a_model_and_its_twin_are_of_one_family():
+    assert {families.family(name) for name in ("emoji-vit", "emoji-vit-standard")} == {"vit"}
+    assert {families.family(name) for name in ("emoji-swin", "emoji-swin-robust")} == {"swin"}
+    assert families.under_attack("emoji-vit") and not families.under_attack("emoji-swin")
+
+
+# The wall and the gallery
+
+
+def test_neurons_whose_strongest_scenes_agree_come_first_and_dead_ones_not():
+    class Known:
+        def table(self):
+            scenes = [("a", "b", "c"), ("a", "a", "a"), ("a", "a", "b"), ("a", "a", "a")]
+            return pd.DataFrame({"layer": [3, 3, 3, 1], "neuron": [0, 1, 2, 9], "scenes": scenes,
+                                 "status": ["alive", "alive", "dead", "alive"]})
+
+    assert families.agreeing(Known())["neuron"].tolist() == [1, 0]
+
+
+@pytest.mark.parametrize("at_hand", [True, False])
+def test_a_wall_has_a_row_a_model_of_the_units_named_and_measures_no_scores(monkeypatch, at_hand):
+    model, drawn, made = vv.load("emoji-vit"), [], []
+    monkeypatch.setattr(families, "contact_sheet", lambda tiles, title, side, columns: drawn.extend(tiles) or columns)
+    monkeypatch.setattr(families.Visualizer, "at_hand", lambda self, layer, kind: at_hand)
+    for how in ("render", "unscored"):
+        monkeypatch.setattr(families.Visualizer, how, lambda self, layer, neurons, kind, how=how: made.append(how) or type(
+            "Made", (), {"pictures": torch.zeros(len(neurons), 3, 8, 8)}))
+    assert families.wall([model, model], units=1, best=2) == 6
+    assert made == ["render" if at_hand else "unscored"] * 8
+    assert [tile.lines[1].split(",")[0] for tile in drawn[:4]] == ["layer 0", "layer 2", "layer 3", "layer 5"]
+    assert len(drawn) == 12 and drawn[4].lines == drawn[10].lines and drawn[4].lines[0].startswith("unit ")
+    monkeypatch.setattr(families, "embedded", lambda name: None)
+    with pytest.raises(VitvizError, match="No atlas of emoji-vit comes with the kit; `vitviz atlas emoji-vit --layers -1`"):
+        families.wall([model])
+
+
+# What is committed
+
+
+def test_every_embedded_model_was_measured_with_the_weights_that_ship():
+    table = families.stored()
+    assert script.stale(table) == [] and list(dict.fromkeys(table["model"])) == embedded_names()
+    assert script.stale(table.assign(weights="0" * 12)) == sorted(embedded_names())
+    assert script.stale(table[table["model"] != "emoji-vit"]) == ["emoji-vit"]
+
+
+def test_every_model_has_every_experiment_or_a_reason_why_not():
+    for name, rows in families.stored().groupby("model"):
+        assert list(dict.fromkeys(rows["notebook"])) == list(families.EXPERIMENTS), name
+        assert ((rows["n"] > 0) == (rows["why not"] == "")).all(), name
+
+
+def test_every_number_lies_in_its_interval_and_has_its_control():
+    table = families.stored().query("n > 0")
+    assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
+    assert (table["control"].notna() == (table["control is"] != "")).all()
+    assert table["control"].isna().sum() == len(embedded_names())  # the radius needed: nothing is expected of it
+
+
+# The exercises of notebook 09
+
+
+@pytest.fixture
+def known(monkeypatch) -> None:
+    """Three models of accuracies 80, 90 and 85, radii 5, 7 and 9 and 10, 30 and 20 % that stays; two have an atlas of two units,
+    of whose scenes 3 and 2, and 4 and 0, show a lemon."""
+    values = {"a change stays at its place, last layer": (10, 30, 20), "right answers on whole scenes": (80, 90, 85),
+              "low-pass that leaves 90 % of them": (5, 7, 9)}
+    table = pd.DataFrame([{"model": model, "what": what, "value": value} for what, row in values.items()
+                          for model, value in zip(("emoji-a", "emoji-b", "emoji-c"), row, strict=True)])
+    monkeypatch.setattr(exercises_further, "stored", lambda: table)
+    counts = {"emoji-a": (3, 2), "emoji-b": (4, 0)}
+
+    def atlas(name):
+        scenes = [("lemon",) * k + ("bee",) * (6 - k) for k in counts[name]]
+        table = pd.DataFrame({"layer": [0, 1, 1], "neuron": [0, 0, 1], "scenes": [("lemon",) * 6, *scenes]})
+        return type("Known", (), {"table": lambda self: table})()
+
+    monkeypatch.setattr(exercises_further, "embedded", lambda name: atlas(name) if name in counts else None)
+    monkeypatch.setattr(exercises_further, "embedded_atlases", lambda: list(counts))
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("09.1", ["emoji-b"], ["emoji-a", "emoji-c"]),
+    ("09.2", [("lemon", ("emoji-a", 0), ("emoji-b", 0)), ("bee", ("emoji-b", 1), ("emoji-a", 1))],
+     [("lemon", ("emoji-a", 1), ("emoji-b", 0)), ("bee", ("emoji-a", 0), ("emoji-b", 0)),
+      ("lemon", ("emoji-a", 0), ("emoji-a", 0))]),
+    # Without a, b and c: of (90, 7) and (85, 9) -1, of (80, 5) and (85, 9) 1, of (80, 5) and (90, 7) 1.
+    ("09.3", [(-1, 1), (-0.99, 1.015)], [(-0.97, 1), (-1, 0.97), (1, -1)]),
+])
+def test_right_answers_to_notebook_09_pass_and_near_misses_do_not(exercise, right, wrong, known, tiny_vit, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, tiny_vit)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("09.1", "emoji-d", "wants one of the models emoji-a, emoji-b, emoji-c"), ("09.2", "lemon", "wants a concept and two units"),
+    ("09.2", ("lemon", 0, 1), "wants a concept and two units"), ("09.2", ("lemon", ("emoji-a", 2), ("emoji-b", 0)), "0 to 1"),
+    ("09.2", ("lemon", ("emoji-c", 0), ("emoji-b", 0)), "No atlas of 'emoji-c' comes"), ("09.3", 0.5, "wants two correlations"),
+    ("09.2", ("lemon", (["emoji-a"], 0), ("emoji-b", 0)), "wants a concept and two units"),
+    ("09.2", ("lemno", ("emoji-a", 0), ("emoji-b", 0)), "none shows 'lemno'.*Did you mean lemon"),
+    ("09.3", ("a", "b"), "wants two correlations"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_09_is_told_what_is_wanted(exercise, answer, wanted, known, tiny_vit):
+    with pytest.raises(VitvizError, match=wanted):
+        vv.check(exercise, answer, tiny_vit)

@@ -1,0 +1,271 @@
+"""What the class token gathers: models planted so that every accuracy can be worked out by hand; all else must stay as it was."""
+
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from vitviz_nb.datasets.emoji_world import EmojiWorld
+from vitviz_nb.datasets.image_folder import ImageFolder
+from vitviz_nb.datasets.image_set import ImageSet
+from vitviz_nb.experiments.class_token import cls_isolation, cls_only, cls_only_from, head_on_tokens, isolate_cls, patch_logits
+from vitviz_nb.experiments.classification import correct_predictions
+from vitviz_nb.experiments.result import Result
+from vitviz_nb.models.loading import build
+from vitviz_nb.models.text_tower import TextTower
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+
+ALL = [cls_isolation, cls_only_from, head_on_tokens]
+VIT, DEIT = "vision_transformer.VisionTransformer", "deit.VisionTransformerDistilled"
+NAMES = ["red", "green", "blue", "d", "e", "f", "g", "h"]
+# What the planted model answers if it has read nothing: green, then blue, d, e, f; red is not among the first five.
+BLIND = torch.tensor([-0.02, 0.02, 0.01, 0.005, 0.004, 0.003, -0.03, -0.03])
+WORLD = EmojiWorld(concepts=["ant", "cat", "dog", "owl", "pig", "eye"], size=32)
+SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 16, "depth": 3, "num_heads": 2}
+STAGES = {"img_size": 32, "patch_size": 4}
+
+
+def timm(path: str, **arguments) -> nn.Module:
+    return build({"class": f"timm.models.{path}", "arguments": {"num_classes": 6} | arguments})
+
+
+def planted(family: str, reading: int | None) -> VisionModel:
+    """Three blocks of which only ``reading`` does anything: it adds to every token the mean of all.
+
+    A patch token begins as the patch's mean color (three of eight units), the class tokens as zero; the head names the color.
+    """
+    module = timm(family, **SMALL | {"embed_dim": 8, "num_heads": 1, "mlp_ratio": 1, "num_classes": 8})
+    for name, weight in module.named_parameters():
+        weight.data.fill_(1.0 if "norm" in name and name.endswith("weight") else 0.0)
+    for color in range(3):
+        module.patch_embed.proj.weight.data[color, color] = 1 / 64
+    if reading is not None:
+        module.blocks[reading].attn.qkv.weight.data[16:] = torch.eye(8)  # values; equal keys: attention to all tokens alike
+        module.blocks[reading].attn.proj.weight.data = torch.eye(8)
+    for head in [module.head, *([module.head_dist] if family == DEIT else [])]:
+        head.weight.data, head.bias.data = torch.eye(8), BLIND.clone()
+    return VisionModel(module, "planted", 32, class_names=NAMES)
+
+
+def labeled(images: Tensor, labels: list[str]) -> ImageFolder:
+    return ImageFolder(images, [Path(f"{i}.png") for i in range(len(labels))], labels, [])
+
+
+def flat(*colors: tuple[float, float, float]) -> Tensor:
+    return torch.tensor(colors).view(-1, 3, 1, 1).expand(-1, 3, 32, 32).contiguous()
+
+
+RED, GREEN, BLUE = (1.0, 0, 0), (0, 1.0, 0), (0, 0, 1.0)
+# Right if they are seen: all. Right if nothing is read: two of six, and with the first five, three of six.
+SIX = labeled(flat(RED, GREEN, RED, BLUE, GREEN, RED), ["red", "green", "red", "blue", "green", "red"])
+SEEN, UNREAD = (100, 100), (33.33, 50)
+CORNER = flat((1, 0.95, 0))  # nearly yellow, and to the model red; the lower right quarter blue
+CORNER[:, :, 16:, 16:] = torch.tensor(BLUE).view(3, 1, 1)
+
+
+def named(model: VisionModel, image: Tensor) -> list[list[int]]:
+    """The class that the head sees at each patch."""
+    return patch_logits(model, image).argmax(-1)[0].view(4, 4).tolist()
+
+
+def both(finding: Result) -> list[tuple[float, float]]:
+    """(top-1, top-5) of each row of the figure, in percent."""
+    first, five = (finding.table.query("measure == @of")["value"].round(2) for of in ("top-1", "top-5"))
+    return list(zip(first, five, strict=True))
+
+
+def small(family: str, **arguments) -> VisionModel:
+    """Random weights so large that the answer depends on the image, and on whether the class token sees the patches."""
+    module = timm(family, **arguments)
+    for weight in module.parameters():
+        weight.data *= 8 if weight.dim() > 1 else 1
+    return VisionModel(module, "small", 32, class_names=WORLD.concepts, trained=False)
+
+
+# Isolation
+
+
+@pytest.mark.parametrize("family", [VIT, DEIT])
+@pytest.mark.parametrize("reading", [0, 1, 2])
+def test_only_the_block_that_reads_the_patches_matters(family, reading):
+    model = planted(family, reading)
+    assert both(cls_isolation(model, SIX)) == [SEEN if k <= reading else UNREAD for k in range(4)]
+    assert both(cls_only_from(model, SIX)) == [SEEN if k > reading else UNREAD for k in range(4)]
+    blind = planted(family, None)  # what has read nothing has nothing to lose
+    assert both(cls_isolation(blind, SIX)) == both(cls_only_from(blind, SIX)) == [UNREAD] * 4
+
+
+def test_patches_still_read_each_other_when_kept_apart_and_stand_still_when_the_class_token_is_alone():
+    model = planted(VIT, 0)
+    model.module.blocks[0].attn.proj.weight.data *= 10  # the mean over the patches, red, drowns what each of them shows
+    with isolate_cls(model, 3):
+        assert named(model, CORNER) == [[0] * 4] * 4
+    with cls_only(model, 0):
+        assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
+    for run, k in ((isolate_cls, -1), (isolate_cls, 4), (cls_only, -1), (cls_only, 4)):
+        with pytest.raises(VitvizError, match=f"planted has 3 blocks, so 0 to 3 can be chosen; got {k}"), run(model, k):
+            pass
+
+
+def test_answers_of_the_whole_model_are_not_taken_for_those_of_one_kept_apart():
+    """What is kept from one must not be found for the other, in whatever order they are asked."""
+    model = planted(VIT, 0)
+    stimuli = ImageSet(model, SIX)
+
+    def right() -> int:
+        return int(correct_predictions(model, stimuli, "the same words")[:, 0].sum())
+
+    assert right() == 6
+    with isolate_cls(model, 1):
+        assert right() == 2
+    with cls_only(model, 0):
+        assert right() == 2
+    assert right() == 6
+
+
+def test_a_finding_says_what_was_measured_on_what():
+    for experiment, first in ((cls_isolation, "isolated blocks"), (cls_only_from, "class token alone from block")):
+        found = experiment(planted(VIT, 1), SIX, 5)  # without the sixth image, two of five are green
+        assert list(found.table.columns) == [first, "measure", "value", "low", "high", "n"]
+        assert found.table.query("measure == 'top-1'")["value"].drop_duplicates().sort_values().tolist() == [40, 100]
+        assert found.table[first].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and set(found.table["n"]) == {5}
+        assert found.title.startswith("planted: ") and found.title.endswith("(5 images)")
+    assert head_on_tokens(small(VIT, **SMALL), WORLD, 3).title.startswith("small (untrained): ")
+
+
+@pytest.mark.parametrize(("family", "arguments"), [
+    (VIT, SMALL), (VIT, {**SMALL, "reg_tokens": 4}), (DEIT, SMALL), ("convit.ConVit", {**SMALL, "local_up_to_layer": 2}),
+    ("pit.PoolingVisionTransformer", {"img_size": 32, "patch_size": 8, "stride": 4, "base_dims": (8, 8, 8), "depth": (1, 1, 1),
+                                      "heads": (1, 2, 2)}),
+], ids=["ViT", "registers", "DeiT", "ConViT", "PiT"])
+def test_any_model_with_a_class_token_is_as_trained_where_nothing_is_changed(family, arguments):
+    model, scenes = small(family, **arguments), WORLD.batch(range(40))
+    answers = model(scenes.images).topk(5).indices
+    right, found = answers == scenes.concept[:, None], [both(experiment(model, WORLD, 40)) for experiment in ALL]
+    assert len(answers[:, 0].unique()) > 1  # else any model would do
+    assert found[0][0] == found[1][-1] == found[2][0] == (2.5 * right[:, 0].sum(), 2.5 * right.any(1).sum())
+    assert [len(rows) for rows in found] == [4, 4, 4]  # 0 to 3 blocks; class token, mean, maximum, each
+
+
+def test_blocks_before_the_class_token_is_there_are_run_as_they_are():
+    model = small("convit.ConVit", **SMALL, local_up_to_layer=2)
+    apart, single = both(cls_isolation(model, WORLD, 40)), both(cls_only_from(model, WORLD, 40))
+    assert apart[0] == apart[1] == apart[2] != apart[3]  # ConViT adds it after two of three blocks
+    assert single == [apart[3]] * 3 + [apart[0]]
+
+
+def test_a_model_trained_with_captions_works_too(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    tower = TextTower(["a", "flat", "icon", "of", *NAMES], 8)
+    model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
+    right = [NAMES[i] == label for i, label in zip(model(SIX.images).argmax(1), SIX.labels, strict=True)]
+    assert both(cls_isolation(model, SIX))[0] == (round(100 * sum(right) / 6, 2), 100)
+    model._class_points = torch.eye(3, 8)  # as a tower that has learnt the names would have them
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "of the changed model"))  # whose weights' hash is that of before
+    assert both(cls_isolation(model, SIX)) == [SEEN, SEEN, (33.33, 100), (33.33, 100)]  # three classes are all in the first five
+    assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
+
+
+# The head on other tokens
+
+
+def test_rows_of_the_head_on_tokens_are_what_they_are_by_hand():
+    # As the model sees them, four of 16 patches are (-1, -1, 1) and 12 are (1, 0.9, -1). Normalized over eight units:
+    #   blue: mean -1/8, deviation 0.600: red and green -1.46, blue 1.88, others 0.21
+    #   nearly yellow: mean 0.9/8, deviation 0.582: red 1.53, green 1.35, blue -1.91, others -0.19
+    # Mean of all: red 0.78, green 0.65, others -0.09, blue -0.96, the last. Maximum: blue 1.88. Class token: reads nothing.
+    model = planted(VIT, None)
+    table = head_on_tokens(model, labeled(CORNER.expand(4, -1, -1, -1), ["blue"] * 4)).table
+    found = {name: rows["value"].tolist() for name, rows in table.groupby("the head reads", sort=False)}
+    assert found == {"class token": [0, 100], "mean of patches": [0, 0], "maximum of patches": [100, 100], "each patch": [25, 25]}
+    assert set(table["n"]) == {4} and table["measure"].tolist() == ["top-1", "top-5"] * 4
+    assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]  # patches are in raster order
+
+
+@pytest.mark.parametrize(("family", "prefix"), [(VIT, 1), (DEIT, 2)])
+def test_patch_logits_are_those_of_the_heads_on_each_patch_token(family, prefix):
+    model, images = small(family, **SMALL), torch.rand(3, 3, 32, 32)
+    tokens = model.module.forward_features(model.normalize(images))[:, prefix:]  # after the last norm
+    heads = [model.module.head, *([model.module.head_dist] if family == DEIT else [])]
+    found, expected = patch_logits(model, images), sum(head(tokens) for head in heads) / len(heads)
+    assert found.shape == (3, 16, 6) and torch.allclose(found, expected, atol=1e-4)
+
+
+# What is refused, and what is left behind
+
+
+@pytest.mark.parametrize(("family", "arguments"), [
+    (VIT, {**SMALL, "global_pool": "avg"}), (VIT, {**SMALL, "global_pool": "avg", "class_token": False}),
+    ("swin_transformer.SwinTransformer", {**STAGES, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}),
+    ("twins.Twins", {**STAGES, "embed_dims": (16,) * 3, "num_heads": (2,) * 3, "mlp_ratios": (2,) * 3, "depths": (1,) * 3,
+                     "sr_ratios": (4, 2, 1)}),
+    ("resnet.ResNet", {"block": "timm.models.resnet.BasicBlock", "layers": (1,) * 4, "channels": (8,) * 4}),
+    ("coat.CoaT", {**STAGES, "embed_dims": (16,) * 4, "serial_depths": (1,) * 4, "parallel_depth": 1}),
+], ids=["averaging ViT", "ViT without class token", "Swin", "Twins", "ResNet", "CoaT"])
+def test_models_without_a_class_token_after_the_last_block_say_so(family, arguments):
+    model = VisionModel(timm(family, **arguments), "tokenless", 32, class_names=WORLD.concepts)
+    for experiment in ALL:
+        with pytest.raises(VitvizError, match="tokenless does not read its answer from a class token of its last block"):
+            experiment(model, WORLD, 2)
+    assert_untouched(model)
+
+
+@pytest.mark.parametrize(("family", "more"), [("eva.Eva", {"use_rot_pos_emb": True}), ("beit.Beit", {})], ids=["Eva", "BEiT"])
+def test_models_whose_blocks_are_told_more_than_tokens_are_run_or_refused_in_a_sentence(family, more):
+    model = small(family, **SMALL, global_pool="token", **more)
+    for experiment in ALL:
+        try:
+            assert (experiment(model, WORLD, 2).table["n"] == 2).all()
+        except VitvizError as error:
+            assert "small" in str(error)
+
+
+def assert_untouched(model: VisionModel) -> None:
+    for name, module in model.module.named_modules():
+        assert "forward" not in vars(module) and not module._forward_hooks and not module._forward_pre_hooks, name
+    with ThreadPoolExecutor(1) as other:  # a thread that finds the lock free and leaves it so
+        assert other.submit(lambda: model.lock.acquire(blocking=False) and not model.lock.release()).result()
+
+
+class Fused(nn.Linear):
+    """A head that fails at its ``fuse``-th call."""
+
+    fuse, error = 0, KeyboardInterrupt
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.fuse -= 1
+        if not self.fuse:
+            raise self.error
+        return super().forward(x)
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
+@pytest.mark.parametrize("experiment", ALL)
+def test_the_model_is_as_before_wherever_an_experiment_is_stopped(experiment, error):
+    model, head = planted(VIT, 1), Fused(8, 8)
+    head.load_state_dict(model.module.head.state_dict())
+    model.module.head, before = head, model(CORNER)
+    # In the search for sites, in the probe, and in the passes on images. In the third pass, which asks whether the answer needs
+    # the patches, an error of the network's is an answer: PiT cannot do without them.
+    for fuse in {1, 2, 3, 4, 5} - {3 if error is RuntimeError else 0}:
+        head.fuse, head.error = fuse, error
+        model.memo.clear()
+        with pytest.raises((error, VitvizError)):
+            experiment(model, SIX)
+        head.fuse = 0
+        assert torch.equal(model(CORNER), before)
+        assert_untouched(model)
+
+
+@pytest.mark.parametrize("experiment", ALL)
+def test_the_model_is_as_before_after_success_and_after_a_label_it_does_not_know(experiment):
+    model = planted(VIT, 1)
+    before, _ = model(CORNER), experiment(model, SIX)
+    assert torch.equal(model(CORNER), before)
+    assert_untouched(model)
+    with pytest.raises(VitvizError, match="knows no class 'wolf'"):  # found half-way, in the second batch of 16
+        experiment(model, labeled(torch.cat([SIX.images] * 3), SIX.labels * 2 + ["red"] * 5 + ["wolf"]))
+    assert torch.equal(model(CORNER), before)
+    assert_untouched(model)

@@ -1,0 +1,269 @@
+"""Trained timm weights, against a stand-in hub: fetched, cached, broken off, out of reach, put by hand."""
+
+import dataclasses
+import io
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import huggingface_hub
+import pytest
+import timm
+import torch
+from safetensors.torch import load, save
+from timm.models import get_pretrained_cfg
+from torch import Tensor, nn
+
+from vitviz_nb.models import hub
+from vitviz_nb.models import loading as models
+from vitviz_nb.models.reading import activations
+from vitviz_nb.models.sites import find_sites
+from vitviz_nb.utils.errors import VitvizError
+
+from .hub_stand_in import StandIn
+
+NAME = "test_vit.r160_in1k"  # timm's own smallest: 1.5 MB
+REPO = "timm/test_vit.r160_in1k"
+ROOT = Path(__file__).parents[3]
+
+
+@pytest.fixture(scope="module")
+def weights() -> bytes:
+    """A safetensors file of random weights for NAME."""
+    torch.manual_seed(1)
+    return save(timm.create_model("test_vit").state_dict())
+
+
+@pytest.fixture
+def server(weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[StandIn]:
+    """A stand-in hub that has NAME, and this process pointed at it, with empty caches under tmp_path."""
+    with StandIn({REPO: {"model.safetensors": weights}}) as server:
+        constants, template = huggingface_hub.constants, server.endpoint + "/{repo_id}/resolve/{revision}/{filename}"
+        monkeypatch.setattr(constants, "ENDPOINT", server.endpoint)  # read from HF_ENDPOINT at import
+        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
+        # versions before 1.x have their own copy of it, and sessions that remember whether they are offline
+        monkeypatch.setattr(huggingface_hub.file_download, "HUGGINGFACE_CO_URL_TEMPLATE", template, raising=False)
+        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "hub"))
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
+        monkeypatch.setenv("NO_PROXY", "127.0.0.1")
+        monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz"))
+        monkeypatch.setattr(models, "embedded_names", lambda: ["emoji-vit", "emoji-clip"])
+        yield server
+        getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
+
+
+def same(model: nn.Module, weights: bytes) -> bool:
+    """Whether the model holds exactly these tensors."""
+    have: dict[str, Tensor] = model.state_dict()
+    want = load(weights)
+    return have.keys() == want.keys() and all(torch.equal(have[key], want[key]) for key in want)
+
+
+def put(tmp_path: Path, content: bytes, name: str = NAME) -> Path:
+    """A file where a user may put it by hand."""
+    file = tmp_path / "vitviz" / "weights" / f"{name}.safetensors"
+    file.parent.mkdir(parents=True)
+    file.write_bytes(content)
+    return file
+
+
+def test_weights_come_from_the_hub_once(server: StandIn, weights: bytes):
+    model = hub.create_pretrained(NAME)
+    assert same(model, weights)
+    assert model.pretrained_cfg["input_size"] == (3, 160, 160) and "file" not in model.pretrained_cfg
+    asked = len(server.requests)
+    assert asked
+    server.die()
+    assert same(hub.create_pretrained(NAME), weights)
+    assert len(server.requests) == asked
+
+
+def test_a_model_by_name_is_ready_to_be_shown_pictures(server: StandIn, weights: bytes):
+    """``vv.load`` over the hub: the model's own weights, normalization and size, frozen; and its neurons can be read."""
+    model = models.load(NAME, device="cpu")
+    assert same(model.module, weights) and model.title == NAME
+    assert model.image_size == 160 and model.mean.flatten().tolist() == [0.5, 0.5, 0.5]
+    assert not model.module.training and not any(p.requires_grad for p in model.module.parameters())
+    images = torch.rand(2, 3, 160, 160)
+    assert torch.allclose(model(images), model.module((images - 0.5) / 0.5), atol=1e-5)
+    assert [len(values[0]) for values in activations(model, "mlp", images)] == [place.units for place in find_sites(model)["mlp"]]
+
+
+def test_as_a_user_sets_it_up(server: StandIn, tmp_path: Path, weights: bytes):
+    """HF_ENDPOINT and HF_HOME in the environment, nothing patched."""
+    expected = tmp_path / "expected.safetensors"
+    expected.write_bytes(weights)
+    code = (
+        "import sys, torch; from safetensors.torch import load_file; from vitviz_nb.hub import create_pretrained;"
+        f"have = create_pretrained({NAME!r}).state_dict(); want = load_file(sys.argv[1]);"
+        "assert all(torch.equal(have[key], want[key]) for key in want)"
+    )
+    env = os.environ | {
+        "HF_ENDPOINT": server.endpoint, "HF_HOME": str(tmp_path / "home"),
+        "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path]),
+    }
+    env.pop("HF_HUB_CACHE", None)
+    subprocess.run([sys.executable, "-c", code, str(expected)], env=env, check=True, timeout=60)
+    assert list((tmp_path / "home" / "hub").glob("models--timm--test_vit*/snapshots/*/model.safetensors"))
+    assert server.requests
+
+
+def test_cut_download_is_resumed(server: StandIn, weights: bytes):
+    server.cuts = 1
+    try:
+        model = hub.create_pretrained(NAME)
+    except VitvizError as error:  # versions of huggingface_hub that do not resume within one call
+        assert "failed" in str(error) and "Call again" in str(error)
+        model = hub.create_pretrained(NAME)
+    assert same(model, weights)
+
+
+def test_cut_downloads_that_cannot_resume_end_and_leave_nothing(server: StandIn, weights: bytes, tmp_path: Path):
+    server.cuts, server.resumes = -1, False
+    start = time.monotonic()
+    with pytest.raises(VitvizError, match=rf"download of {NAME} from repository {REPO} on {server.endpoint} failed"):
+        hub.create_pretrained(NAME)
+    assert time.monotonic() - start < 15
+    assert not [file for file in tmp_path.rglob("*.safetensors")]
+    server.cuts = 0
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+def test_cut_that_nobody_notices_is_not_kept(server: StandIn, weights: bytes, tmp_path: Path):
+    """As behind a proxy that kept a broken file: every length is consistent."""
+    server.files[REPO] = {"model.safetensors": weights[: len(weights) // 2]}
+    with pytest.raises(VitvizError, match=r"arrived damaged .* removed from the cache. Call again"):
+        hub.create_pretrained(NAME)
+    assert not [file for file in (tmp_path / "hub").rglob("blobs/*") if file.is_file()]
+    server.files[REPO] = {"model.safetensors": weights}
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+@pytest.mark.parametrize(("name", "repo"), [
+    (NAME, REPO), ("vit_base_patch32_clip_quickgelu_224.openai", "timm/vit_base_patch32_clip_224.openai"),
+])
+def test_dead_hub(server: StandIn, tmp_path: Path, name: str, repo: str):
+    server.die()
+    start = time.monotonic()
+    with pytest.raises(VitvizError) as caught:
+        hub.create_pretrained(name)
+    assert time.monotonic() - start < 15
+    message = str(caught.value)
+    assert f"Could not reach repository {repo} on {server.endpoint}" in message
+    assert "work offline: emoji-vit, emoji-clip" in message
+    assert f"{server.endpoint}/{repo}/resolve/main/model.safetensors" in message
+    assert str(tmp_path / "vitviz" / "weights" / f"{name}.safetensors") in message
+    assert "\n" not in message
+
+
+def test_silent_hub_is_given_up(server: StandIn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
+    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: time.sleep(5))
+    start = time.monotonic()
+    with pytest.raises(VitvizError, match="Could not reach .* no answer within 0.5 s"):
+        hub.create_pretrained(NAME)
+    assert time.monotonic() - start < 3
+
+
+def test_offline_mode(server: StandIn, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
+    with pytest.raises(VitvizError, match="HF_HUB_OFFLINE is set.*emoji-vit"):
+        hub.create_pretrained(NAME)
+    assert not server.requests
+
+
+@pytest.mark.parametrize(("status", "says"), [
+    ((404, "RepoNotFound"), rf"repository {REPO} on .* is missing, private"),
+    ((404, "EntryNotFound"), rf"repository {REPO} on .* has no such file"),
+    ((403, "GatedRepo"), r"gated repository .* `hf auth login`"),
+    ((503, ""), r"Could not reach repository .*(503|no answer)"),
+])
+def test_refusals(server: StandIn, tmp_path: Path, status: tuple[int, str], says: str):
+    server.status = status
+    start = time.monotonic()
+    with pytest.raises(VitvizError, match=says) as caught:
+        hub.create_pretrained(NAME)
+    assert time.monotonic() - start < 15
+    assert "emoji-vit" in str(caught.value) and str(tmp_path / "vitviz" / "weights") in str(caught.value)
+
+
+def test_file_put_by_hand_needs_no_hub(server: StandIn, tmp_path: Path, weights: bytes):
+    server.die()
+    put(tmp_path, weights)
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+def test_file_put_by_hand_is_converted_as_timm_would(server: StandIn, tmp_path: Path, weights: bytes):
+    """timm's filter functions see it: here, one that unflattens the patch embedding of early ViT checkpoints."""
+    tensors = load(weights)
+    tensors["patch_embed.proj.weight"] = tensors["patch_embed.proj.weight"].flatten(1)
+    put(tmp_path, save(tensors))
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+@pytest.mark.parametrize("content", ["half", "empty", "html", "other model"])
+def test_damaged_file_put_by_hand_is_named(server: StandIn, tmp_path: Path, weights: bytes, content: str):
+    contents = {
+        "half": weights[: len(weights) // 2],
+        "empty": b"",
+        "html": b"<!doctype html><title>Log in to this network</title>",
+        "other model": save({"conv1.weight": torch.zeros(3)}),
+    }
+    file = put(tmp_path, contents[content])
+    says = rf"weights file {re.escape(str(file))} is damaged or not of {NAME}"
+    with pytest.raises(VitvizError, match=says) as caught:
+        hub.create_pretrained(NAME)
+    assert "\n" not in str(caught.value) and len(str(caught.value)) < 800
+    assert file.exists()
+
+
+def test_weights_kept_as_pickle(server: StandIn, weights: bytes):
+    pickled = io.BytesIO()
+    torch.save(load(weights), pickled)
+    server.files[REPO] = {"pytorch_model.bin": pickled.getvalue()}
+    model = hub.create_pretrained(NAME)
+    assert same(model, weights) and "state_dict" not in model.pretrained_cfg
+    server.die()
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+def test_weights_outside_the_hub(server: StandIn, weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A few of timm's weights are plain files on the web."""
+    pickled = io.BytesIO()
+    torch.save(load(weights), pickled)
+    server.files[REPO]["vit.pth"] = pickled.getvalue()
+    url = f"{server.endpoint}/{REPO}/resolve/main/vit.pth"
+    monkeypatch.setattr(
+        hub, "get_pretrained_cfg", lambda name: dataclasses.replace(get_pretrained_cfg(name), hf_hub_id=None, url=url)
+    )
+    kept = tmp_path / "vitviz" / "weights" / f"{NAME}.pth"
+    server.cuts = 1
+    with pytest.raises(VitvizError, match=rf"download of {NAME} from {url} failed .*got \d+ of \d+ bytes.*{kept}"):
+        hub.create_pretrained(NAME)
+    assert not kept.exists()
+    assert same(hub.create_pretrained(NAME), weights) and kept.exists()
+    server.die()
+    assert same(hub.create_pretrained(NAME), weights)
+
+
+@pytest.mark.parametrize(("name", "says"), [
+    ("vit_tiny_patch16_224.nope", "there are vit_tiny_patch16_224.augreg_in21k"),
+    ("test_mambaout", "there are none for this architecture"),
+])
+def test_names_without_weights(server: StandIn, name: str, says: str):
+    with pytest.raises(VitvizError, match=f"no trained weights '{name}'; {says}.*pretrained=False"):
+        hub.create_pretrained(name)
+    assert not server.requests
+
+
+def test_interrupt_gets_through(server: StandIn, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(**_: str) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(hub, "hf_hub_download", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        hub.create_pretrained(NAME)

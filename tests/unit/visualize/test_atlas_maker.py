@@ -1,0 +1,480 @@
+"""Atlases are made to the end whatever happens meanwhile, and come out the same, file for file."""
+
+import errno
+import json
+import os
+import signal
+import subprocess
+import sys
+from concurrent.futures import Executor, Future, ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
+from dataclasses import replace
+from functools import cache
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+import torch
+from timm.models.vision_transformer import VisionTransformer
+
+import vitviz_nb as vv
+from vitviz_nb.datasets.image_set import ImageSet
+from vitviz_nb.models.sites import find_site
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize import atlas_maker
+from vitviz_nb.visualize.atlas import Atlas, cut, file_name, paste
+from vitviz_nb.visualize.atlas_maker import Job, make_atlas, probe
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.scores import score
+from vitviz_nb.visualize.visualizer import Visualizer
+
+SIZE, UNITS, LAYERS = 16, 48, [2, 0]
+RECIPE = Recipe(steps=3, copies=1, jitter=0)
+CHUNKS = [(layer, first, first + 16) for layer in (0, 2) for first in range(0, UNITS, 16)]
+FILES = ["manifest.json", "mlp_00.npz", "mlp_00.webp", "mlp_00_32.webp", "mlp_02.npz", "mlp_02.webp", "mlp_02_32.webp"]
+
+
+def make_model(seed: int = 0) -> VisionModel:
+    torch.manual_seed(seed)
+    model = VisionModel(VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=12, depth=3, num_heads=2, num_classes=4),
+                        "tiny", SIZE)
+    return with_few_images(model)
+
+
+def with_few_images(model: VisionModel) -> VisionModel:
+    """A reference that is quickly answered."""
+    size = model.image_size
+    model.memo["reference"] = ImageSet(model, torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    return model
+
+
+def make(model: VisionModel, folder: Path, layers=LAYERS, recipe: Recipe = RECIPE, **more) -> Atlas:
+    return make_atlas(model, layers, folder, recipe, **more)
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {str(file.relative_to(folder)): file.read_bytes() for file in sorted(folder.rglob("*")) if file.is_file()}
+
+
+@pytest.fixture(scope="module")
+def model() -> VisionModel:
+    return make_model()
+
+
+@pytest.fixture(autouse=True)
+def small_sheets(monkeypatch) -> None:
+    monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 32)
+
+
+@pytest.fixture(autouse=True)
+def no_probes(monkeypatch, request) -> None:
+    """Nothing is tried out before it begins, where that is not what is tested: it takes as long as these atlases do."""
+    if not {"by_name", "probed"} & set(request.fixturenames):  # the first are made by other processes
+        monkeypatch.setattr(atlas_maker, "probe", lambda job, layer, units, model=None: (16, 0.01))
+
+
+@pytest.fixture
+def probed() -> None:
+    """A test that wants probes."""
+
+
+@pytest.fixture
+def rendered(monkeypatch) -> list[tuple[int, int, int]]:
+    """(layer, first, end) of every chunk that is made here; probes are not counted."""
+    made, real = [], atlas_maker.render_chunk
+
+    @cache
+    def known(job, layer, first, end, model):
+        return real(job, layer, first, end, model)
+
+    def counted(job, layer, first, end, model=None):
+        chunk = known(job, layer, first, end, model)
+        if job.recipe == RECIPE:
+            made.append((layer, first, end))
+        return chunk
+
+    monkeypatch.setattr(atlas_maker, "render_chunk", counted)
+    return made
+
+
+@pytest.fixture(scope="module")
+def whole(model, tmp_path_factory) -> dict[str, bytes]:
+    """The files of an atlas that was made without interruption."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(atlas_maker, "per_sheet", lambda size: 32)
+        patch.setenv("VITVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        return contents(make(model, tmp_path_factory.mktemp("whole")).folder)
+
+
+# What is made
+
+
+def test_two_runs_write_the_same_files_and_leave_no_others(model, whole, rendered, tmp_path, probed):
+    atlas = make(model, tmp_path / "again")
+    assert contents(atlas.folder) == whole and sorted(whole) == FILES and rendered == CHUNKS
+    assert sorted(path.name for path in atlas.folder.iterdir()) == FILES  # no empty folder, too
+    assert not (tmp_path / "vitviz_cache" / "renderings").exists()  # an atlas keeps its pictures itself
+
+
+def test_pictures_and_scores_are_the_visualizers_on_every_sheet(model, tmp_path):
+    atlas, order = make(model, tmp_path / "out"), [40, 3, 31, 32]
+    stored, made = atlas.rendering(2, order), Visualizer(model, RECIPE).render(2, order)
+    assert torch.equal(stored.curves, made.curves) and stored.neurons == order
+    distance = torch.cdist(stored.pictures.flatten(1), made.pictures.flatten(1))
+    assert distance.argmin(1).tolist() == [0, 1, 2, 3]
+    again = score(model, find_site(model, 2), order, stored.pictures, model.memo["reference"])
+    assert stored.scores.activation == pytest.approx(again.activation, abs=1e-5) and stored.scores.rank == again.rank
+    every = make(model, tmp_path / "out").rendering(2, list(range(UNITS)))
+    whole = paste((Visualizer(model, RECIPE).render(2, range(UNITS)).pictures * 255).round().byte())
+    for first in (0, 32):
+        sheet = cut(atlas.folder / file_name("mlp", 2, "webp", first), SIZE)
+        assert torch.equal((every.pictures[first : first + 32] * 255).round().byte(), sheet[: len(every.pictures[first:])][:32])
+    assert whole.size == (32 * SIZE, 2 * SIZE)
+
+
+def test_layers_are_added_to_an_atlas(model, whole, rendered, tmp_path):
+    assert make(model, tmp_path, [0]).facts["layers"] == [0]
+    assert make(model, tmp_path, [-1]).facts["layers"] == [0, 2] and contents(tmp_path) == whole
+    make(model, tmp_path, [0, 2])
+    assert rendered == CHUNKS
+
+
+def test_it_says_first_how_long_it_will_take(model, tmp_path, capsys, monkeypatch, probed):
+    monkeypatch.setattr(atlas_maker, "probe", lambda job, layer, units, model: (16, {0: 10.0, 2: 30.0}[layer]))
+    make(model, tmp_path)  # 48 of 10 s and 48 of 30 s
+    assert capsys.readouterr().out == ("96 of 96 pictures of tiny are to be made: about 32 min, as 5 steps in 2 layers took.\n")
+    assert [atlas_maker._duration(s) for s in (0.2, 119, 120, 7200, 1e6)] == ["1 s", "119 s", "2.0 min", "2.0 h", "12 days"]
+
+
+def test_a_probe_measures_steps_and_counts_them_up(model, monkeypatch, probed):
+    clock = iter([0, 50, 50, 51, 51, 57])  # warming up does not count; 1 s for one step, 6 s for six
+    monkeypatch.setattr(atlas_maker.time, "perf_counter", lambda: next(clock))
+    job = Job("tiny", True, model.weights_hash, "mlp", replace(RECIPE, steps=101), 0)
+    assert probe(job, 0, UNITS, model) == (16, (1 + 100 * 1) / 16)
+    clock = iter([0, 50, 50, 51, 51, 57])
+    assert probe(job, 0, 4, model) == (16, (1 + 100 * 1) / 4)  # how long chunks are does not go by the layer
+
+
+def test_chunks_are_as_long_as_in_the_first_run(model, whole, tmp_path, monkeypatch):
+    def stop(*arguments, model):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(atlas_maker, "render_chunk", stop)
+        make(model, tmp_path)
+    monkeypatch.setattr(atlas_maker, "probe", lambda *arguments, model: (7, 1.0))
+    make(model, tmp_path)
+    assert contents(tmp_path) == whole
+
+
+# Killed
+
+
+class Killed(BaseException):
+    pass
+
+
+class Steps:
+    """Kills before the ``last`` step that changes the folder; None counts them."""
+
+    def __init__(self, patch: pytest.MonkeyPatch, last: int | None = None):
+        self.taken = 0
+        for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
+            patch.setattr(owner, name, self._watched(getattr(owner, name), last))
+
+    def _watched(self, real, last):
+        def step(*arguments, **more):
+            if self.taken == last:
+                raise Killed
+            self.taken += 1
+            return real(*arguments, **more)
+
+        return step
+
+
+def test_killed_at_any_step_it_goes_on_and_makes_no_finished_chunk_again(model, whole, rendered, tmp_path):
+    with pytest.MonkeyPatch.context() as patch:
+        steps = Steps(patch)
+        make(model, tmp_path / "counted")
+    assert steps.taken >= 15 + 6 + 1  # files that are kept, chunks that go, their folder
+    for last in range(steps.taken):
+        rendered.clear()
+        out = tmp_path / str(last)
+        with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
+            Steps(patch, last)
+            make(model, out)
+        there = {path.stem for path in out.glob("unfinished-*/*.npz")}
+        layers = Atlas.open(out).facts["layers"] if (out / "manifest.json").exists() else []
+        if layers:  # what is complete can be read
+            Atlas.open(out).rendering(0, [0, 47])
+        before = len(rendered)
+        make(model, out)
+        assert contents(out) == whole and not list(out.glob("unfinished*")), last
+        again = [c for c in rendered[before:] if c[0] in layers or file_name("mlp", c[0], "npz", c[1])[:-4] in there]
+        assert again == [] and len(rendered) <= len(CHUNKS) + 1, last
+
+
+_KILLED = """
+import os, signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_atlas_maker as this
+this.atlas_maker.per_sheet = lambda size: 32
+write, written = this.atlas_maker._write, []
+def killing(path, content):
+    written.append(path)
+    if len(written) == 4:  # the manifest and two chunks are there, and half of the third
+        path.with_name(path.name + ".partial").write_bytes(content[: len(content) // 2])
+        os.kill(os.getpid(), signal.SIGKILL)
+    write(path, content)
+this.atlas_maker._write = killing
+this.make(this.make_model(), this.Path(sys.argv[2]))
+"""
+
+
+def test_kill_9(model, whole, rendered, tmp_path):
+    here = Path(__file__).parent
+    threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
+    done = subprocess.run([sys.executable, "-c", _KILLED, here, tmp_path / "out"], cwd=here.parents[1], capture_output=True,
+                          text=True, env={**os.environ, **threads})
+    assert done.returncode == -signal.SIGKILL, done.stderr
+    assert len(list((tmp_path / "out").glob("unfinished-*/*.npz"))) == 2
+    assert list((tmp_path / "out").glob("unfinished-*/*.partial"))
+    make(model, tmp_path / "out")
+    assert contents(tmp_path / "out") == whole and rendered == CHUNKS[2:]
+
+
+def test_a_full_disk_stops_it_and_leaves_what_can_be_read(model, whole, tmp_path, monkeypatch):
+    real = Path.write_bytes
+
+    def full(path, content):
+        if path.name.startswith("mlp_02") and "webp" in path.name:
+            real(path, content[:5])
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        return real(path, content)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Path, "write_bytes", full)
+        with pytest.raises(VitvizError, match=r"no room left .*Make room, and the same call goes on; .* \(0\) can be read"):
+            make(model, tmp_path)
+    assert not list(tmp_path.rglob("*.partial"))
+    partial = Atlas.open(tmp_path)
+    assert partial.facts["layers"] == [0] and partial.rendering(0, [47]).finished and len(partial.table()) == UNITS
+    make(model, tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def test_a_damaged_chunk_is_made_again(model, whole, rendered, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Steps(patch, 4)  # manifest and three chunks
+        make(model, tmp_path)
+    (damaged,) = tmp_path.glob("unfinished-*/mlp_00_16.npz")
+    damaged.write_bytes(b"half")
+    with pytest.raises(VitvizError, match="mlp_00_16.npz was damaged and is gone; the same call makes its pictures again"):
+        make(model, tmp_path)
+    make(model, tmp_path)
+    assert contents(tmp_path) == whole and rendered.count((0, 16, 32)) == 2
+
+
+# Kept apart
+
+
+@pytest.mark.parametrize(("change", "says"), [
+    ("weights", "weights [0-9a-f]{16}, now [0-9a-f]{16}"), ("recipe", r"steps 3, now 4; tv 0.0047, now 0.5"),
+    ("seed", "seed 0, now 1"), ("version", "version 0.0.9, now"), ("format", "format 1, now 2")])
+def test_other_settings_leave_the_pictures_alone(model, whole, rendered, tmp_path, change, says):
+    for name, content in whole.items():
+        (tmp_path / name).write_bytes(content)
+    if change in ("version", "format"):
+        facts = json.loads(whole["manifest.json"]) | {"version": "0.0.9"} if change == "version" else \
+            json.loads(whole["manifest.json"]) | {"format": 1}
+        (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    before = contents(tmp_path)
+    with pytest.raises(VitvizError, match=f"were made otherwise .*{says}.* name another folder, or delete this one"):
+        make(make_model(1) if change == "weights" else model, tmp_path, recipe=replace(RECIPE, steps=4, tv=0.5) if
+             change == "recipe" else RECIPE, seed=int(change == "seed"))
+    assert contents(tmp_path) == before and rendered == []
+
+
+def test_chunks_of_other_settings_are_never_used(model, rendered, tmp_path, monkeypatch):
+    with monkeypatch.context() as patch, pytest.raises(Killed):
+        Steps(patch, 4)
+        make(model, tmp_path, seed=1)
+    (tmp_path / "manifest.json").unlink()  # as if to begin anew
+    rendered.clear()
+    make(model, tmp_path)
+    assert rendered == CHUNKS
+
+
+def test_a_folder_that_cannot_be_written_gets_one_sentence_before_any_work(model, passes, tmp_path):
+    (tmp_path / "file").write_text("mine")
+    for folder in (tmp_path / "file", tmp_path / "file" / "new"):
+        with pytest.raises(VitvizError, match="cannot be written to .*name a folder you may write to"):
+            make(model, folder)
+    assert passes == [] and (tmp_path / "file").read_text() == "mine"
+    (tmp_path / "manifest.json").write_text("{}")
+    (tmp_path / "notes.partial").write_text("mine")
+    with pytest.raises(VitvizError, match="has a manifest.json that is no atlas's; name another folder"):
+        make(model, tmp_path)
+    (tmp_path / "manifest.json").unlink()
+    make(model, tmp_path)
+    assert passes != [] and (tmp_path / "notes.partial").read_text() == "mine"
+
+
+def test_an_atlas_from_before_there_were_chunks_is_taken_as_it_is(model, whole, rendered, tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 512)
+    make(model, tmp_path)
+    facts = json.loads((tmp_path / "manifest.json").read_text())
+    del facts["sheet"], facts["chunk"]
+    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    before = contents(tmp_path)
+    rendered.clear()
+    make(model, tmp_path)
+    assert contents(tmp_path) == before and rendered == []
+    assert make(model, tmp_path, [1]).facts["layers"] == [0, 1, 2] and {c[0] for c in rendered} == {1}
+    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 32)
+    with pytest.raises(VitvizError, match="made otherwise .sheet None, now 32"):  # its layers lie on one sheet of 48 each
+        make(model, tmp_path)
+
+
+# Many workers
+
+
+class Here(Executor):
+    """Runs each call at once, in this process; ``fails`` says what to raise instead, by number of the call."""
+
+    def __init__(self, fails=None, breaks: bool = False):
+        self.fails, self.breaks, self.calls, self.closed = fails or {}, breaks, 0, False
+
+    def submit(self, function, /, *arguments):
+        if self.closed:
+            raise BrokenProcessPool("it is broken")
+        future = Future()
+        self.calls += 1
+        if error := self.fails.get(self.calls):
+            self.closed = self.breaks
+            future.set_exception(error)
+        else:
+            future.set_result(function(*arguments))
+        return future
+
+
+@pytest.fixture
+def at_hand(model, monkeypatch) -> None:
+    """Workers in this process find the model by its name."""
+    monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: {("tiny", True): model}[name, trained])
+
+
+def test_any_executor_makes_the_same_files(model, whole, rendered, at_hand, tmp_path, capsys):
+    executor = Here()
+    make(model, tmp_path / "one", executor=executor)
+    assert contents(tmp_path / "one") == whole and rendered == CHUNKS and executor.calls == 2 + 6
+    assert "96 of 96 pictures of tiny are to be made: about 1 s of one worker, as" in capsys.readouterr().out
+
+
+def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, whole, at_hand, tmp_path):
+    for times in (1, 2):
+        fails = dict.fromkeys(range(4, 4 + times), RuntimeError("KilledWorker"))
+        make(model, tmp_path / str(times), executor=Here(fails))
+        assert contents(tmp_path / str(times)) == whole
+    every = dict.fromkeys(range(4, 400), RuntimeError("KilledWorker"))
+    says = r"failed 3 times at render_chunk\([02], [0-9]+, [0-9]+\) \(RuntimeError: KilledWorker\).* the same call goes on"
+    with pytest.raises(VitvizError, match=says):
+        make(model, tmp_path / "never", executor=Here(every))
+    make(model, tmp_path / "never")
+    assert contents(tmp_path / "never") == whole
+
+
+def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, at_hand, tmp_path):
+    made = []
+
+    def maker():
+        made.append(Here({3: BrokenProcessPool("a process died")}, breaks=True) if len(made) < 2 else Here())
+        return made[-1]
+
+    make(model, tmp_path / "out", executor=maker)
+    assert contents(tmp_path / "out") == whole and len(made) == 3
+    with pytest.raises(VitvizError, match="A worker died, and its executor with it .*give a function that makes the executor"):
+        make(model, tmp_path / "other", executor=Here({3: BrokenProcessPool("a process died")}, breaks=True))
+    with pytest.raises(VitvizError, match="executor is one of concurrent.futures.*got 8"):
+        make(model, tmp_path / "other", executor=8)
+
+
+def test_a_worker_whose_model_has_other_weights_is_told_so(model, tmp_path, monkeypatch):
+    monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: make_model(1))
+    with pytest.raises(VitvizError, match=r"theirs has other weights than yours.*vv.load\('tiny'\)"):
+        make(model, tmp_path, executor=Here())
+
+
+BY_NAME = Recipe(steps=1, copies=1, jitter=0)  # timm's smallest ViT, which workers load by its name: 192 units at 160 px
+
+
+@pytest.fixture(scope="module")
+def by_name() -> VisionModel:
+    return with_few_images(vv.load("test_vit", pretrained=False, device="cpu"))
+
+
+@pytest.fixture(scope="module")
+def alone(by_name, tmp_path_factory) -> dict[str, bytes]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("VITVIZ_CACHE", str(tmp_path_factory.mktemp("cache")))
+        patch.setattr(atlas_maker, "per_sheet", lambda size: 32)
+        torch.set_num_threads(1)
+        return contents(make(by_name, tmp_path_factory.mktemp("alone"), [0], BY_NAME).folder)
+
+
+def kill_when_half_done(monkeypatch, kill) -> list[Path]:
+    """Calls ``kill`` when 48 of the 96 chunks have come back."""
+    write, came = atlas_maker._write_arrays, []
+
+    def written(path, arrays):
+        write(path, arrays)
+        came.append(path)
+        if len(came) == 48:
+            kill()
+
+    monkeypatch.setattr(atlas_maker, "_write_arrays", written)
+    return came
+
+
+class Deadly(ProcessPoolExecutor):
+    """The first of them kills the worker that is given the 48th call, while it works: one that dies while it hands over a
+    result can leave CPython's pool waiting for the rest of it."""
+
+    made: list["Deadly"] = []
+
+    def __init__(self, *arguments):
+        super().__init__(*arguments)
+        self.calls = 0
+        self.made.append(self)
+
+    def submit(self, function, /, *arguments):
+        self.calls += 1
+        if len(self.made) == 1 and self.calls == 48:
+            return super().submit(signal.raise_signal, signal.SIGKILL)
+        return super().submit(function, *arguments)
+
+
+def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    monkeypatch.setattr(Deadly, "made", [])
+    context = get_context("forkserver")
+    context.set_forkserver_preload(["vitviz_nb.visualize.atlas_maker"])  # torch and timm are imported once, not by each worker
+    came = kill_when_half_done(monkeypatch, lambda: None)
+    atlas = make(by_name, tmp_path, [0], BY_NAME, executor=lambda: Deadly(2, context))
+    assert len(Deadly.made) == 2 and len(set(came)) == len(came) == 96 + 1  # the table, too
+    assert contents(atlas.folder) == alone
+
+
+def test_dask_with_two_workers_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
+    distributed = pytest.importorskip("distributed")
+    with (distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+          distributed.Client(cluster) as client):
+        before = client.run(os.getpid)
+        came = kill_when_half_done(monkeypatch, lambda: os.kill(next(iter(before.values())), signal.SIGKILL))
+        atlas = make(by_name, tmp_path, [0], BY_NAME, executor=client.get_executor())
+        client.wait_for_workers(2)
+        assert len(set(before.values())) == 2 and set(client.run(os.getpid).values()) != set(before.values())
+    assert len(set(came)) == len(came) == 96 + 1
+    assert contents(atlas.folder) == alone

@@ -1,0 +1,179 @@
+"""Renderings: what they show of themselves, and that nothing is lost on disk."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from vitviz_nb import __version__
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.rendering import Rendering
+from vitviz_nb.visualize.scores import Scores
+
+COLORS = [(255, 0, 0), (0, 200, 0), (0, 0, 255)]
+ALARM = (0xA3, 0x3A, 0x00)
+SCORES = Scores([1.234, -0.5, 3.0], [100.0, 88.06, 12.5], [1, 4, 300], ["alive", "weak", "dead"], "1,024 Emoji World scenes")
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
+
+
+@pytest.fixture
+def rendering() -> Rendering:
+    """Three pictures of one color each; the last was stopped."""
+    pictures = (torch.tensor(COLORS) / 255).view(3, 3, 1, 1).expand(3, 3, 16, 16).contiguous()
+    curves = torch.tensor([[0.1, 0.2], [0.3, 0.4], [0.5, float("nan")]])
+    return Rendering("emoji-vit (untrained)", "mlp", 5, [7, 30, 2], pictures, [20, 20, 13], [10, 20], curves,
+                     Recipe(steps=20, copies=3, tv=0.25), seed=9, scores=SCORES)
+
+
+def assert_same(a: Rendering, b: Rendering) -> None:
+    assert torch.equal(a.pictures, b.pictures) and torch.equal(a.curves.nan_to_num(-9), b.curves.nan_to_num(-9))
+    assert vars(replace(a, pictures=None, curves=None)) == vars(replace(b, pictures=None, curves=None))
+
+
+def colors_of(image: Image.Image) -> dict[tuple, int]:
+    """How many pixels have each color."""
+    return {color: n for n, color in image.getcolors(maxcolors=2**24)}
+
+
+def test_what_is_saved_is_what_is_loaded(rendering, tmp_path):
+    folder = rendering.save(tmp_path / "a" / "b")
+    assert folder == tmp_path / "a" / "b"
+    assert sorted(p.name for p in folder.iterdir()) == [
+        "manifest.json", "neuron_2.png", "neuron_30.png", "neuron_7.png", "pictures.npz", "sheet.png"]
+    assert_same(Rendering.load(folder), rendering)
+    unscored = replace(rendering, scores=None)
+    unscored.save(str(folder))  # over the other
+    assert_same(Rendering.load(str(folder)), unscored)
+
+
+def test_saved_pictures_are_the_pictures(rendering, tmp_path):
+    folder = rendering.save(tmp_path)
+    for neuron, color in zip(rendering.neurons, COLORS, strict=True):
+        with Image.open(folder / f"neuron_{neuron}.png") as image:
+            assert image.size == (16, 16) and colors_of(image) == {color: 256}
+    with Image.open(folder / "sheet.png") as image:
+        assert np.array_equal(np.asarray(image), np.asarray(rendering.sheet()))
+
+
+def test_manifest_says_how_to_make_it_again(rendering, tmp_path):
+    manifest = json.loads((rendering.save(tmp_path) / "manifest.json").read_text(encoding="utf-8"))
+    assert manifest["model"] == "emoji-vit (untrained)"
+    assert (manifest["kind"], manifest["layer"], manifest["neurons"]) == ("mlp", 5, [7, 30, 2])
+    assert Recipe(**manifest["recipe"]) == rendering.recipe and manifest["seed"] == 9
+    assert manifest["steps"] == [20, 20, 13] and manifest["version"] == __version__
+    assert manifest["scores"]["percentile"] == SCORES.percentile and manifest["scores"]["reference"] == SCORES.reference
+
+
+def break_nothing_here(folder: Path) -> None:
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def break_half_the_pictures(folder: Path) -> None:
+    whole = (folder / "pictures.npz").read_bytes()
+    (folder / "pictures.npz").write_bytes(whole[: len(whole) // 2])
+
+
+def break_a_byte_of_the_pictures(folder: Path) -> None:
+    whole = bytearray((folder / "pictures.npz").read_bytes())
+    whole[60:70] = b"\0" * 10
+    (folder / "pictures.npz").write_bytes(bytes(whole))
+
+
+def break_a_fact(folder: Path) -> None:
+    facts = json.loads((folder / "manifest.json").read_text())
+    del facts["recipe"]
+    (folder / "manifest.json").write_text(json.dumps(facts))
+
+
+def break_an_unknown_fact(folder: Path) -> None:
+    facts = json.loads((folder / "manifest.json").read_text())
+    (folder / "manifest.json").write_text(json.dumps({**facts, "weather": "fine"}))
+
+
+BREAKS = {
+    "empty folder": break_nothing_here,
+    "no manifest": lambda folder: (folder / "manifest.json").unlink(),
+    "empty manifest": lambda folder: (folder / "manifest.json").write_text(""),
+    "manifest of something else": lambda folder: (folder / "manifest.json").write_text("[]"),
+    "null manifest": lambda folder: (folder / "manifest.json").write_text("null"),
+    "manifest that is no text": lambda folder: (folder / "manifest.json").write_bytes(b"\xff\xfe\0\0"),
+    "fact missing": break_a_fact,
+    "fact unknown": break_an_unknown_fact,
+    "no pictures": lambda folder: (folder / "pictures.npz").unlink(),
+    "no bytes of pictures": lambda folder: (folder / "pictures.npz").write_bytes(b""),
+    "pictures that are text": lambda folder: (folder / "pictures.npz").write_text("not a zip file"),
+    "half the pictures": break_half_the_pictures,
+    "damaged pictures": break_a_byte_of_the_pictures,
+}
+
+
+@pytest.mark.parametrize("damage", BREAKS)
+def test_damaged_folder_is_an_error_that_names_it(rendering, tmp_path, damage):
+    folder = rendering.save(tmp_path / "out")
+    BREAKS[damage](folder)
+    with pytest.raises(VitvizError, match="out holds no complete rendering .*manifest.json and pictures.npz"):
+        Rendering.load(folder)
+
+
+def test_folder_that_does_not_exist_is_an_error(tmp_path):
+    with pytest.raises(VitvizError, match="nowhere holds no complete rendering"):
+        Rendering.load(tmp_path / "nowhere")
+
+
+def test_folder_that_cannot_be_written_is_an_error_and_loses_nothing(rendering, tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    for folder in (tmp_path / "file", tmp_path / "file" / "out"):
+        with pytest.raises(VitvizError, match=f"cannot be written to {folder} .*They stay in the cache"):
+            rendering.save(folder)
+    assert (tmp_path / "file").read_text() == "in the way"
+
+
+def test_sheet_shows_every_picture(rendering):
+    counts = colors_of(rendering.sheet())
+    assert [counts[color] for color in COLORS] == [160 * 160] * 3
+    many = replace(rendering, neurons=list(range(11)), pictures=rendering.pictures[[0] * 11], steps=[20] * 11, scores=None)
+    assert colors_of(many.sheet())[COLORS[0]] == 11 * 160 * 160
+
+
+def test_caption_names_neuron_score_and_what_is_wrong(rendering):
+    assert rendering.caption(0) == ["neuron 7", "1.23, above 100.0 %"]
+    assert rendering.caption(1) == ["neuron 30", "weak: -0.5, above 88.1 %"]
+    assert rendering.caption(2) == ["neuron 2", "dead: 3, above 12.5 %", "stopped at step 13"]
+    assert replace(rendering, scores=None).caption(0) == ["neuron 7"]
+
+
+def test_weak_and_dead_pictures_are_captioned_in_another_color(rendering):
+    assert ALARM in colors_of(rendering.sheet())
+    for status in ("weak", "dead"):
+        one_bad = replace(SCORES, status=["alive", "alive", status])
+        assert ALARM in colors_of(rendering.with_scores(one_bad).sheet())
+    all_good = replace(SCORES, status=["alive"] * 3)
+    assert ALARM not in colors_of(rendering.with_scores(all_good).sheet())
+
+
+def test_title_says_what_it_is_made_from_and_measured_against(rendering):
+    assert rendering.title == ("emoji-vit (untrained), mlp layer 5, 20 steps of 3 copies, seed 9, "
+                               "percentiles among 1,024 Emoji World scenes")
+    assert replace(rendering, scores=None).title == "emoji-vit (untrained), mlp layer 5, 20 steps of 3 copies, seed 9"
+
+
+def test_notebook_shows_the_sheet_with_alternative_text(rendering):
+    data, metadata = rendering._repr_mimebundle_()
+    assert data["image/png"].startswith(b"\x89PNG")
+    alt = metadata["image/png"]["alt"]
+    assert alt == data["text/plain"] == f"Pictures of neurons 7, 30, 2: {rendering.title}"
+    assert "untrained" in alt
+
+
+def test_rendering_is_finished_when_every_picture_is(rendering):
+    assert not rendering.finished and replace(rendering, steps=[20, 20, 20]).finished

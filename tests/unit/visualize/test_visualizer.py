@@ -1,0 +1,664 @@
+"""The visualizer finds planted optima; a picture does not depend on how it was made; and nothing stays behind."""
+
+import math
+import threading
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import timm
+import torch
+from timm.layers import Mlp
+from timm.models import coat, convit, deit, pit, resnet, swin_transformer, twins
+from timm.models.vision_transformer import VisionTransformer
+from torch import Tensor, nn
+
+from vitviz_nb.models.reading import activations, tokens
+from vitviz_nb.models.sites import find_site
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils import random_streams as hashing
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize import visualizer as visualizer_module
+from vitviz_nb.visualize.objective import augment, begin, draw, loss
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.rendering import Rendering
+from vitviz_nb.visualize.visualizer import Visualizer
+
+SIZE, PATCH = 32, 8
+STEPS = 40
+RECIPE = Recipe(steps=STEPS, copies=2, blur=0.05)
+# What two ways of making a picture may differ by, of 1. On the CPUs tried they differ by 0 to 2e-6.
+TOLERANCE = 1e-3
+PATTERN, RED, DEAD, GREEN = range(4)  # units of the planted model
+
+
+class Planted(nn.Module):
+    """Patches as they are, then an MLP whose hidden units have known optima."""
+
+    def __init__(self, rows: Tensor, bias: Tensor):
+        super().__init__()
+        n = 3 * PATCH**2
+        self.patches = nn.Conv2d(3, n, PATCH, PATCH, bias=False)
+        self.patches.weight.data = torch.eye(n).view(n, 3, PATCH, PATCH)
+        self.mlp = Mlp(n, len(rows), 4)
+        self.mlp.fc1.weight.data, self.mlp.fc1.bias.data = rows, bias
+
+    def forward(self, images: Tensor) -> Tensor:
+        return self.mlp(self.patches(images).flatten(2).transpose(1, 2)).mean(1)
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
+    return tmp_path / "vitviz_cache"
+
+
+@pytest.fixture(scope="module")
+def wanted_patch() -> Tensor:
+    """A patch of zeros and ones."""
+    return (torch.rand(3, PATCH, PATCH, generator=torch.Generator().manual_seed(4)) > 0.5).float()
+
+
+@pytest.fixture(scope="module")
+def planted(wanted_patch: Tensor) -> VisionModel:
+    rows, bias = torch.zeros(4, 3, PATCH, PATCH), torch.tensor([3.0, 3.0, -30.0, 3.0])
+    rows[PATTERN] = (wanted_patch - 0.5) / 20  # rises with every pixel that is wanted, falls with the others
+    rows[RED, 0], rows[RED, 1:] = 0.05, -0.05
+    rows[GREEN, 1], rows[GREEN, [0, 2]] = 0.05, -0.05
+    return VisionModel(Planted(rows.flatten(1), bias), "planted", SIZE)
+
+
+@pytest.fixture(scope="module")
+def gray() -> Tensor:
+    """Ten flat images, from dark to bright."""
+    return torch.linspace(0.05, 0.95, 10).view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+
+
+def make_vit(seed: int = 0, trained: bool = True) -> VisionModel:
+    torch.manual_seed(seed)
+    module = VisionTransformer(img_size=SIZE, patch_size=PATCH, embed_dim=32, depth=2, num_heads=2, num_classes=4)
+    for layer in module.modules():
+        if isinstance(layer, nn.Linear):
+            layer.weight.data *= 6  # timm's 0.02 would leave so narrow a network almost linear, and its units almost still
+    return VisionModel(module, "little-vit", SIZE, trained=trained)
+
+
+@pytest.fixture
+def vit() -> VisionModel:
+    return make_vit()
+
+
+@pytest.fixture(scope="module")
+def speckles() -> Tensor:
+    """Twenty images of independent pixels."""
+    return torch.rand(20, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(6))
+
+
+def hooks(model: VisionModel) -> int:
+    return sum(len(m._forward_hooks) + len(m._forward_pre_hooks) + len(m._backward_hooks) for m in model.module.modules())
+
+
+class FailAt:
+    """Raises ``error``, once, inside the model in step number ``call``; or in that pass in which a curve is read."""
+
+    def __init__(self, model: VisionModel, call: int, error: BaseException, reading: bool = False):
+        self.handle = model.module.patch_embed.register_forward_hook(self)
+        self.left, self.error, self.reading = call, error, reading
+
+    def __call__(self, module, arguments, output):
+        self.left -= torch.is_grad_enabled() != self.reading
+        if self.left == 0:
+            self.left = -1
+            self.handle.remove()
+            raise self.error
+
+
+# Planted neurons
+
+
+def test_planted_pattern_is_found(planted, wanted_patch, gray):
+    found = Visualizer(planted, Recipe(steps=60, copies=2, tv=0, jitter=0), gray).render(0, PATTERN).pictures[0]
+    wanted = wanted_patch.repeat(1, SIZE // PATCH, SIZE // PATCH)
+    assert ((found > 0.5) == (wanted > 0.5)).float().mean() > 0.95
+    assert (found - wanted).abs().mean() < 0.05
+
+
+def test_planted_color_is_found_by_the_whole_recipe(planted, gray):
+    found = Visualizer(planted, Recipe(steps=60, copies=4), gray).render(0, RED).pictures[0]
+    red = torch.tensor([1.0, 0.0, 0.0]).view(3, 1, 1)
+    assert (found - red).abs().mean() < 0.02
+
+
+def test_planted_neurons_are_scored_as_planted(planted, speckles):
+    rendering = Visualizer(planted, Recipe(steps=60, copies=2, tv=0, jitter=0), speckles).render(0, range(4))
+    assert rendering.scores.status == ["alive", "alive", "dead", "alive"]
+    assert rendering.scores.percentile == [100, 100, 0, 100]
+    assert [rendering.scores.rank[k] for k in (PATTERN, RED, GREEN)] == [1, 1, 1]
+    # By hand: normalized, the wanted pixels are 1 and the others -1, so the sum is 192 / 40 + 3 = 7.8; of red, 192 / 20 + 3.
+    assert [rendering.scores.activation[k] for k in (PATTERN, RED, DEAD)] == pytest.approx([7.8, 12.6, 0], abs=0.15)
+    assert rendering.scores.reference == "20 images"
+    assert rendering.caption(DEAD)[1].startswith("dead: ")
+
+
+def test_picture_that_some_images_beat_is_called_weak(planted, wanted_patch, gray):
+    best = wanted_patch.repeat(1, SIZE // PATCH, SIZE // PATCH)[None]
+    rendering = Visualizer(planted, Recipe(steps=1, jitter=0), torch.cat([best, gray])).render(0, PATTERN)
+    assert rendering.scores.status == ["weak"]
+    assert rendering.scores.percentile == pytest.approx([100 * 10 / 11])
+    assert rendering.caption(0)[1].startswith("weak: ") and rendering.caption(0)[1].endswith("above 90.9 %")
+
+
+# Random first layers answer to single pixels, which no picture can offer wherever it is shifted to: hence jitter=0 in these.
+
+
+def test_picture_raises_its_neuron_above_where_it_began(vit, gray):
+    neurons, rows = [3, 50, 127], torch.arange(3)
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=2, color=0, jitter=0), gray)
+    place, _ = viewer._address(1, neurons, "mlp")
+    start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
+    rendering = viewer.render(1, neurons)
+    before, after = (activations(vit, "mlp", pictures)[1][rows, neurons] for pictures in (start, rendering.pictures))
+    assert (after > before + 1).all()
+    assert rendering.scores.activation == pytest.approx(after.tolist(), abs=1e-4)
+    assert rendering.pictures.min() >= 0 and rendering.pictures.max() <= 1
+    assert rendering.curve_steps == [0, 10, 20, 30, 40] and rendering.curves.shape == (3, 5)
+    assert torch.allclose(rendering.curves[:, 0], before, atol=1e-4)
+    assert torch.allclose(rendering.curves[:, -1], after, atol=1e-4)
+
+
+def test_picture_lowers_its_loss_on_copies_it_has_not_seen(vit, gray):
+    neurons = [3, 50, 127]
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=4, jitter=0), gray)
+    place, _ = viewer._address(1, neurons, "mlp")
+    start = torch.cat([viewer._state(place, n, 0).pictures for n in neurons])
+    unseen = Recipe(steps=1, copies=300, jitter=0)
+    draws = draw(unseen, hashing.keys(123, np.arange(3)), SIZE, vit.mean, vit.std, "cpu")
+    units = torch.tensor(neurons).repeat_interleave(300)[:, None]
+
+    def losses(pictures: Tensor) -> Tensor:
+        with torch.no_grad():
+            own = tokens(vit, place, augment(pictures, draws, 0)).mean(1).gather(1, units)[:, 0]
+        return loss(own, pictures, unseen)
+
+    before, after = losses(start), losses(viewer.render(1, neurons).pictures)
+    assert (after < before - 0.3).all(), (before, after)
+
+
+# The same picture, however it is made
+
+
+def largest_difference(a: Rendering, b: Rendering) -> float:
+    assert a.neurons == b.neurons and a.steps == b.steps and a.curve_steps == b.curve_steps
+    assert torch.allclose(a.curves, b.curves, atol=TOLERANCE)
+    difference = (a.pictures - b.pictures).abs().max().item()
+    print(f"largest difference {difference:.1e}")  # pytest -rP shows it
+    return difference
+
+
+NEURONS = [7, 0, 100, 31, 64]
+
+
+@pytest.fixture
+def fresh(vit: VisionModel, gray: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Visualizer]:
+    """Each call gives a visualizer with an empty cache."""
+    made = []
+
+    def make() -> Visualizer:
+        made.append(1)
+        monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / f"cache_{len(made)}"))
+        return Visualizer(vit, RECIPE, gray)
+
+    return make
+
+
+@pytest.fixture
+def together(fresh) -> Rendering:
+    return fresh().render(-1, NEURONS)
+
+
+def test_picture_is_the_same_alone_and_batched(fresh, together, passes):
+    assert len({picture.numpy().tobytes() for picture in together.pictures}) == 5
+    for k in (0, 3):
+        alone = fresh().render(-1, NEURONS[k])
+        assert passes == [2] * STEPS
+        assert (alone.pictures[0] - together.pictures[k]).abs().max() < TOLERANCE
+        assert torch.allclose(alone.curves[0], together.curves[k], atol=TOLERANCE)
+        passes.clear()
+
+
+def test_picture_is_the_same_in_chunks(fresh, together, passes, monkeypatch):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 4)
+    assert largest_difference(fresh().render(-1, NEURONS), together) < TOLERANCE
+    assert passes == [4] * STEPS + [4] * STEPS + [2] * STEPS
+
+
+def test_chunk_holds_at_least_one_picture(fresh, passes, monkeypatch):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 1)
+    assert fresh().render(-1, [1, 2]).finished
+    assert passes == [2] * 2 * STEPS
+
+
+@pytest.mark.parametrize("at_once", [64, 4])
+def test_picture_is_the_same_when_a_stream_is_left_and_taken_up_again(fresh, together, passes, monkeypatch, at_once):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", at_once)
+    viewer = fresh()
+    for frame in viewer.stream(-1, NEURONS, every=7):
+        if frame.steps[0] == 14:
+            break
+    assert frame.scores is None and not frame.finished
+    done = len(passes)
+    first = next(iter(viewer.stream(-1, NEURONS, every=7)))
+    assert sum(first.steps) > sum(frame.steps)
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert len(passes) <= done + math.ceil(len(NEURONS) * 2 / at_once) * STEPS  # nothing was begun again
+    assert viewer._unfinished == {}
+
+
+@pytest.mark.parametrize("call", [1, 17, 40])
+def test_interrupt_returns_what_there_is_and_the_same_call_goes_on(fresh, together, vit, passes, call):
+    viewer = fresh()
+    FailAt(vit, call, KeyboardInterrupt())
+    partial = viewer.render(-1, NEURONS)
+    assert partial.steps == [call - 1] * 5 and not partial.finished
+    assert partial.scores is not None and partial.caption(0)[-1] == f"stopped at step {call - 1}"
+    assert len(passes) == call and hooks(vit) == 0
+    if call == 17:
+        assert partial.curve_steps == [0, 10] and (partial.pictures - together.pictures).abs().max() > 0.01
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert len(passes) == STEPS + 1  # the interrupted pass was made again, nothing else
+    assert viewer._unfinished == {}
+
+
+@pytest.mark.parametrize(("reading", "step"), [(1, 0), (2, 9), (5, 39)])
+def test_interrupt_while_a_curve_is_read_loses_no_step_and_no_point(fresh, together, vit, passes, reading, step):
+    viewer = fresh()
+    FailAt(vit, reading, KeyboardInterrupt(), reading=True)
+    assert viewer.render(-1, NEURONS).steps == [step] * 5
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert len(passes) == STEPS + (step > 0)
+
+
+def test_pictures_interrupted_in_their_first_step_go_on_beside_new_ones(fresh, together, vit):
+    for neurons in (NEURONS, NEURONS[::-1]):
+        viewer = fresh()
+        FailAt(vit, 1, KeyboardInterrupt())
+        assert viewer.render(-1, neurons[:2]).steps == [0, 0]
+        order = [NEURONS.index(n) for n in neurons]
+        assert (viewer.render(-1, neurons).pictures - together.pictures[order]).abs().max() < TOLERANCE
+
+
+def test_interrupt_in_a_later_chunk_keeps_both_finished_and_begun_pictures(fresh, together, vit, monkeypatch):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 4)
+    viewer = fresh()
+    FailAt(vit, STEPS + 13, KeyboardInterrupt())
+    partial = viewer.render(-1, NEURONS)
+    assert partial.steps == [STEPS, STEPS, 12, 12, 0]
+    assert partial.curves.isnan().sum(1).tolist() == [0, 0, 3, 3, 5]
+    assert partial.curve_steps == [0, 10, 20, 30, 40]
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+
+
+def test_interrupt_while_scoring_loses_no_picture(fresh, together, monkeypatch):
+    score, failed = Visualizer.score, []
+
+    def interrupted(self, rendering):
+        if not failed:
+            failed.append(1)
+            raise KeyboardInterrupt
+        return score(self, rendering)
+
+    monkeypatch.setattr(Visualizer, "score", interrupted)
+    monkeypatch.setattr(visualizer_module.cache, "write", lambda path, arrays: None)  # a full disk keeps nothing
+    rendering = fresh().render(-1, NEURONS)
+    assert rendering.finished and rendering.scores
+    assert largest_difference(rendering, together) < TOLERANCE
+
+
+def test_small_changes_of_the_start_stay_small(fresh, together, monkeypatch):
+    """Other machines round otherwise: what that does to a picture is bounded, too."""
+    nearly = 1e-6 * torch.randn(3, SIZE, SIZE)
+    monkeypatch.setattr(visualizer_module, "begin", lambda recipe, keys, size: begin(recipe, keys, size) + nearly)
+    changed = fresh().render(-1, NEURONS)
+    assert 0 < largest_difference(changed, together) < TOLERANCE
+
+
+def test_a_unit_that_is_off_at_the_start_is_woken_by_a_leak_and_not_without():
+    rows = torch.zeros(1, 3, PATCH, PATCH)
+    rows[0, 0], rows[0, 1:] = 0.2, -0.2  # its input is -8 at gray, far in GELU's flat tail, and 30.4 at red
+    asleep = VisionModel(Planted(rows.flatten(1), torch.tensor([-8.0])), "asleep", SIZE)
+    recipe = Recipe(steps=STEPS, copies=1, color=0.0, noise=0.0, tv=1e-4, spread=0.2)
+    images = torch.linspace(0.05, 0.95, 10).view(-1, 1, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+    without, woken = (Visualizer(asleep, replace(recipe, leak=leak), images).render(0, 0) for leak in (0.0, 0.1))
+    red = woken.pictures[0, 0].mean() - woken.pictures[0, 1:].mean()
+    assert red > 0.9 and woken.scores.activation[0] == pytest.approx(30.4, rel=0.05)
+    assert without.scores.activation[0] < 1
+    assert woken.curves[0, -1] == pytest.approx(woken.scores.activation[0], rel=1e-4), "what is reported has no leak"
+
+
+def test_a_blurred_slope_moves_whole_regions_at_first(vit, gray):
+    recipe, parts = Recipe(steps=30, copies=1, lr=0.01, spread=0.1), {}
+    for blur in (0.0, 0.5):
+        viewer = Visualizer(vit, replace(recipe, blur=blur), gray)
+        moved = next(viewer.stream(0, 7, every=1)).pictures[0] - begin(recipe, viewer._key(find_site(vit, 0), 7, 0), SIZE)[0]
+        parts[blur] = (moved > 0).float().mean((1, 2))  # of a channel's pixels
+    assert set(parts[0.5].tolist()) <= {0.0, 1.0}
+    assert ((0.2 < parts[0.0]) & (parts[0.0] < 0.8)).all()
+
+
+@pytest.mark.parametrize(("elsewhere", "copies", "cores"), [(True, 1, 1), (True, 32, 1), (True, 33, 2), (False, 1, 2)])
+def test_small_steps_in_another_thread_use_one_core_and_give_the_others_back(vit, gray, monkeypatch, elsewhere, copies, cores):
+    before, seen, step = torch.get_num_threads(), [], Visualizer._step
+
+    def watched(self, *arguments):
+        seen.append(torch.get_num_threads())
+        if len(seen) == 3:
+            raise RuntimeError("in the middle")
+        return step(self, *arguments)
+
+    def render():
+        torch.set_num_threads(2)  # a new thread begins with as many as there are cores
+        with pytest.raises(RuntimeError, match="in the middle"):
+            Visualizer(vit, Recipe(steps=5, copies=copies), gray, keep=False).unscored(0, 0)
+        seen.append(torch.get_num_threads())
+
+    monkeypatch.setattr(Visualizer, "_step", watched)
+    try:
+        if elsewhere:
+            thread = threading.Thread(target=render)
+            thread.start()
+            thread.join()
+        else:
+            render()
+    finally:
+        torch.set_num_threads(before)
+    assert seen == [cores, cores, cores, 2]
+
+
+# Memory
+
+
+def short_of_memory(monkeypatch: pytest.MonkeyPatch, most: int, error: Callable[[], BaseException], after: int = 0) -> list[int]:
+    """From step ``after`` on, more than ``most`` images at once are too many; sizes of the steps, minus where it failed."""
+    tokens, sizes = visualizer_module.tokens, []
+
+    def limited(model, place, inputs, leak=0.0):
+        if not torch.is_grad_enabled():
+            return tokens(model, place, inputs, leak)
+        fits = len(inputs) <= most or len(sizes) < after
+        sizes.append(len(inputs) if fits else -len(inputs))
+        if not fits:
+            raise error()
+        return tokens(model, place, inputs, leak)
+
+    monkeypatch.setattr(visualizer_module, "tokens", limited)
+    return sizes
+
+
+OUT_OF_MEMORY = {
+    "cuda": lambda: torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 20.00 MiB."),
+    "mps": lambda: RuntimeError("MPS backend out of memory (MPS allocated: 8.00 GB, max allowed: 9.07 GB)."),
+    "cpu": lambda: RuntimeError("[enforce fail at alloc_cpu.cpp:114] . DefaultCPUAllocator: can't allocate memory: you tried"),
+}
+
+
+@pytest.mark.parametrize("device", OUT_OF_MEMORY)
+def test_out_of_memory_halves_the_batch_and_changes_no_picture(fresh, together, monkeypatch, device):
+    sizes = short_of_memory(monkeypatch, 4, OUT_OF_MEMORY[device])
+    viewer = fresh()
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert sizes == [-10] + [4] * STEPS + [4] * STEPS + [2] * STEPS and viewer._unfinished == {}
+
+
+def test_out_of_memory_with_an_odd_number_of_pictures_goes_on(fresh, monkeypatch):
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 14)
+    sizes = short_of_memory(monkeypatch, 6, OUT_OF_MEMORY["cuda"])
+    assert fresh().render(-1, range(9)).finished  # seven did not fit: three, three, and the seventh beside the last two
+    assert sizes == [-14] + [6] * 3 * STEPS
+
+
+def test_out_of_memory_in_the_middle_loses_no_step(fresh, together, monkeypatch):
+    sizes = short_of_memory(monkeypatch, 4, OUT_OF_MEMORY["cuda"], after=15)
+    assert largest_difference(fresh().render(-1, NEURONS), together) < TOLERANCE
+    assert sizes == [10] * 15 + [-10] + [4] * 25 + [4] * 25 + [2] * 25
+
+
+def test_out_of_memory_among_pictures_at_different_steps_skips_none(fresh, monkeypatch):
+    whole = fresh().render(-1, range(9))
+    monkeypatch.setitem(visualizer_module._IMAGES_AT_ONCE, "cpu", 14)
+    viewer = fresh()
+    for frame in viewer.stream(-1, 8):
+        if frame.steps == [10]:
+            break
+    # Seven pictures run out of memory at step 10, too, and go on by threes. When the seventh's turn comes there are beside it
+    # one that was not begun and then the one left at step 10.
+    short_of_memory(monkeypatch, 6, OUT_OF_MEMORY["cuda"], after=10)
+    assert largest_difference(viewer.render(-1, range(9)), whole) < TOLERANCE
+
+
+def test_single_picture_that_does_not_fit_is_an_error_that_says_what_to_do(fresh, vit, monkeypatch):
+    short_of_memory(monkeypatch, 1, OUT_OF_MEMORY["cuda"])
+    with pytest.raises(VitvizError, match="not enough memory for one picture with 2 copies at 32 px; use fewer copies"):
+        fresh().render(-1, NEURONS)
+    assert hooks(vit) == 0
+
+
+def test_other_errors_pass_unchanged_and_leave_no_hook(fresh, vit):
+    FailAt(vit, 3, RuntimeError("mat1 and mat2 shapes cannot be multiplied"))
+    with pytest.raises(RuntimeError, match="mat1 and mat2"):
+        fresh().render(-1, NEURONS)
+    assert hooks(vit) == 0
+
+
+def test_success_leaves_no_hook_no_state_and_no_gradient(fresh, vit):
+    viewer = fresh()
+    rendering = viewer.render(-1, NEURONS)
+    assert hooks(vit) == 0 and viewer._unfinished == {}
+    assert not rendering.pictures.requires_grad
+    assert all(p.grad is None for p in vit.module.parameters())
+    viewer.render(-1, NEURONS)  # from the cache
+    assert viewer._unfinished == {}
+
+
+# Cache
+
+
+def test_finished_pictures_are_never_made_twice(vit, gray, passes):
+    made = Visualizer(vit, RECIPE, gray).render(-1, NEURONS)
+    assert len(passes) == STEPS
+    again = Visualizer(make_vit(), RECIPE, gray).render(-1, NEURONS[::-1])  # another session, another order
+    assert len(passes) == STEPS
+    assert torch.equal(again.pictures.flip(0), made.pictures) and torch.equal(again.curves.flip(0), made.curves)
+    assert again.finished and again.curve_steps == made.curve_steps and again.scores.rank == made.scores.rank[::-1]
+    Visualizer(vit, RECIPE, gray).render(-1, [*NEURONS, 5])
+    assert passes[STEPS:] == [2] * STEPS  # only the new one
+
+
+def test_corrupt_entry_is_dropped_and_made_again(vit, gray, passes, own_cache):
+    made = Visualizer(vit, RECIPE, gray).render(-1, [7, 8])
+    entries = sorted((own_cache / "renderings").rglob("*.npz"))
+    assert len(entries) == 2
+    warnings.simplefilter("error")  # a file left open, too, is an error: Windows could not drop it
+    whole = entries[0].read_bytes()
+    for damaged in (b"", b"not a zip file", whole[: len(whole) // 2], whole[:500] + b"\0" * 200 + whole[700:]):
+        entries[0].write_bytes(damaged)
+        passes.clear()
+        again = Visualizer(vit, RECIPE, gray).render(-1, [7, 8])
+        assert passes == [2] * STEPS  # the other entry was good
+        assert (again.pictures - made.pictures).abs().max() < TOLERANCE
+        with np.load(entries[0]) as file:
+            assert file["picture"].shape == (3, SIZE, SIZE)
+
+
+@pytest.mark.parametrize("change", ["recipe", "seed", "weights", "neuron", "layer", "kind", "normalization"])
+def test_cache_never_answers_for_another_picture(vit, gray, passes, change):
+    made = Visualizer(vit, RECIPE, gray).render(1, 7)
+    passes.clear()
+    model = make_vit(seed=1) if change == "weights" else make_vit()
+    if change == "normalization":
+        model = VisionModel(model.module, "little-vit", SIZE, mean=(0.4, 0.4, 0.4))
+    recipe = Recipe(steps=STEPS, copies=2, tv=0.01) if change == "recipe" else RECIPE
+    other = Visualizer(model, recipe, gray).render(
+        layer=0 if change == "layer" else 1, neurons=8 if change == "neuron" else 7,
+        kind="residual" if change == "kind" else "mlp", seed=1 if change == "seed" else 0)
+    assert len(passes) == STEPS
+    assert (other.pictures - made.pictures).abs().max() > 0.01
+
+
+def test_cache_that_cannot_be_written_is_an_error_before_any_work(vit, gray, passes, tmp_path, monkeypatch):
+    (tmp_path / "file").write_text("in the way")
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
+    with pytest.raises(VitvizError, match="cache folder .*file/cache cannot be written .*VITVIZ_CACHE"):
+        Visualizer(vit, RECIPE, gray).render(-1, NEURONS)
+    assert passes == []
+
+
+def test_disk_that_fills_up_costs_the_entry_not_the_picture(vit, gray, monkeypatch, own_cache):
+    def full(*arguments, **named):
+        raise OSError(28, "No space left on device")
+
+    viewer = Visualizer(vit, RECIPE, gray)
+    viewer.render(-1, 1)  # so that the reference is kept
+    monkeypatch.setattr(visualizer_module.cache.np, "savez_compressed", full)
+    with pytest.warns(UserWarning, match="was not cached: .* cannot be written .No space left on device"):
+        rendering = viewer.render(-1, 2)
+    assert rendering.finished and rendering.scores
+    assert [p.suffix for p in own_cache.rglob("*") if p.is_file()] == [".npz", ".npz"]  # one picture, one reference
+
+
+# Addresses, frames, families
+
+
+def test_neurons_may_be_a_number_or_several(vit, gray):
+    viewer = Visualizer(vit, Recipe(steps=1, copies=1), gray)
+    for neurons, meant in [(3, [3]), (range(2), [0, 1]), ([5, 2], [5, 2]), (np.array([4, 9]), [4, 9]), ((n for n in (6,)), [6])]:
+        rendering = viewer.render(-1, neurons)
+        assert rendering.neurons == meant and len(rendering.pictures) == len(meant)
+        assert rendering.layer == 1 and rendering.kind == "mlp"
+
+
+def test_numbers_of_numpy_do_as_well(vit, gray, passes, tmp_path):
+    made = Visualizer(vit, Recipe(steps=3, copies=1, tv=0.25), gray).render(-1, 5, seed=2)
+    recipe = Recipe(steps=np.int64(3), copies=np.int32(1), tv=np.float32(0.25))
+    again = Visualizer(vit, recipe, gray).render(np.int64(-1), np.int64(5), seed=np.int64(2))
+    assert passes == [1] * 3 and torch.equal(made.pictures, again.pictures)  # it is the same picture
+    assert Rendering.load(again.save(tmp_path / "out")).recipe == made.recipe
+
+
+@pytest.mark.parametrize(("arguments", "said"), [
+    ({"layer": 2, "neurons": 0}, "little-vit has no mlp layer 2; its layers are 0 to 1"),
+    ({"layer": -3, "neurons": 0}, "no mlp layer -3"),
+    ({"layer": 0, "neurons": 128}, "neurons 0 to 127; neuron 128 is out of range"),
+    ({"layer": 0, "neurons": -1}, "neuron -1 is out of range"),
+    ({"layer": 0, "neurons": []}, "none was named"),
+    ({"layer": 0, "neurons": [1, 1]}, "the same neuron twice"),
+    ({"layer": 0, "neurons": 0, "kind": "channel"}, "no sites of kind 'channel'; it has mlp, "),
+])
+def test_address_the_model_lacks_is_an_error_that_says_what_there_is(vit, gray, arguments, said):
+    with pytest.raises(VitvizError, match=said):
+        Visualizer(vit, RECIPE, gray).render(**arguments)
+
+
+def test_stream_shows_pictures_as_they_form_and_finished_ones_before_it_scores_them(fresh, together):
+    frames = list(fresh().stream(-1, NEURONS, every=15))
+    assert [frame.steps[0] for frame in frames] == [15, 30, 40, 40]
+    assert [frame.scores is not None for frame in frames] == [False, False, False, True]
+    assert [frame.finished for frame in frames] == [False, False, True, True]
+    assert torch.equal(frames[2].pictures, frames[3].pictures)
+    assert (frames[0].pictures - frames[1].pictures).abs().max() > 0.01
+    assert all(0 <= frame.pictures.min() and frame.pictures.max() <= 1 for frame in frames)
+    assert largest_difference(frames[-1], together) < TOLERANCE
+
+
+def test_random_weights_are_called_untrained_on_the_picture(gray):
+    rendering = Visualizer(make_vit(trained=False), Recipe(steps=1, copies=1), gray).render(0, 0)
+    assert rendering.title.startswith("little-vit (untrained), mlp layer 0, ")
+
+
+def make_channels() -> nn.Module:
+    return resnet.ResNet(resnet.BasicBlock, (1, 1, 1, 1), num_classes=5)
+
+
+_VIT = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 5}
+FAMILIES: dict[str, tuple[Callable[[], nn.Module], str, int]] = {
+    "coat": (lambda: coat.CoaT(img_size=64, patch_size=4, embed_dims=(32, 32, 32, 32), serial_depths=(1, 1, 1, 1),
+                               parallel_depth=1, num_classes=5), "mlp", 64),
+    "convit": (lambda: convit.ConVit(img_size=32, patch_size=8, embed_dim=8, num_heads=4, depth=3, local_up_to_layer=2,
+                                     num_classes=5), "mlp", 32),
+    "swin": (lambda: swin_transformer.SwinTransformer(img_size=32, patch_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4),
+                                                      window_size=4, num_classes=5), "mlp", 32),
+    "twins": (lambda: twins.Twins(img_size=32, patch_size=4, embed_dims=(16, 16, 32, 32), num_heads=(2, 2, 2, 2),
+                                  depths=(1, 1, 1, 1), wss=(4, 2, 2, 1), num_classes=5), "mlp", 32),
+    "pit": (lambda: pit.PoolingVisionTransformer(img_size=32, patch_size=8, stride=4, base_dims=(8, 8, 8), depth=(1, 1, 1),
+                                                 heads=(2, 4, 4), num_classes=5, distilled=True), "mlp", 32),
+    "deit, distilled": (lambda: deit.VisionTransformerDistilled(**_VIT), "mlp", 32),
+    "clip": (lambda: timm.create_model("vit_base_patch32_clip_quickgelu_224", **_VIT), "mlp", 32),
+    "resnet": (make_channels, "channel", 32),
+}
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_can_be_rendered(family):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model = VisionModel(build(), family, size)
+    viewer = Visualizer(model, Recipe(steps=2, copies=2), torch.rand(3, 3, size, size))
+    for layer in (0, -1):
+        rendering = viewer.render(layer, [0, 5], kind)
+        assert rendering.pictures.shape == (2, 3, size, size) and rendering.finished and hooks(model) == 0
+        place = viewer._address(layer, 0, kind)[0]
+        start = [visualizer_module.begin(viewer.recipe, viewer._key(place, n, 0), size) for n in (0, 5)]
+        moved = (rendering.pictures - torch.cat(start)).abs()
+        assert (moved.mean((1, 2, 3)) > 0.02).all(), "the slope reaches the picture"
+        assert rendering.pictures.isfinite().all() and np.isfinite(rendering.scores.activation).all()
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_climbs_in_bfloat16_nearly_as_in_float32(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model, made = VisionModel(build(), family, size), {}
+    for precision in (torch.float32, torch.bfloat16):  # as on a card
+        monkeypatch.setattr(visualizer_module, "_precision", lambda device, precision=precision: precision)
+        made[precision] = Visualizer(model, Recipe(steps=4, copies=2), keep=False).unscored(-1, [0, 5], kind)
+        assert hooks(model) == 0 and next(model.module.parameters()).dtype is torch.float32
+    full, half = made.values()
+    moved = (full.pictures - full.pictures.roll(1, 0)).abs().mean()
+    assert (full.pictures - half.pictures).abs().mean() < 0.05 * moved
+    assert torch.equal(full.curves[:, 0], half.curves[:, 0])  # what is reported is always measured in float32
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_activations_in_bfloat16_are_those_in_float32(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model = VisionModel(build(), family, size)
+    place, keys = replace(find_site(model, 0, kind), own=torch.tensor([0, 0, 5, 5])), hashing.keys(0, np.arange(2))
+    draws = draw(RECIPE, keys, size, model.mean, model.std, "cpu")
+    pictures = torch.rand(2, 3, size, size)
+    full, half = (tokens(visualizer_module._rounded(model, precision), place, augment(pictures, draws, 0, precision)).float()
+                  for precision in (torch.float32, torch.bfloat16))
+    assert (half - full).norm() < 0.03 * full.norm()
+    assert not torch.equal(half, full) and next(model.module.parameters()).dtype is torch.float32
+
+
+@pytest.mark.parametrize("family", ["clip", "swin", "coat", "resnet"])
+def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(family, monkeypatch):
+    torch.manual_seed(5)
+    build, kind, size = FAMILIES[family]
+    model, neurons = VisionModel(build(), family, size), [0, 5]
+    made = Visualizer(model, Recipe(steps=3, copies=2), keep=False).unscored(-1, neurons, kind)
+    calls = []
+
+    def whole(model, place, inputs, leak=0.0):
+        calls.append(len(inputs))
+        every = tokens(model, replace(place, own=None), inputs + 0, leak)  # + 0 makes the copies
+        return every.gather(2, place.own[:, None, None].expand(-1, every.shape[1], 1))
+
+    monkeypatch.setattr(visualizer_module, "tokens", whole)
+    expected = Visualizer(model, Recipe(steps=3, copies=2), keep=False).unscored(-1, neurons, kind)
+    assert calls == [2, 4, 4, 4, 2]  # a curve's first point, three steps of two copies, and its last
+    assert (made.pictures - expected.pictures).abs().max() < TOLERANCE
+    assert torch.allclose(made.curves, expected.curves, rtol=1e-4, atol=1e-5)

@@ -1,0 +1,165 @@
+"""Sites: the places of a model that can be read, found by watching one forward pass.
+
+A site is a layer number and a kind. Nothing here knows a model family: MLP units are the ``act`` of every
+``timm.layers.Mlp``, in the order of their calls; queries, keys and values are the outputs of the linear layers that make
+them; a block is the module that owns an Mlp. Prefix tokens (class, distillation, registers) are those by which the
+tokens outnumber a square, counted at each site, because the number changes within some models (ConViT).
+"""
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from numbers import Integral
+
+import torch
+from timm.layers import GELU, GELUTanh, GlobalResponseNormMlp, Mlp, QuickGELU
+from torch import nn
+
+from ..utils.errors import VitvizError, nearest
+from .hooks import watch
+from .vision_model import VisionModel
+
+KINDS = {
+    "mlp": "hidden units of the MLP, after the activation",
+    "query": "what a token asks for, before the heads are split",
+    "key": "what a token answers to, before the heads are split",
+    "value": "what a token hands on, before the heads are split",
+    "attention": "what the attention layer adds to the residual stream",
+    "residual": "the residual stream after the block",
+    "channel": "channels of a CNN, after each activation function",
+}
+# Linear layers that make queries, keys and values, by timm's names: what each share of their output is.
+_PROJECTIONS = {
+    "qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "q": ("query",), "k": ("key",),
+    "v": ("value",), "q_proj": ("query",), "k_proj": ("key",), "v_proj": ("value",),
+}
+_MOST_PREFIX = 8  # class, distillation and up to a handful of register tokens
+_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Tanh)
+# Activation functions that look at one unit at a time and treat all alike.
+_ONE_BY_ONE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
+
+
+@dataclass(frozen=True)
+class Site:
+    """One place of a model.
+
+    Attributes:
+        kind, layer: its address; ``layer`` counts from 0 in forward order within the kind.
+        units: how many neurons it has.
+        prefix: tokens before the patch tokens (0 for CNNs and windows).
+        grid: (rows, columns) of the patch tokens, in raster order over the image; None where they are not in that order.
+        path: the module's name in the timm model; ``call`` says which of its calls (CoaT calls one Mlp several times).
+        part: (index, of how many) equal shares of the module's output the units are.
+        last: whether units are the last dimension of the output (False for NCHW).
+        own: int64 (N,), where only one unit of each input is wanted, which it is; None for all of them.
+    """
+
+    kind: str
+    layer: int
+    units: int
+    prefix: int
+    grid: tuple[int, int] | None
+    path: str
+    call: int
+    part: tuple[int, int] = (0, 1)
+    last: bool = True
+    own: torch.Tensor | None = field(default=None, compare=False)
+
+    def __str__(self) -> str:
+        return f"{self.kind} layer {self.layer}"
+
+
+def find_sites(model: VisionModel) -> dict[str, list[Site]]:
+    """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Found once a model."""
+    if "sites" not in model.memo:
+        model.memo["sites"] = _find(model)
+    return model.memo["sites"]
+
+
+def find_site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
+    """The site at an address.
+
+    Raises:
+        VitvizError: a kind the model lacks, or a layer out of range; negative layers count from the end, as in Python.
+    """
+    found = find_sites(model)
+    if kind not in found:
+        hint = "" if kind in KINDS else nearest(kind, KINDS)
+        raise VitvizError(f"{model.name} has no sites of kind {kind!r}; it has {', '.join(found) or 'none'}.{hint}")
+    layers = found[kind]
+    if not isinstance(layer, Integral):
+        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {layer!r}.")
+    if not -len(layers) <= layer < len(layers):
+        raise VitvizError(f"{model.name} has no {kind} layer {layer}; its layers are 0 to {len(layers) - 1} "
+                          f"(or -1 for the last).")
+    return layers[layer]
+
+
+def check_neurons(site: Site, neurons) -> list[int]:
+    """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none."""
+    neurons = list(neurons) if isinstance(neurons, Iterable) else [neurons]
+    if any(not isinstance(n, Integral) for n in neurons):
+        raise VitvizError(f"Neurons are whole numbers, 0 to {site.units - 1}, got {neurons!r}.")
+    neurons = [int(n) for n in neurons]
+    outside = [n for n in neurons if not 0 <= n < site.units]
+    if outside or not neurons or len(set(neurons)) < len(neurons):
+        wrong = f"neuron {outside[0]} is out of range" if outside else "the same neuron twice" if neurons else "none was named"
+        raise VitvizError(f"The {site} has neurons 0 to {site.units - 1}; {wrong}.")
+    return neurons
+
+
+@torch.inference_mode()
+def _find(model: VisionModel) -> dict[str, list[Site]]:
+    named = dict(model.module.named_modules())
+    owner = {path: named[path.rpartition(".")[0]] for path in named if path}
+    candidates: dict[str, str] = {}  # path: role
+    width: dict[str, int] = {}  # units expected at a path, which tells NHWC from NCHW
+    for path, module in named.items():
+        name = path.rpartition(".")[2]
+        if isinstance(module, (Mlp, GlobalResponseNormMlp)):  # the second is ConvNeXt V2's, no subclass of the first
+            candidates[f"{path}.act"] = "mlp"
+            width[f"{path}.act"] = module.fc1.weight.shape[0]
+            block = path.rpartition(".")[0]
+            if block and not isinstance(named[block], (nn.Sequential, nn.ModuleList)):
+                candidates.setdefault(block, "residual")
+                width[block] = module.fc2.weight.shape[0]
+        elif name in _PROJECTIONS and isinstance(module, nn.Linear) and hasattr(owner[path], "proj"):
+            candidates[path] = "projection"
+            candidates.setdefault(path.rpartition(".")[0], "attention")
+    if "mlp" not in candidates.values():
+        candidates = {path: "channel" for path, module in named.items() if isinstance(module, _ACTIVATIONS)}
+    size = model.image_size
+    with model.lock, watch({path: named[path] for path in candidates}, lambda path, call, output: output) as calls:
+        model.module(torch.zeros(1, 3, size, size, device=model.device))
+    found: dict[str, list[Site]] = {}
+    for path, call, output in calls:
+        if not isinstance(output, torch.Tensor):  # CoaT's parallel blocks return one tensor a scale
+            continue
+        role = candidates[path]
+        for part, kind in enumerate(_PROJECTIONS[path.rpartition(".")[2]] if role == "projection" else [role]):
+            parts = len(_PROJECTIONS[path.rpartition(".")[2]]) if role == "projection" else 1
+            site = _describe(kind, len(found.get(kind, [])), path, call, output, (part, parts), width.get(path))
+            if site:
+                found.setdefault(kind, []).append(site)
+    if not found:
+        raise VitvizError(f"{model.name} has no units this kit can read: it looks for timm.layers.Mlp modules (transformers) "
+                          f"or activation functions (CNNs), and {type(model.module).__name__} has neither.")
+    return {kind: found[kind] for kind in KINDS if kind in found}
+
+
+def _describe(kind, layer, path, call, output, part, width) -> Site | None:
+    """The site an output belongs to, or None for one that does not hold tokens that lie on the image."""
+    if output.dim() == 4 and (kind == "channel" or output.shape[-1] != width == output.shape[1]):
+        return Site(kind, layer, output.shape[1], 0, tuple(output.shape[2:]), path, call, part, last=False)
+    units = output.shape[-1] // part[1]
+    if output.dim() == 4 and len(output) == 1:  # NHWC
+        return Site(kind, layer, units, 0, tuple(output.shape[1:3]), path, call, part)
+    if output.dim() != 3 or kind == "channel":
+        return None if output.dim() < 3 else Site(kind, layer, units, 0, None, path, call, part)
+    if len(output) > 1:  # windows: tokens in another order than the image's
+        return Site(kind, layer, units, 0, None, path, call, part)
+    side = math.isqrt(output.shape[1])
+    prefix = output.shape[1] - side * side
+    if prefix > _MOST_PREFIX:  # MLP-Mixer's token mixing: its units are not read at patches
+        return None
+    return Site(kind, layer, units, prefix, (side, side), path, call, part)

@@ -1,0 +1,87 @@
+"""Small pictures put together: contact sheets, and activation maps over images."""
+
+import math
+import textwrap
+from dataclasses import dataclass
+from io import BytesIO
+
+import matplotlib
+import numpy as np
+import torch
+import torch.nn.functional as F
+from PIL import Image, ImageDraw, ImageFont
+
+_GAP, _LINE = 8, 16
+_INK, _FAINT, _ALARM = "#1b1b1b", "#5a5a5a", "#a33a00"  # on white, readable in light and dark themes
+
+
+@dataclass(frozen=True)
+class Tile:
+    """One picture (3, H, W) in [0, 1] with its caption lines; ``good=False`` shows the caption in a warning color."""
+
+    picture: torch.Tensor
+    lines: list[str]
+    good: bool = True
+
+
+def to_image(picture: torch.Tensor, side: int | None = None) -> Image.Image:
+    """A PIL image of (3, H, W) in [0, 1], enlarged smoothly to ``side`` px."""
+    array = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
+    image = Image.fromarray(array)
+    return image.resize((side, side), Image.Resampling.BICUBIC) if side else image
+
+
+def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int = 8) -> Image.Image:
+    """Tiles in rows of ``columns`` under a title, on white; each picture ``side`` px wide."""
+    columns = min(columns, len(tiles))
+    rows = math.ceil(len(tiles) / columns)
+    width = max(columns, 3) * (side + _GAP) + _GAP
+    font, small = ImageFont.load_default(13), ImageFont.load_default(12)
+    heading = textwrap.wrap(title, max(20, int(width / 7.2)))
+    top = _GAP + _LINE * len(heading) + _GAP // 2
+    below = _LINE * max(len(tile.lines) for tile in tiles)
+    sheet = Image.new("RGB", (width, top + rows * (side + below + _GAP)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, line in enumerate(heading):
+        draw.text((_GAP, _GAP // 2 + i * _LINE), line, font=font, fill=_INK)
+    for i, tile in enumerate(tiles):
+        x, y = _GAP + i % columns * (side + _GAP), top + i // columns * (side + below + _GAP)
+        sheet.paste(to_image(tile.picture, side), (x, y))
+        for j, line in enumerate(tile.lines):
+            color = _ALARM if not tile.good else _INK if j == 0 else _FAINT
+            draw.text((x, y + side + 2 + j * _LINE), line, font=small, fill=color)
+    return sheet
+
+
+def stack(images: list[Image.Image]) -> Image.Image:
+    """Images one below the other, on white, as wide as the widest."""
+    whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
+    top = 0
+    for image in images:
+        whole.paste(image, (0, top))
+        top += image.height
+    return whole
+
+
+def png(image: Image.Image) -> bytes:
+    buffer = BytesIO()
+    image.save(buffer, "PNG", compress_level=3)
+    return buffer.getvalue()
+
+
+def bundle(image: Image.Image, alt: str) -> tuple[dict, dict]:
+    """What ``_repr_mimebundle_`` returns for a picture with alternative text."""
+    return {"image/png": png(image), "text/plain": alt}, {"image/png": {"alt": alt}}
+
+
+def with_map(picture: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
+    """A picture (3, H, W) dimmed to gray under its activation map (h, w), dark blue for the least, yellow for the most.
+
+    The map is scaled to its own least and most; the colors (cividis) are safe for color-blind readers.
+    """
+    low, high = activation.min(), activation.max()
+    shown = F.interpolate(activation[None, None], picture.shape[1:], mode="nearest")[0, 0]
+    shown = ((shown - low) / (high - low).clamp_min(1e-12)).numpy()
+    color = torch.from_numpy(matplotlib.colormaps["cividis"](shown)[..., :3].astype(np.float32)).permute(2, 0, 1)
+    gray = picture.mean(0, keepdim=True).expand(3, -1, -1)
+    return 0.45 * gray + 0.55 * color

@@ -1,0 +1,113 @@
+"""A set of pictures with all that is known of them."""
+
+import json
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+
+from .. import __version__
+from ..plotting.image_grid import Tile, bundle, contact_sheet, to_image
+from ..utils.errors import VitvizError
+from .recipe import Recipe
+from .scores import Scores
+
+
+@dataclass(frozen=True, eq=False)
+class Rendering:
+    """Pictures of K neurons of one layer. Shows itself in a notebook; ``save`` and ``load`` keep it.
+
+    Attributes:
+        model: the model's title ("… (untrained)" for random weights).
+        kind, layer, neurons: what was pictured.
+        pictures: float32 (K, 3, S, S), RGB in [0, 1], on the CPU.
+        steps: (K,), updates done; fewer than ``recipe.steps`` where it was stopped.
+        curve_steps, curves: the activation on the picture itself, without augmentation, after so many steps: (n,) and
+            (K, n), NaN where not read.
+        recipe, seed: how they were made.
+        scores: measured afterwards; None in the frames of a stream.
+    """
+
+    model: str
+    kind: str
+    layer: int
+    neurons: list[int]
+    pictures: torch.Tensor
+    steps: list[int]
+    curve_steps: list[int]
+    curves: torch.Tensor
+    recipe: Recipe
+    seed: int
+    scores: Scores | None = None
+
+    @property
+    def finished(self) -> bool:
+        return all(done == self.recipe.steps for done in self.steps)
+
+    def with_scores(self, scores: Scores) -> "Rendering":
+        return replace(self, scores=scores)
+
+    @property
+    def title(self) -> str:
+        against = f", percentiles among {self.scores.reference}" if self.scores else ""
+        return f"{self.model}, {self.kind} layer {self.layer}, {self.recipe.work}, seed {self.seed}{against}"
+
+    def caption(self, k: int) -> list[str]:
+        """Two short lines on picture ``k``."""
+        lines = [f"neuron {self.neurons[k]}"]
+        if self.scores:
+            score = f"{self.scores.activation[k]:.3g}, above {self.scores.percentile[k]:.1f} %"
+            lines.append(score if self.scores.status[k] == "alive" else f"{self.scores.status[k]}: {score}")
+        if self.steps[k] < self.recipe.steps:
+            lines.append(f"stopped at step {self.steps[k]}")
+        return lines
+
+    def sheet(self) -> Image.Image:
+        """All pictures as one captioned contact sheet."""
+        tiles = [Tile(self.pictures[k], self.caption(k), good=not self.scores or self.scores.status[k] == "alive")
+                 for k in range(len(self.neurons))]
+        return contact_sheet(tiles, self.title)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return bundle(self.sheet(), f"Pictures of neurons {', '.join(map(str, self.neurons))}: {self.title}")
+
+    def manifest(self) -> dict:
+        """Everything but the pixels, as plain values."""
+        return {
+            "model": self.model, "kind": self.kind, "layer": self.layer, "neurons": self.neurons, "steps": self.steps,
+            "recipe": self.recipe.as_dict(), "seed": self.seed, "scores": asdict(self.scores) if self.scores else None,
+            "curve_steps": self.curve_steps, "version": __version__,
+        }
+
+    def save(self, folder: str | Path) -> Path:
+        """Write ``sheet.png``, ``neuron_N.png`` for each, ``pictures.npz`` and last ``manifest.json``; returns the folder."""
+        folder = Path(folder)
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self.sheet().save(folder / "sheet.png")
+            for neuron, picture in zip(self.neurons, self.pictures, strict=True):
+                to_image(picture).save(folder / f"neuron_{neuron}.png")
+            np.savez_compressed(folder / "pictures.npz", pictures=self.pictures.numpy(), curves=self.curves.numpy())
+            text = json.dumps(self.manifest(), indent=1) + "\n"
+            (folder / "manifest.json").write_text(text, encoding="utf-8")
+        except OSError as error:
+            raise VitvizError(f"The pictures cannot be written to {folder} ({error.strerror}); name a folder you may write "
+                              f"to. They stay in the cache, so making them again takes no time.") from None
+        return folder
+
+    @classmethod
+    def load(cls, folder: str | Path) -> "Rendering":
+        """Read what ``save`` wrote; VitvizError for a folder without it."""
+        try:
+            facts = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+            with np.load(Path(folder) / "pictures.npz", allow_pickle=False) as file:
+                pictures, curves = torch.from_numpy(file["pictures"]), torch.from_numpy(file["curves"])
+            facts.pop("version")
+            facts["recipe"] = Recipe(**facts["recipe"])
+            facts["scores"] = Scores(**facts["scores"]) if facts["scores"] else None
+            return cls(pictures=pictures, curves=curves, **facts)
+        except Exception as error:  # damaged JSON and zip files fail in many ways, none of which the user need know
+            raise VitvizError(f"{folder} holds no complete rendering ({error}); it needs the manifest.json and pictures.npz "
+                              f"that Rendering.save writes.") from None

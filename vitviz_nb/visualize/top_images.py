@@ -1,0 +1,73 @@
+"""Which images raise a neuron most."""
+
+from dataclasses import dataclass
+
+import torch
+from PIL import Image
+
+from ..datasets.image_set import ImageSet
+from ..models.reading import tokens
+from ..models.sites import check_neurons, find_site
+from ..models.vision_model import VisionModel
+from ..plotting.image_grid import Tile, bundle, contact_sheet, with_map
+from .atlas import STRONGEST, embedded
+from .scores import default_reference, reference_activations
+
+
+@dataclass(frozen=True, eq=False)
+class TopImages:
+    """The reference images that raise a neuron most.
+
+    Attributes:
+        images: (k, 3, S, S) in [0, 1], the strongest first.
+        activations: (k,).
+        maps: (k, rows, columns), the neuron's activation at each patch; None where tokens do not lie on the image.
+        indices: (k,), their numbers in the reference.
+    """
+
+    images: torch.Tensor
+    activations: list[float]
+    maps: torch.Tensor | None
+    indices: list[int]
+    title: str
+
+    def sheet(self, columns: int = 3) -> Image.Image:
+        """Rows of images, each row with its activation maps beneath where there are any."""
+        tiles = []
+        for start in range(0, len(self.images), columns):
+            row = range(start, min(start + columns, len(self.images)))
+            tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
+            if self.maps is not None:
+                key = {start: ["yellow: most active"]}
+                tiles += [Tile(with_map(self.images[i], self.maps[i]), key.get(i, [])) for i in row]
+        return contact_sheet(tiles, self.title, side=128, columns=columns)
+
+    def _repr_mimebundle_(self, include=None, exclude=None):
+        return bundle(self.sheet(columns=6), f"{self.title}, with activation maps")
+
+
+def top_images(model: VisionModel, layer: int, neuron: int, kind: str = "mlp", images=None, k: int = 6) -> TopImages:
+    """The ``k`` images that raise one neuron most, with its activation at every patch.
+
+    ``images`` is a ``Stimuli`` or what it takes; by default scenes of Emoji World.
+    """
+    site = find_site(model, layer, kind)
+    (neuron,) = check_neurons(site, neuron)
+    reference = default_reference(model)
+    if images is not None:
+        reference = images if isinstance(images, ImageSet) else ImageSet(model, images)
+    atlas = embedded(model.name) if reference is default_reference(model) and k <= STRONGEST else None
+    if atlas and atlas.covers(model, site.kind, site.layer):
+        numbers, values = (list(row)[:k] for row in atlas.strongest(site.layer, neuron))
+    else:
+        known = reference_activations(model, site, reference)[:, neuron]
+        best = known.topk(min(k, len(known)))
+        numbers, values = best.indices.tolist(), best.values.tolist()
+    shown = reference.batch(numbers).cpu()
+    maps = None
+    if site.grid:
+        with torch.inference_mode():
+            maps = tokens(model, site, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
+        maps = maps.view(len(shown), *site.grid)
+    title = f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}"
+    return TopImages(shown, values, maps, numbers, title)
