@@ -3,6 +3,8 @@
 import os
 from pathlib import Path
 
+from .errors import VitvizError
+
 
 def data_dir() -> Path:
     """The kit's ``data`` folder: inside an installed wheel, or at the top of the checkout."""
@@ -12,5 +14,9 @@ def data_dir() -> Path:
 
 def cache_dir() -> Path:
     """Where renderings, reference activations and downloaded weights are kept: ``$VITVIZ_CACHE`` or the user's cache."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(os.environ.get("VITVIZ_CACHE") or Path(home) / "vitviz_nb")
+    try:
+        home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+        return Path(os.environ.get("VITVIZ_CACHE") or Path(home) / "vitviz_nb").expanduser()
+    except RuntimeError:  # no home folder, or ~nobody
+        raise VitvizError("There is no home folder for the cache; set the environment variable VITVIZ_CACHE to a folder that "
+                          "you may write to.") from None
