@@ -1,15 +1,18 @@
-"""What an experiment returns: a small table of measured numbers that shows, plots and saves itself."""
+"""What an experiment returns: a table of measured numbers with 95 % intervals that filters, plots, compares and saves itself."""
 
+import html
 import textwrap
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+from matplotlib.figure import Figure
 
-from ..utils.errors import VitvizError
+from ..utils import files, validate
+from ..utils.errors import VitvizError, nearest
 from ..utils.statistics import wilson
 
 NUMBERS = ["value", "low", "high", "n"]
@@ -21,10 +24,10 @@ class Result:
 
     Attributes:
         title: what was measured, on which images.
-        quantity: what ``value`` is, with its unit, as an axis is named.
-        table: one row a number: columns that say what it is of, the first of them being what varies (a layer, a number of
-            blocks, …); then ``value``, ``low`` and ``high`` (its interval) and ``n`` (how many images, neurons or tokens it is
-            measured on).
+        quantity: what ``value`` is, with its unit, as an axis is labeled.
+        table: a row a number: first the factors that it was measured for (layer, measure, model, …), the first of them along
+            the horizontal axis of a plot; then ``value``, ``low`` and ``high`` (the interval) and ``n`` (how many images,
+            neurons or tokens).
         control: the value expected if there were no effect, with its name; None where there is none.
     """
 
@@ -33,33 +36,58 @@ class Result:
     table: pd.DataFrame
     control: tuple[str, float] | None = None
 
-    def save(self, path: str | Path) -> Path:
-        """Write the table as CSV; returns the path."""
-        path = Path(path)
-        try:
-            path.parent.mkdir(parents=True, exist_ok=True)
-            self.table.to_csv(path, index=False)
-        except OSError as error:
-            raise VitvizError(f"The table cannot be written to {path} ({error.strerror}); name a file you may write.") from None
-        return path
+    @property
+    def factors(self) -> list[str]:
+        """The columns that are no numbers of the measurement, the first along the horizontal axis."""
+        return [column for column in self.table.columns if column not in NUMBERS]
+
+    def where(self, **levels) -> "Result":
+        """The rows whose factors have these levels, without the factors that are thereby the same in all of them.
+
+        Args:
+            levels: for a factor, with ``_`` for the spaces in its name, its level, or a list of levels to keep:
+                ``where(measure="top-1", isolated_blocks=[0, 3])``.
+
+        Raises:
+            VitvizError: a factor or level that the table does not have.
+        """
+        table, before = self.table, self.factors
+        names = {column.replace(" ", "_"): column for column in before} | {column: column for column in before}
+        for name, wanted in levels.items():
+            if name not in names:
+                raise VitvizError(f"The table has the factors {', '.join(before)}; there is no {name!r}.{nearest(name, names)}")
+            known = list(dict.fromkeys(self.table[names[name]]))
+            wanted = [*map(validate.scalar, wanted)] if isinstance(wanted, (list, tuple, range)) else [validate.scalar(wanted)]
+            unknown = [level for level in wanted if level not in known]
+            if unknown or not wanted:
+                raise VitvizError(f"The levels of {names[name]} are {', '.join(map(repr, known))}; "
+                                  f"got {unknown[0] if unknown else 'none'!r}.")
+            table = table[table[names[name]].isin(wanted)]
+        if table.empty:
+            raise VitvizError(f"No row has {', '.join(f'{name} {level!r}' for name, level in levels.items())} together.")
+        chosen = {names[name] for name in levels}
+        fixed = [column for column in before if table[column].nunique() == 1
+                 and (column in chosen or self.table[column].nunique() > 1)]
+        fixed = fixed[1:] if fixed == before else fixed  # a plot needs one
+        return replace(self, table=table.drop(columns=fixed).reset_index(drop=True))
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
-        """Values with their intervals: lines where the first column is a number, else bars; one color a series."""
+        """Values with their intervals: lines where the first factor is numeric, else bars; one color a series."""
         axis = axis or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
-        first, *others = [c for c in self.table.columns if c not in NUMBERS]
+        first, *others = self.factors
         series = list(self.table.groupby(others, sort=False)) if others else [((), self.table)]
         lines = pd.api.types.is_numeric_dtype(self.table[first])
         ticks = list(dict.fromkeys(self.table[first]))
-        for i, (names, rows) in enumerate(series):
-            label, color = ", ".join(map(str, names)), sns.color_palette("colorblind")[i % 10]
+        for i, (levels, rows) in enumerate(series):
+            label, color = ", ".join(map(str, levels)), sns.color_palette("colorblind")[i % 10]
             errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
             if lines:
                 axis.errorbar(rows[first], rows["value"], errors, label=label, color=color, capsize=3,
                               marker="os^Dv*XP<>"[i % 10], linestyle=("-", "--", "-.", ":")[i % 4])
             else:
                 width = 0.8 / len(series)
-                places = [ticks.index(tick) + (i - (len(series) - 1) / 2) * width for tick in rows[first]]
-                axis.bar(places, rows["value"], 0.9 * width, yerr=errors, label=label, color=color, capsize=3,
+                centers = [ticks.index(tick) + (i - (len(series) - 1) / 2) * width for tick in rows[first]]
+                axis.bar(centers, rows["value"], 0.9 * width, yerr=errors, label=label, color=color, capsize=3,
                          hatch=("", "//", "..", "xx")[i % 4], edgecolor="white")
         if self.control:
             axis.axhline(self.control[1], color="0.35", linestyle=(0, (1, 2)), label=f"{self.control[0]}: {self.control[1]:.3g}")
@@ -70,35 +98,80 @@ class Result:
         axis.set(xlabel=first, ylabel=self.quantity)
         axis.set_title(self.title, fontsize="medium", wrap=True)
         axis.grid(alpha=0.3, axis="both" if lines else "y")
+        texts = [axis.title, axis.xaxis.label, axis.yaxis.label, *([] if lines else axis.get_xticklabels())]
         if others or self.control:
-            axis.legend(fontsize="small")
+            texts += axis.legend(fontsize="small").get_texts()
+        for text in texts:
+            text.set_parse_math(False)  # a folder or a model may have $ in its name
         return axis
+
+    def published(self, name: str) -> Figure:
+        """This result and the paper's table of that name (``published.accuracy``), side by side on the same vertical axis."""
+        from .published import accuracy  # it makes Results of the tables
+
+        figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
+        for axis, result in zip(axes, (replace(self, title=f"Measured here: {self.title}"), accuracy(name)), strict=True):
+            result.plot(axis)
+        return figure
+
+    @staticmethod
+    def side_by_side(results: "dict[str, Result]", title: str, factor: str = "model") -> "Result":
+        """Several results of one experiment as one, each under its key in the factor ``factor``.
+
+        Raises:
+            VitvizError: results that do not have the same quantity and factors.
+        """
+        if not results:
+            raise VitvizError("There are no results to put side by side; give at least one, such as {'emoji-vit': result}.")
+        first, *others = results.values()
+        for other in others:
+            if (other.quantity, other.factors) != (first.quantity, first.factors):
+                raise VitvizError(f"Results side by side have the same quantity and factors; these have {first.quantity} by "
+                                  f"{', '.join(first.factors)}, and {other.quantity} by {', '.join(other.factors)}.")
+        tables = [result.table.copy() for result in results.values()]
+        for name, table in zip(results, tables, strict=True):
+            table.insert(1, factor, name)
+        control = first.control if all(other.control == first.control for other in others) else None
+        return Result(title, first.quantity, pd.concat(tables, ignore_index=True), control)
+
+    def save(self, path: str | Path, force: bool = False) -> Path:
+        """Write the table as CSV and return the path; a file that is no such table is overwritten only with ``force``."""
+        return files.write(validate.path("path", path), self.table.to_csv(index=False), ours=_is_table, force=force)
 
     def _repr_html_(self) -> str:
         shown = self.table.copy()
         for column in NUMBERS[:3]:
             shown[column] = shown[column].map("{:.3g}".format)
-        return f"<p>{self.title}. Value: {self.quantity}; low and high: its 95 % interval.</p>{shown.to_html(index=False)}"
+        text = html.escape(f"{self.title}. Value: {self.quantity}; low and high: its 95 % interval.")
+        return f"<p>{text}</p>{shown.to_html(index=False)}"
 
 
-def beside(findings: dict[str, Result], title: str) -> Result:
-    """The same measurement of several models in one finding, each under its name in a column "model"."""
-    tables = []
-    for name, finding in findings.items():
-        tables.append(finding.table.copy())
-        tables[-1].insert(1, "model", name)
-    first = next(iter(findings.values()))
-    return Result(title, first.quantity, pd.concat(tables, ignore_index=True), first.control)
+def _is_table(path: Path) -> bool:
+    """Whether a file is a result's table, by its header."""
+    with open(path, "rb") as file:
+        return file.readline(10_000).rstrip().endswith(",".join(NUMBERS).encode())
 
 
-def share(hits, n: int) -> dict[str, float]:
-    """The four numbers of a row: a share in percent, with Wilson's interval."""
-    low, high = wilson(int(hits), int(n))
-    return {"value": 100 * int(hits) / max(1, n), "low": 100 * low, "high": 100 * high, "n": int(n)}
+def proportion(hits, n: int) -> dict[str, float]:
+    """The numbers of a row: ``hits`` of ``n`` in percent, with Wilson's interval; of nothing NaN, within 0 to 100."""
+    hits, n = int(hits), int(n)
+    low, high = wilson(hits, n)
+    return {"value": 100 * hits / n if n else np.nan, "low": 100 * low, "high": 100 * high, "n": n}
 
 
-def mean(values) -> dict[str, float]:
-    """The four numbers of a row: the mean of independent values, with the interval of 1.96 standard errors."""
+def mean_of(values) -> dict[str, float]:
+    """The numbers of a row: the mean of independent values, with the interval of 1.96 standard errors; of none NaN.
+
+    Raises:
+        VitvizError: values that are not finite.
+    """
     values = np.asarray(values, np.float64)
+    if not np.isfinite(values).all():
+        raise VitvizError(f"{(~np.isfinite(values)).sum()} of {len(values)} measured values are NaN or infinite, so they have no "
+                          f"mean: the weights of the model may be damaged, or the images.")
+    mean = values.mean() if len(values) else np.nan
     half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
-    return {"value": values.mean(), "low": values.mean() - half, "high": values.mean() + half, "n": len(values)}
+    return {"value": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+
+
+share, mean, beside = proportion, mean_of, Result.side_by_side  # until every module has the new names
