@@ -20,7 +20,7 @@ from ..utils.memory import release_memory
 from ..utils.statistics import wilson
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
-from .result import Result, share
+from .result import Result, proportion
 
 _SCENES, _AT_ONCE = 8192, 16  # 32 scenes of each of 256 concepts; few at once keep a CNN small
 
@@ -155,7 +155,7 @@ def raised_by_depth(visualizer: Visualizer, units: int = 64) -> Result:
     for site in sites:
         found = raised(visualizer, site.layer, _spaced(site, units), kind)
         for name, values in (("the neuron itself", found.own), ("another neuron", found.other)):
-            rows.append({"layer": site.layer, "the picture is of": name, **share((values > 0).sum(), len(values))})
+            rows.append({"layer": site.layer, "the picture is of": name, **proportion((values > 0).sum(), len(values))})
     return Result(f"{visualizer.model.title}: pictures that beat all of {visualizer.reference.name}", "share of pictures (%)",
                    pd.DataFrame(rows))
 
@@ -169,7 +169,7 @@ def named_by_depth(visualizer: Visualizer, judge: VisionModel, units: int = 64) 
         pictures, concept = visualizer.render(site.layer, neurons, kind).pictures, chosen.concept[neurons]
         for name, whose in (("the unit itself", concept), ("another unit", concept[derangement(len(concept), 0)])):
             found = named(pictures, whose, chosen.strength[neurons], judge, -np.inf)
-            rows.append({"layer": site.layer, "favorite of": name, **share(found.hits.sum(), len(neurons))})
+            rows.append({"layer": site.layer, "favorite of": name, **proportion(found.hits.sum(), len(neurons))})
     return Result(f"{visualizer.model.title}: pictures that {judge.name} names (among its 5 best) as a unit's favorite concept",
                    "share of pictures (%)", pd.DataFrame(rows), ("chance", 100 * found.chance))
 

@@ -15,7 +15,7 @@ from ..training.pgd import pgd
 from ..utils.errors import VitvizError
 from ..visualize.scores import default_reference, reference_activations
 from .faithfulness import named
-from .result import Result, share
+from .result import Result, proportion
 from .units import by_axes, pictures
 
 
@@ -38,8 +38,8 @@ def by_kind(model: VisionModel, judge: VisionModel, layer: int = -1, neurons: in
     for kind, row in pictures(model, layer, neurons).items():
         hits = named(row.rendering.pictures, row.concept, row.strength, judge, -torch.inf).hits
         high = sum(p > 99 for p in row.rendering.scores.percentile)
-        shares += [{"kind": kind, "pictures": f"named by {judge.name}", **share(hits.sum(), len(hits))},
-                   {"kind": kind, "pictures": "above the 99th percentile", **share(high, len(hits))}]
+        shares += [{"kind": kind, "pictures": f"named by {judge.name}", **proportion(hits.sum(), len(hits))},
+                   {"kind": kind, "pictures": "above the 99th percentile", **proportion(high, len(hits))}]
     where = f"{model.title}, layer {find_site(model, layer).layer}"
     chance = "guessing names", 500 / len(judge.class_names)
     return Result(f"{where}: pictures by kind of unit", "pictures (%)", pd.DataFrame(shares), chance), by_axes(model, layer)[0]

@@ -21,7 +21,7 @@ from ..visualize.rendering import Rendering
 from ..visualize.scores import default_reference, reference_activations
 from ..visualize.visualizer import Visualizer
 from .faithfulness import named, selectivity
-from .result import Result, mean, share
+from .result import Result, mean_of, proportion
 
 OFF = {"tv": 0.0, "jitter": 0.0, "color": 0.0, "noise": 0.0, "copies": 1}  # what each regularizer is when it is off
 _SHOWN, _STEPS = 8, 10
@@ -151,10 +151,10 @@ def ablation(model: VisionModel, recipe: Recipe | None = None, layer: int = -1, 
         made = pictures[name] = visualizer.render(layer, neurons, site.kind, seed)
         rough += _rough(name, made.pictures, patch)
         worth.append({"regularizers": name, "pictures": "above the 99th percentile",
-                      **share(sum(p > 99 for p in made.scores.percentile), len(neurons))})
+                      **proportion(sum(p > 99 for p in made.scores.percentile), len(neurons))})
         if judge:
             hits = named(made.pictures, known.concept[neurons], known.strength[neurons], judge, 0.0).hits
-            worth.append({"regularizers": name, "pictures": f"named by {judge.name}", **share(hits.sum(), len(hits))})
+            worth.append({"regularizers": name, "pictures": f"named by {judge.name}", **proportion(hits.sum(), len(hits))})
         release_memory()
     reference = visualizer.reference
     rough += _rough("scenes", reference_images(model, reference), patch)
@@ -166,9 +166,9 @@ def ablation(model: VisionModel, recipe: Recipe | None = None, layer: int = -1, 
 
 
 def _rough(name: str, pictures: torch.Tensor, patch: int | None) -> list[dict]:
-    rows = [{"regularizers": name, "share": "variance in fine grain", **mean(grain(pictures).numpy())}]
+    rows = [{"regularizers": name, "share": "variance in fine grain", **mean_of(grain(pictures).numpy())}]
     if patch:
-        rows.append({"regularizers": name, "share": "steps on patch borders", **mean(seams(pictures, patch).numpy())})
+        rows.append({"regularizers": name, "share": "steps on patch borders", **mean_of(seams(pictures, patch).numpy())})
     return rows
 
 
@@ -185,7 +185,7 @@ def spectrum(pictures: dict[str, torch.Tensor], title: str) -> Result:
         ring = (line[:, None] ** 2 + line[None] ** 2).sqrt().round().long().flatten()
         inside = torch.bincount(ring)[frequencies]  # frequencies on each ring, over which the power is averaged
         level = shares * (len(ring) - 1) / inside
-        rows += [{"frequency (cycles a side)": int(f), "pictures": name, **mean(level[:, i].numpy())}
+        rows += [{"frequency (cycles a side)": int(f), "pictures": name, **mean_of(level[:, i].numpy())}
                  for i, f in enumerate(frequencies)]
     return Result(title, "power (white noise: 1)", pd.DataFrame(rows), ("white noise", 1.0))
 
@@ -231,7 +231,7 @@ def sensitivity(model: VisionModel, images=None, n: int = 32, distances=(0.25, 0
                 with torch.inference_mode():
                     rises[name].append((measure(changed).cpu() - before[part]) / spread[part])
             release_memory()
-        rows += [{"size of the change (L2)": float(distance), "change": name, **mean(torch.cat(found).numpy())}
+        rows += [{"size of the change (L2)": float(distance), "change": name, **mean_of(torch.cat(found).numpy())}
                  for name, found in rises.items()]
     return Result(f"{model.title}, {site}: how far a small change raises a neuron ({stimuli.name})",
                    "rise (standard deviations over scenes)", pd.DataFrame(rows))

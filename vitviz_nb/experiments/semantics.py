@@ -21,7 +21,7 @@ from ..utils import cache
 from ..utils.errors import VitvizError, nearest
 from ..utils.memory import release_memory
 from ..utils.statistics import pearson
-from .result import Result, mean, share
+from .result import Result, mean_of, proportion
 
 FACTS = ("concept", "category", "style", "color", "context", "count", "size", "turn", "place")
 IN_ONE_STYLE = "concept in one style"
@@ -47,7 +47,7 @@ class Explained:
 
     def by_layer(self) -> Result:
         """The mean over units, by layer and fact, in percent."""
-        rows = [{"layer": layer, "explained by": fact, **mean(100 * shares[i].numpy())}
+        rows = [{"layer": layer, "explained by": fact, **mean_of(100 * shares[i].numpy())}
                 for layer, shares in enumerate(self.shares) for i, fact in enumerate(self.facts)]
         return Result(f"{self.title}: what explains units' answers", "variance explained (%)", pd.DataFrame(rows))
 
@@ -121,7 +121,7 @@ def across_styles(model: VisionModel, n: int = 2048) -> Result:
         compared["3d, other concepts"] = compared[first_style][lot]
         for name, second in compared.items():
             living = (first.std(0) > 0) & (second.std(0) > 0)
-            rows.append({"layer": site.layer, "3d and": name, **mean(pearson(first, second)[living].numpy())})
+            rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[living].numpy())})
     return Result(f"{model.title}: units' profiles over concepts in 3D models and in other styles ({n:,} scenes each)",
                    "correlation", pd.DataFrame(rows))
 
@@ -182,7 +182,7 @@ def by_captions(model: VisionModel, n: int = 240) -> Result:
         seen, words, own = (torch.cat(part) for part in zip(*parts, strict=True))
         for near, pictures in (("its own picture", seen), ("another scene's picture", seen[derangement(len(seen), 0)])):
             hits = ((words * pictures[:, None]).sum(-1).argmax(1) == own).sum()
-            rows.append({"captions differ in": fact, "nearest to": near, **share(hits, len(seen))})
+            rows.append({"captions differ in": fact, "nearest to": near, **proportion(hits, len(seen))})
     return Result(f"{model.title}: the right one of captions that differ in one fact", "right choices (%)", pd.DataFrame(rows))
 
 

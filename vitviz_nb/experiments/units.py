@@ -18,7 +18,7 @@ from ..utils import cache
 from ..utils.errors import VitvizError
 from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
-from .result import Result, mean
+from .result import Result, mean_of
 
 KINDS = ("query", "key", "value", "mlp")
 SCENES = 2048  # 8 of each of 256 concepts
@@ -94,8 +94,8 @@ def by_axes(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) -
         for axes, units, by in (("units", found[kind], labels), ("random directions", turned, labels),
                                 ("units, shuffled labels", found[kind], mixed)):
             of = {"kind": kind, "of": axes}
-            selective.append({**of, **mean(stand_out(units, by, classes).amax(0).numpy())})
-            known.append({**of, **mean(100 * explained(units, by).numpy())})
+            selective.append({**of, **mean_of(stand_out(units, by, classes).amax(0).numpy())})
+            known.append({**of, **mean_of(100 * explained(units, by).numpy())})
     where = _where(model, layer, stimuli.name)
     return (Result(f"{where}: how far the favorite concept stands out", "selectivity (standard deviations)",
                     pd.DataFrame(selective)),
@@ -120,7 +120,7 @@ def readable(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) 
         along = second @ torch.stack([discriminant(first, seen, c) for c in both], 1)
         each = {"best unit": stand_out(second, held, classes)[both, unit],
                 "best direction": stand_out(along, held, classes)[both, torch.arange(len(both))]}
-        rows += [{"kind": kind, "along": name, **mean(values.numpy())} for name, values in each.items()]
+        rows += [{"kind": kind, "along": name, **mean_of(values.numpy())} for name, values in each.items()]
     return Result(f"{_where(model, layer, f'{stimuli.n - half:,} others')}: how far a concept stands out",
                    "standard deviations", pd.DataFrame(rows))
 

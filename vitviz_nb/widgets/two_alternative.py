@@ -15,7 +15,7 @@ import torch
 from PIL import Image
 
 from ..datasets.image_set import ImageSet
-from ..experiments.result import Result, share
+from ..experiments.result import Result, proportion
 from ..models.sites import find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet, png, to_image
@@ -112,7 +112,7 @@ class Quiz:
         rows = []
         for hint in HINTS:
             hits = [q.right == a for q, a in zip(self.questions, answers, strict=False) if q.hint == hint]
-            rows.append({"the player sees": hint, "player": player, **share(sum(hits), len(hits))})
+            rows.append({"the player sees": hint, "player": player, **proportion(sum(hits), len(hits))})
             if not hits:
                 rows[-1] |= {"value": float("nan"), "low": 0.0, "high": 100.0}
         return Result(f"{self.model.title}, {self.place}: which of two scenes excites a neuron more?", "right answers (%)",
