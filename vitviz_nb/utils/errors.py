@@ -15,6 +15,10 @@ class VitvizError(ValueError):
         return [f"{type(self).__name__}: {self}"]
 
 
+class NotApplicable(VitvizError):
+    """What was asked does not exist for this architecture (a CNN has no CLS token): a fact about it, not a failure."""
+
+
 def nearest(word: str, allowed: Iterable[str], n: int = 3) -> str:
     """'Did you mean a, b?' with the up to ``n`` names closest to ``word``, or '' when none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=n, cutoff=0.5)
