@@ -14,12 +14,12 @@ from which Colab learns where to install the package from.
 """
 
 import json
-import os
 import re
 import subprocess
 from pathlib import Path
 from urllib.parse import quote
 
+from ..utils import files
 from ..utils.errors import VitvizError
 
 BRANCH = "main"
@@ -47,12 +47,12 @@ def publish(target: str | None, root: Path) -> list[Path]:
     readme, notebooks = root / "README.md", find_notebooks(root)
     if not readme.is_file() or not notebooks:
         raise VitvizError(f"{root} has no README.md or no notebooks. Run vitviz publish at the top of a checkout.")
-    texts = {readme: _with_badges(readme.read_text("utf-8"), badges(repository, notebooks[0], root), readme)}
+    texts = {readme: _with_badges(_read(readme), badges(repository, notebooks[0], root), readme)}
     for path in notebooks:
         texts[path] = _published_notebook(path, repository, root)
     changed = [path for path, text in texts.items() if path.read_bytes() != text.encode()]
     for path in changed:
-        _write(path, texts[path])
+        files.write(path, texts[path])
     return changed
 
 
@@ -105,7 +105,7 @@ def _from_git(root: Path) -> str:
 
 
 def _with_badges(text: str, line: str, path: Path) -> str:
-    """``text`` with ``line`` between its markers."""
+    """``text`` with ``line`` as what stands between its markers."""
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not end or START in rest or END in before + after:
@@ -119,10 +119,10 @@ def _with_badges(text: str, line: str, path: Path) -> str:
 def _published_notebook(path: Path, repository: str, root: Path) -> str:
     """The text of a notebook file with badges and repository written in."""
     try:
-        notebook = json.loads(path.read_text("utf-8"))
+        notebook = json.loads(_read(path))
         cells, sources = notebook["cells"], ["".join(cell["source"]) for cell in notebook["cells"]]
         kinds = [cell["cell_type"] for cell in cells]
-    except (ValueError, KeyError, TypeError):
+    except (json.JSONDecodeError, KeyError, TypeError):
         raise VitvizError(f"{path} is no Jupyter notebook of format 4. Mend or remove it, and publish again.") from None
     new = list(sources)
     first = sources[0] if kinds[:1] == ["markdown"] else ""
@@ -136,14 +136,8 @@ def _published_notebook(path: Path, repository: str, root: Path) -> str:
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 
 
-def _write(path: Path, text: str) -> None:
-    """Replace a file whole or not at all, keeping its permissions."""
-    new = path.with_name(f".{path.name}.new")
+def _read(path: Path) -> str:
     try:
-        new.write_text(text, "utf-8", newline="\n")
-        new.chmod(path.stat().st_mode)
-        os.replace(new, path)
-    except OSError as error:
-        raise VitvizError(f"{path} cannot be written ({error.strerror}). Make it writable and publish again.") from None
-    finally:
-        new.unlink(missing_ok=True)
+        return path.read_text("utf-8")
+    except (OSError, UnicodeError) as error:
+        raise VitvizError(f"{path} cannot be read as UTF-8 text ({error}). Mend it, and publish again.") from None

@@ -1,8 +1,9 @@
-"""A folder to hand in: pictures, figures and tables with what was said of them, and a page that shows them all."""
+"""A folder to hand in: pictures, figures and tables with the author's comments, and a page that shows them all."""
 
 import html
 import re
 from datetime import date
+from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -11,12 +12,15 @@ from PIL import Image
 
 from .. import __version__
 from ..experiments.result import Result
+from ..utils import files, validate
 from ..utils.errors import VitvizError
 from ..visualize.rendering import Rendering
 
+_PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+
 
 class Item(NamedTuple):
-    """What was added to a report: under which heading, what is shown (None for words alone), what was said of it."""
+    """One item of a report: its heading, what is shown (None for words only), and the comment."""
 
     heading: str
     shown: Any
@@ -27,10 +31,10 @@ class Report:
     """A report that grows item by item; each ``add`` writes its files and the page ``index.html`` anew.
 
     Args:
-        folder: where it is written; made if missing. One that already holds a report is begun again only with ``replace``.
+        folder: where it is written; made if missing.
         title: the page's heading.
         author: who hands it in.
-        replace: True to begin a report again that is already in the folder. Other files there are left alone.
+        force: True to overwrite files of the same names that are in the folder, such as an earlier report's.
 
     Attributes:
         items: what was added, in order.
@@ -39,56 +43,59 @@ class Report:
         VitvizError: a folder that cannot be written, or that holds a report already.
     """
 
-    def __init__(self, folder: str | Path, title: str, author: str = "", replace: bool = False):
-        self.folder, self.title, self.author = Path(folder).expanduser(), title, author
-        self.items, self._parts = [], []
-        if (self.page).exists() and not replace:
-            raise VitvizError(f"{self.folder} holds a report already; name another folder, or say replace=True.")
-        self._write(self.page, self._html().encode())
+    def __init__(self, folder: str | Path, title: str, author: str = "", force: bool = False):
+        self.folder, self.title, self.author = validate.path("folder", folder), _text("title", title), _text("author", author)
+        self.items, self._parts, self._force = [], [], force
+        if self.page.exists() and not force:
+            raise VitvizError(f"{self.folder} holds a report already; name another folder, or say force=True to begin it again.")
+        files.write(self.page, self._html())
 
     @property
     def page(self) -> Path:
         return self.folder / "index.html"
 
     def add(self, item, heading: str, text: str = "") -> "Report":
-        """Add one item under a heading, with what you say of it; returns the report.
+        """Add one item under a heading, with a comment; returns the report.
 
         Args:
-            item: a ``Rendering`` (its pictures, scores and settings are kept), a ``Finding`` (drawn, and its table as CSV), a
-                matplotlib figure, a PIL image, or anything that shows itself as a picture in a notebook; None for words alone.
+            item: a ``Rendering`` (its pictures, scores and settings are kept), a ``Result`` (plotted, and its table as CSV), a
+                matplotlib figure, a PIL image, or anything that shows itself as a picture in a notebook; None for words only.
+            text: the comment; an empty line begins a new paragraph.
         """
-        if not heading.strip():
+        if not _text("heading", heading).strip():
             raise VitvizError("An item of a report needs a heading.")
         name = f"{len(self._parts) + 1:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')[:40] or 'item'}"
-        shown, alt, links = None, heading, []
+        picture, alt, link = f"{name}.png", heading, ""
+        paragraphs = [part for part in re.split(r"\n\s*\n", _text("text", text).strip()) if part]
         if isinstance(item, Rendering):
             item.save(self.folder / name)
-            shown, alt, links = f"{name}/sheet.png", f"Pictures of neurons: {item.title}", [f"{name}/manifest.json"]
+            picture, alt, link = f"{name}/sheet.png", f"Pictures of neurons: {item.title}", f"{name}/manifest.json"
         elif isinstance(item, Result):
-            item.save(self.folder / f"{name}.csv")
+            item.save(self.folder / f"{name}.csv", force=self._force)
             figure = item.plot().figure
-            self._figure(figure, f"{name}.png")
+            self._write(picture, _png(figure))
             plt.close(figure)
-            shown, alt, links = f"{name}.png", item.title, [f"{name}.csv"]
-        elif isinstance(item, plt.Figure):
-            self._figure(item, f"{name}.png")
-            shown = f"{name}.png"
-        elif isinstance(item, Image.Image):
-            self._saved(lambda path: item.save(path), f"{name}.png")
-            shown = f"{name}.png"
-        elif hasattr(item, "_repr_mimebundle_") and "image/png" in (found := item._repr_mimebundle_()[0]):
-            self._write(self.folder / f"{name}.png", found["image/png"])
-            shown, alt = f"{name}.png", found.get("text/plain", heading)
-        elif item is not None:
-            raise VitvizError(f"A report shows a Rendering, a Finding, a matplotlib figure or an image; {type(item).__name__} is "
+            alt, link = item.title, f"{name}.csv"
+        elif isinstance(item, (plt.Figure, Image.Image)):
+            self._write(picture, _png(item))
+        elif hasattr(item, "_repr_mimebundle_") and "image/png" in (shown := item._repr_mimebundle_()[0]):
+            self._write(picture, shown["image/png"])
+            alt = shown.get("text/plain", heading)
+        elif item is None:
+            picture = ""
+        else:
+            raise VitvizError(f"A report shows a Rendering, a Result, a matplotlib figure or an image; {type(item).__name__} is "
                               f"none of these.")
-        said = "".join(f"<p>{html.escape(part)}</p>" for part in re.split(r"\n\s*\n", text.strip()) if part)
-        picture = f'<p><img src="{shown}" alt="{html.escape(alt)}"></p>' if shown else ""
-        files = "".join(f' <a href="{link}">{link}</a>' for link in links)
-        self._parts.append(f"<h2>{html.escape(heading)}</h2>{picture}{said}" + (f"<p>Files:{files}</p>" if files else ""))
+        self._parts.append("".join([
+            f"<h2>{html.escape(heading)}</h2>", f'<p><img src="{picture}" alt="{html.escape(alt)}"></p>' if picture else "",
+            *(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs),
+            f'<p>Files: <a href="{link}">{link}</a></p>' if link else ""]))
         self.items.append(Item(heading, item, text))
-        self._write(self.page, self._html().encode())
+        files.write(self.page, self._html())
         return self
+
+    def _write(self, name: str, content: bytes) -> None:
+        files.write(self.folder / name, content, ours=lambda path: False, force=self._force)
 
     def _html(self) -> str:
         by = f"{html.escape(self.author)}, " if self.author else ""
@@ -98,20 +105,25 @@ class Report:
                 f"<style>{style}</style><h1>{html.escape(self.title)}</h1>"
                 f"<p>{by}{date.today():%Y-%m-%d}, vitviz_nb {__version__}</p>{''.join(self._parts)}</html>\n")
 
-    def _figure(self, figure: plt.Figure, name: str) -> None:
-        self._saved(lambda path: figure.savefig(path, dpi=120, facecolor="white"), name)
-
-    def _write(self, path: Path, content: bytes) -> None:
-        self._saved(lambda path: path.write_bytes(content), path.name)
-
-    def _saved(self, save, name: str) -> None:
-        try:
-            self.folder.mkdir(parents=True, exist_ok=True)
-            save(self.folder / name)
-        except OSError as error:
-            raise VitvizError(f"The report cannot be written to {self.folder} ({error.strerror}); name a folder you may write "
-                              f"to.") from None
-
     def _repr_html_(self) -> str:
         return (f"<p>Report <b>{html.escape(self.title)}</b>: {len(self._parts)} items in {html.escape(str(self.folder))}; open "
                 f"index.html in a browser, or hand in the folder.</p>")
+
+
+def _text(name: str, value: Any) -> str:
+    if not isinstance(value, str):
+        raise VitvizError(f"The {name} of a report is text, got {type(value).__name__}.")
+    return value
+
+
+def _png(picture: plt.Figure | Image.Image) -> bytes:
+    """A figure or an image, of any mode, as a PNG file."""
+    content = BytesIO()
+    try:
+        if isinstance(picture, plt.Figure):
+            picture.savefig(content, format="png", dpi=120, facecolor="white")
+        else:
+            (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(content, "PNG")
+    except (OSError, ValueError) as error:  # a file cut short, or closed; a mode without colors
+        raise VitvizError(f"This {type(picture).__name__} cannot be written as PNG ({error}); give it as an RGB image.") from None
+    return content.getvalue()

@@ -1,68 +1,96 @@
-"""What every notebook begins with: is this machine ready?"""
+"""What every notebook begins with: is this machine ready? And ``vitviz doctor``, which also checks the kit's files."""
 
 import os
 import platform
 import sys
-from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-from ..models.cards import check_embedded, embedded_names
-from ..models.vision_model import default_device
-from ..utils import cache
+from ..models.cards import embedded_names
+from ..models.loading import default_device
+from ..utils import cache, files, paths
 from ..utils.errors import VitvizError
-from ..utils.paths import cache_dir
+
+# Written by: cd data; git ls-files | grep -vE '(\.md|\.py|SHA256SUMS)$' | xargs sha256sum > SHA256SUMS
+SUMS = "SHA256SUMS"
+_PROBLEM = "PROBLEM: "
 
 
-def _status() -> list[tuple[str, str]]:
-    """Rows of (what, how it stands) about this machine."""
+def setup() -> None:
+    """Print what the kit runs on, and what to do where something is missing. Safe to run twice."""
+    _show(_machine())
+
+
+def doctor() -> int:
+    """Print what ``setup`` prints, after comparing every shipped file with its SHA-256; returns the number of problems."""
+    damaged = damaged_files(paths.data_dir())
+    rows = [*_machine(), *(("Kit's data", f"{_PROBLEM}{line}") for line in damaged)]
+    _show(rows if damaged else [*rows, ("Kit's data", f"complete and unchanged in {paths.data_dir()}")])
+    if damaged:
+        print("Restore these files: in a checkout by git checkout -- data, else by installing the kit again with pip's "
+              "--force-reinstall --no-deps.")
+    return sum(_PROBLEM in text for _, text in rows)
+
+
+def damaged_files(data: Path) -> list[str]:
+    """The shipped files of a ``data`` folder that are missing or differ from their SHA-256, each with which of both."""
+    try:
+        lines = (data / SUMS).read_text("utf-8").splitlines()
+        expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+    except (OSError, ValueError):
+        return [f"{data / SUMS} is missing or damaged, so the other files cannot be checked."]
+    problems = []
+    for name, digest in expected.items():
+        try:
+            if files.sha256(data / name) != digest:
+                problems.append(f"{data / name} is damaged: it is not the file that was shipped.")
+        except OSError as error:
+            problems.append(f"{data / name} is missing or cannot be read ({error.strerror}).")
+    return problems
+
+
+def _machine() -> list[tuple[str, str]]:
+    """Rows of (what, its state) about this machine."""
     host = "Colab" if "google.colab" in sys.modules else "Binder" if "BINDER_SERVICE_HOST" in os.environ else "this machine"
     device = default_device()
     if device == "cuda":
-        unit = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
+        processor = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
     elif device == "mps":
-        unit = "Apple GPU"
+        processor = "Apple GPU"
     else:
-        advice = {"Colab": "Runtime, Change runtime type, T4 GPU makes pictures faster"}.get(
-            host, "enough for the embedded models")
-        unit = f"{os.cpu_count()} CPU cores, no GPU ({advice})"
-    rows = [("Host", f"{host}, {platform.system()}, Python {platform.python_version()}"), ("Computes on", unit)]
-    memory = _memory()
+        advice = "Runtime, Change runtime type, T4 GPU renders faster" if host == "Colab" else "enough for the embedded models"
+        processor = f"{os.cpu_count()} CPU cores, no GPU ({advice})"
+    rows = [("Host", f"{host}, {platform.system()}, Python {platform.python_version()}"), ("Computes on", processor)]
+    memory = _free_memory()
     if memory:
         rows.append(("Memory", f"{memory:.1f} GB free"))
     for package in ("torch", "timm", "ipywidgets"):
         try:
             rows.append((package, version(package)))
         except PackageNotFoundError:
-            rows.append((package, f"missing: python -m pip install {package}"))
-    for name in embedded_names():
-        rows.append(("Embedded model", _sentence(lambda name=name: check_embedded(name)) or name))
-    if not embedded_names():
-        rows.append(("Embedded models", "none found: the data folder is missing; install the kit again"))
-    rows.append(("Cache", _sentence(cache.ready) or str(cache_dir())))
+            rows.append((package, f"{_PROBLEM}missing: python -m pip install {package}"))
+    names = embedded_names()
+    rows.append(("Embedded models", f"{len(names)}, the first of vv.list_models()" if names else
+                 f"{_PROBLEM}none found: the data folder {paths.data_dir()} is missing; install the kit again"))
+    try:
+        cache.ready()
+        rows.append(("Cache", str(paths.cache_dir())))
+    except VitvizError as error:
+        rows.append(("Cache", f"{_PROBLEM}{error}"))
     return rows
 
 
-def _sentence(attempt: Callable) -> str | None:
-    """What is wrong with it, or None."""
-    try:
-        attempt()
-    except VitvizError as error:
-        return f"PROBLEM: {error}"
-
-
-def setup() -> None:
-    """Print what the kit runs on, and what to do where something is missing. Safe to run twice; ``vitviz doctor``."""
-    for what, how in _status():
-        print(f"{what + ':':<17}{how}")
-
-
-def _memory() -> float | None:
-    """Free memory in GB, where Linux tells."""
+def _free_memory() -> float | None:
+    """Free memory in GB, where Linux says it."""
     try:
         text = Path("/proc/meminfo").read_text()
         return int(text.split("MemAvailable:")[1].split()[0]) / 1e6
     except (OSError, IndexError, ValueError):
         return None
+
+
+def _show(rows: list[tuple[str, str]]) -> None:
+    for what, text in rows:
+        print(f"{what + ':':<17}{text}")

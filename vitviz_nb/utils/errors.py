@@ -1,11 +1,11 @@
-"""The one kind of error a user of the kit is meant to meet."""
+"""The one exception that the kit raises for what a user can mend."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class VitvizError(ValueError):
-    """Something a user can mend: the message says what was wrong, what is allowed and what to do next.
+    """An error that a user can mend: the message says what was wrong, what is allowed and what to do next.
 
     The command line prints it on one line and exits with 2; a notebook shows it without a stack trace.
     """

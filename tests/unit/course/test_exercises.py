@@ -424,7 +424,7 @@ def test_a_report_needs_four_items_of_three_kinds_and_words_on_each(tiny_vit, tm
         ([pictures, finding, finding, finding], "Not yet: the report lacks an item of words alone"),
         ([pictures, finding._replace(text=" "), words, words], "Not yet: the report lacks words on 'Numbers'"),
     ):
-        report = vv.Report(tmp_path, "Mine", replace=True)
+        report = vv.Report(tmp_path, "Mine", force=True)
         report.items.extend(items)
         vv.check("11.3", report, tiny_vit)
         assert capsys.readouterr().out.startswith(said), said

@@ -152,3 +152,9 @@ def test_jupyters_own_copies_are_left_alone(root):
     copy.parent.mkdir()
     copy.write_text("half written")
     assert copy not in publish("ada/kit", root)
+
+
+def test_a_readme_that_is_no_text_is_named(root):
+    (root / "README.md").write_bytes(b"\xff\xfe badges")
+    with pytest.raises(VitvizError, match="README.md cannot be read as UTF-8 text"):
+        publish("ada/kit", root)

@@ -48,18 +48,40 @@ def test_every_kind_of_item_is_written_and_shown(tmp_path: Path, tiny_vit):
 def test_a_report_is_not_lost_to_another_by_accident(tmp_path: Path):
     (tmp_path / "notes.txt").write_text("mine")
     Report(tmp_path, "One").add(None, "Something")
-    with pytest.raises(VitvizError, match="holds a report already; name another folder, or say replace=True"):
+    with pytest.raises(VitvizError, match="holds a report already; name another folder, or say force=True"):
         Report(tmp_path, "Two")
-    again = Report(tmp_path, "Two", replace=True)
+    again = Report(tmp_path, "Two", force=True)
     assert again.items == [] and "Something" not in again.page.read_text() and (tmp_path / "notes.txt").read_text() == "mine"
+
+
+def test_pictures_of_others_in_the_folder_stay(tmp_path: Path):
+    (tmp_path / "01_holidays.png").write_bytes(b"mine")
+    report = Report(tmp_path, "One")
+    with pytest.raises(VitvizError, match="01_holidays.png exists, and is nothing that this command made"):
+        report.add(Image.new("RGB", (4, 4)), "Holidays")
+    assert (tmp_path / "01_holidays.png").read_bytes() == b"mine" and report.items == []
+    Report(tmp_path, "One", force=True).add(Image.new("RGB", (4, 4)), "Holidays")
+    Image.open(tmp_path / "01_holidays.png").verify()
+
+
+@pytest.mark.parametrize("mode", ["1", "L", "LA", "P", "RGBA", "CMYK", "YCbCr", "HSV", "I;16", "I", "F"])
+def test_images_of_any_mode_are_shown(tmp_path: Path, mode: str):
+    Report(tmp_path, "One").add(Image.new(mode, (4, 4)), "Image")
+    Image.open(tmp_path / "01_image.png").verify()
 
 
 def test_what_cannot_be_shown_or_written_is_said(tmp_path: Path):
     report = Report(tmp_path, "One")
-    with pytest.raises(VitvizError, match="a Rendering, a Finding, .* int is none of these"):
-        report.add(3, "Three")
-    with pytest.raises(VitvizError, match="needs a heading"):
-        report.add(None, " ")
+    for arguments, says in (((3, "Three"), "a Rendering, a Result, .* int is none of these"), ((None, " "), "needs a heading"),
+                            ((None, None), "heading of a report is text, got NoneType"),
+                            ((None, "Text", 3), "text of a report is text, got int")):
+        with pytest.raises(VitvizError, match=says):
+            report.add(*arguments)
+    assert report.items == [] and "<h2>" not in report.page.read_text()
     (tmp_path / "file").write_text("")
-    with pytest.raises(VitvizError, match="cannot be written to .*file"):
-        Report(tmp_path / "file" / "below", "Two")
+    for arguments, says in (((tmp_path / "file" / "below", "Two"), "file.*cannot be written"), (("", "Two"), "folder is a path"),
+                            ((tmp_path / "two", None), "title of a report is text"),
+                            ((tmp_path / "two", "Two", None), "author of a report is text")):
+        with pytest.raises(VitvizError, match=says):
+            Report(*arguments)
+    assert not (tmp_path / "two").exists()
