@@ -12,6 +12,7 @@ import torch
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from vitviz_nb.models import cards
 from vitviz_nb.models import loading as models
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.visualize import visualizer as visualizer_module
@@ -73,7 +74,7 @@ def shelf(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Shelf:
     folder.mkdir()
     shelf = Shelf(folder, models.build(ARCHITECTURE))
     shelf.put(shelf.module.state_dict())
-    monkeypatch.setattr(models, "models_dir", lambda: folder)
+    monkeypatch.setattr(cards, "models_dir", lambda: folder)
     return shelf
 
 

@@ -1,21 +1,24 @@
 """Models by name: the embedded ones, and any timm model."""
 
-import importlib
 import os
+from collections import Counter
 from functools import cache
 from pathlib import Path
 
 import timm
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file
 from timm.data import ImageNetInfo, resolve_model_data_config
 from timm.models import load_state_dict
 from torch import nn
 
+from ..utils import validate
 from ..utils.errors import VitvizError, nearest
-from .cards import check_embedded, embedded_names, models_dir, read_card
+from . import cards
+from .cards import build, check_embedded, embedded_names, read_card
 from .text_tower import TextTower
-from .vision_model import VisionModel, usable_device
+from .vision_model import VisionModel
 
 
 @cache
@@ -26,6 +29,22 @@ def _timm_names() -> list[str]:
 def list_models(pattern: str = "*") -> list[str]:
     """Names that ``load`` takes: the embedded models, then timm's pretrained ones that match ``pattern`` (``*`` is any)."""
     return [*embedded_names(), *timm.list_pretrained(pattern)]
+
+
+def default_device() -> str:
+    """CUDA where there is a card, else MPS, else the CPU."""
+    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+
+
+def usable_device(device: str | None) -> str:
+    """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
+    device = device or default_device()
+    try:
+        (torch.ones(1, device=device) + 1).item()
+    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # ImportError: torch.hpu and the like are packages
+        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
+                          f"this machine has {default_device()}.") from None
+    return device
 
 
 def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None,
@@ -46,15 +65,17 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
         VitvizError: no such model (with the nearest names); weights out of reach, changed, not of this model or not finite; no
             such device.
     """
-    if not isinstance(name, str):
-        raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {name!r}.")
+    if not isinstance(name, str) or not name or "\0" in name:
+        what = f"a {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)
+        raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {what}. A network of your own becomes a model "
+                          f"with vv.VisionModel(module, name, image_size).")
     device, embedded = usable_device(device), embedded_names()
     if checkpoint is not None:
-        model = _load_checkpoint(name, Path(checkpoint).expanduser(), class_names)
+        model = _load_checkpoint(name, validate.path("checkpoint", checkpoint), class_names)
     elif name in embedded:
-        model = load_from(models_dir(), name, pretrained)
+        model = load_from(cards.models_dir(), name, pretrained)
     elif name.endswith(".json"):
-        card = Path(name).expanduser()
+        card = validate.path("The card", name)
         model = load_from(card.parent, card.stem, pretrained)
     elif timm.is_model(name):
         model = _load_timm(name, pretrained)
@@ -62,21 +83,6 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
         raise VitvizError(f"There is no model called {name!r}.{nearest(name, [*embedded, *_timm_names()])} Embedded models: "
                           f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
     return model.to(device)
-
-
-def build(architecture: dict) -> nn.Module:
-    """The timm module a card describes: ``{"class": "timm.models.….Class", "arguments": {…}}``, with random weights.
-
-    An argument that is itself such a class (ResNet's block) is written as its path.
-    """
-    def named(path: str):
-        module, _, name = path.rpartition(".")
-        if not module.startswith("timm.models."):
-            raise VitvizError(f"An embedded model's class must come from timm.models, not {path!r}.")
-        return getattr(importlib.import_module(module), name)
-
-    arguments = {k: named(v) if isinstance(v, str) and v.startswith("timm.") else v for k, v in architecture["arguments"].items()}
-    return named(architecture["class"])(**arguments)
 
 
 def _seeded(make) -> nn.Module:
@@ -88,13 +94,18 @@ def _seeded(make) -> nn.Module:
 def load_from(folder: Path, name: str, pretrained: bool = True) -> VisionModel:
     """A model from its weights and card in ``folder``, as ``vitviz train`` writes them."""
     card = check_embedded(name, folder) if pretrained else read_card(name, folder)
-    module = _seeded(lambda: build(card["architecture"]))
-    text = card.get("text") and _seeded(lambda: TextTower(**card["text"]))
-    if pretrained:
-        whole = nn.ModuleDict({"image": module, "text": text}) if text else module
-        whole.load_state_dict(load_file(folder / f"{name}.safetensors"))  # float16 on disk, float32 in the module
+    module, text = _seeded(lambda: build(card["architecture"])), None
+    try:
+        if card.get("text"):
+            text = _seeded(lambda: TextTower([str(word) for word in card["text"]["words"]], int(card["text"]["width"])))
+        if pretrained:
+            whole = nn.ModuleDict({"image": module, "text": text}) if text else module
+            whole.load_state_dict(load_file(folder / f"{name}.safetensors"))  # float16 on disk, float32 in the module
+    except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
+        raise VitvizError(f"The weights of {name} in {folder} do not fit its card ({str(error).splitlines()[0][:200]}); both are "
+                          f"written by one `vitviz train`.") from None
     return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"], card["license"],
-                       trained=pretrained, card=card, text=text, styles=card["recipe"]["styles"])
+                       trained=pretrained, card=card, text=text, styles=card["recipe"].get("styles", ()))
 
 
 def _load_timm(name: str, pretrained: bool) -> VisionModel:
@@ -136,10 +147,19 @@ def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> Vi
 
 def _of_timm(module: nn.Module, name: str, class_names: list[str] | None, license: str, trained: bool) -> VisionModel:
     config = resolve_model_data_config(module)
-    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], class_names, license, trained)
+    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], class_names, license, trained,
+                       crop_pct=config["crop_pct"], interpolation=config["interpolation"], crop_mode=config["crop_mode"])
 
 
+@cache
 def imagenet_names() -> list[str]:
-    """ImageNet's 1,000 classes in order, the first of each one's synonyms."""
+    """ImageNet's 1,000 classes in order, each by its first synonym, or by all of them where two classes share the first.
+
+    Two classes have no other name than "crane"; their WordNet ids are added. So no two names are equal, whatever the case.
+    """
     info = ImageNetInfo("imagenet-1k")
-    return [info.index_to_description(i).split(",")[0] for i in range(1000)]
+    synonyms, ids = [info.index_to_description(i) for i in range(1000)], info.label_names()
+    first = [text.split(",")[0] for text in synonyms]
+    shared, same = (Counter(map(str.casefold, names)) for names in (first, synonyms))
+    return [name if shared[name.casefold()] == 1 else text if same[text.casefold()] == 1 else f"{text} ({wordnet})"
+            for name, text, wordnet in zip(first, synonyms, ids, strict=True)]

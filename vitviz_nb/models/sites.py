@@ -9,12 +9,14 @@ tokens outnumber a square, counted at each site, because the number changes with
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass, field
+from itertools import islice
 from numbers import Integral
 
 import torch
 from timm.layers import GELU, GELUTanh, GlobalResponseNormMlp, Mlp, QuickGELU
 from torch import nn
 
+from ..utils import validate
 from ..utils.errors import VitvizError, nearest
 from .hooks import watch
 from .vision_model import VisionModel
@@ -36,7 +38,7 @@ _PROJECTIONS = {
 _MOST_PREFIX = 8  # class, distillation and up to a handful of register tokens
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Tanh)
 # Activation functions that look at one unit at a time and treat all alike.
-_ONE_BY_ONE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
+ELEMENTWISE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
 
 
 @dataclass(frozen=True)
@@ -70,42 +72,56 @@ class Site:
 
 
 def find_sites(model: VisionModel) -> dict[str, list[Site]]:
-    """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Found once a model."""
-    if "sites" not in model.memo:
-        model.memo["sites"] = _find(model)
-    return model.memo["sites"]
+    """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Its own kind comes first."""
+    if not isinstance(model, VisionModel):
+        raise VitvizError(f"A model comes from vv.load(name), got a {type(model).__name__}.")
+    return model.remember("sites", lambda: _find(model), weights=False)
 
 
-def find_site(model: VisionModel, layer: int, kind: str = "mlp") -> Site:
+def find_site(model: VisionModel, layer: int = -1, kind: str | None = None) -> Site:
     """The site at an address.
 
+    Args:
+        layer: counted from 0 in forward order within the kind; negative ones from the end, as in Python.
+        kind: one of ``KINDS``; None for the model's own: "mlp" where it has MLPs, else "channel".
+
     Raises:
-        VitvizError: a kind the model lacks, or a layer out of range; negative layers count from the end, as in Python.
+        VitvizError: a kind the model lacks, or a layer out of range.
     """
-    found = find_sites(model)
-    if kind not in found:
-        hint = "" if kind in KINDS else nearest(kind, KINDS)
-        raise VitvizError(f"{model.name} has no sites of kind {kind!r}; it has {', '.join(found) or 'none'}.{hint}")
-    layers = found[kind]
-    if not isinstance(layer, Integral):
+    by_kind = find_sites(model)
+    if kind is not None and (not isinstance(kind, str) or kind not in by_kind):
+        hint = nearest(kind, KINDS) if isinstance(kind, str) and kind not in KINDS else ""
+        raise VitvizError(f"{model.name} has no sites of kind {kind!r}; it has {', '.join(by_kind)}.{hint}")
+    kind = kind or next(iter(by_kind))
+    layers, number = by_kind[kind], validate.scalar(layer)
+    if isinstance(number, bool) or not isinstance(number, Integral):
         raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {layer!r}.")
-    if not -len(layers) <= layer < len(layers):
-        raise VitvizError(f"{model.name} has no {kind} layer {layer}; its layers are 0 to {len(layers) - 1} "
+    if not -len(layers) <= number < len(layers):
+        raise VitvizError(f"{model.name} has no {kind} layer {number}; its layers are 0 to {len(layers) - 1} "
                           f"(or -1 for the last).")
-    return layers[layer]
+    return layers[number]
 
 
 def check_neurons(site: Site, neurons) -> list[int]:
-    """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none."""
-    neurons = list(neurons) if isinstance(neurons, Iterable) else [neurons]
-    if any(not isinstance(n, Integral) for n in neurons):
+    """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none.
+
+    Args:
+        neurons: a whole number, or several: a range, a list, a tensor or an array of them, with any number of dimensions below 2.
+    """
+    neurons = validate.scalar(neurons)
+    if isinstance(neurons, (str, bytes, dict)) or not isinstance(neurons, (Integral, Iterable)):
         raise VitvizError(f"Neurons are whole numbers, 0 to {site.units - 1}, got {neurons!r}.")
-    neurons = [int(n) for n in neurons]
-    outside = [n for n in neurons if not 0 <= n < site.units]
-    if outside or not neurons or len(set(neurons)) < len(neurons):
-        wrong = f"neuron {outside[0]} is out of range" if outside else "the same neuron twice" if neurons else "none was named"
+    if isinstance(neurons, range) and len(neurons) > site.units:
+        raise VitvizError(f"The {site} has neurons 0 to {site.units - 1}; {neurons!r} names {len(neurons):,}.")
+    numbers = [validate.scalar(n) for n in ([neurons] if isinstance(neurons, Integral) else islice(neurons, site.units + 1))]
+    if any(isinstance(n, bool) or not isinstance(n, Integral) for n in numbers):
+        raise VitvizError(f"Neurons are whole numbers, 0 to {site.units - 1}, got {str(numbers)[:80]}.")
+    numbers = [int(n) for n in numbers]
+    outside = [n for n in numbers if not 0 <= n < site.units]
+    if outside or not numbers or len(set(numbers)) < len(numbers):
+        wrong = f"neuron {outside[0]} is out of range" if outside else "the same neuron twice" if numbers else "none was named"
         raise VitvizError(f"The {site} has neurons 0 to {site.units - 1}; {wrong}.")
-    return neurons
+    return numbers
 
 
 @torch.inference_mode()
@@ -130,7 +146,7 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
         candidates = {path: "channel" for path, module in named.items() if isinstance(module, _ACTIVATIONS)}
     size = model.image_size
     with model.lock, watch({path: named[path] for path in candidates}, lambda path, call, output: output) as calls:
-        model.module(torch.zeros(1, 3, size, size, device=model.device))
+        model.forward(torch.zeros(1, 3, size, size, device=model.device))
     found: dict[str, list[Site]] = {}
     for path, call, output in calls:
         if not isinstance(output, torch.Tensor):  # CoaT's parallel blocks return one tensor a scale

@@ -1,20 +1,24 @@
-"""A frozen model with all that is needed to show it images."""
+"""A frozen network with everything needed to show it images, and to know what it computes at this moment."""
 
 import hashlib
 import threading
-from functools import cached_property
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from timm.layers import use_fused_attn
 from torch import nn
 
+from ..utils import validate
 from ..utils.errors import VitvizError
+from .hooks import callables, evaluating
 from .text_tower import TextTower, class_points
 
 
 class VisionModel:
-    """A frozen classifier with all that is needed to show it pictures.
+    """A frozen classifier: RGB images in, logits out.
 
     Args:
         module: any ``nn.Module`` from normalized images (N, 3, H, W) to logits (N, classes); it is frozen in place.
@@ -24,29 +28,39 @@ class VisionModel:
         class_names: one name per logit, where known.
         license: of the weights, as their source states it.
         trained: False for random weights; every caption then says "untrained".
-        text: the text tower of a model trained with captions. Its classes are then told apart by their names alone: logits
-            are similarities to the points of ``class_names`` written in ``styles``.
         card: for an embedded model, what ``data/models/NAME.json`` says of it.
+        text: the text tower of a language-supervised model. Its logits are then scaled cosine similarities to the embeddings
+            of ``class_names`` written in ``styles``.
+        crop_pct, interpolation, crop_mode: how image files become inputs, as in timm's ``create_transform``.
+
+    Attributes:
+        lock: held during every forward pass of the kit, so that hooks never see another pass than their own.
 
     Raises:
-        VitvizError: weights that are not finite.
+        VitvizError: weights that are not finite; arguments of the wrong type or range.
     """
 
     def __init__(self, module: nn.Module, name: str, image_size: int, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
                  class_names: list[str] | None = None, license: str = "unknown", trained: bool = True,
-                 card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = ()):
-        for key, value in [*module.state_dict().items(), *(text.state_dict().items() if text else ())]:
-            if value.is_floating_point() and not value.isfinite().all():
-                raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
-                                  f"made from them; train or download the model again.")
+                 card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = (),
+                 crop_pct: float = 1.0, interpolation: str = "bicubic", crop_mode: str = "center"):
+        if not isinstance(module, nn.Module) or not isinstance(name, str) or not name:
+            raise VitvizError(f"A VisionModel takes a torch.nn.Module and a name, got {type(module).__name__} and {name!r}.")
+        self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
+        check_finite(module, name, text)
+        self.mean, self.std = (_channels(what, values) for what, values in (("mean", mean), ("std", std)))
+        if (self.std == 0).any():
+            raise VitvizError(f"The std of {name} contains 0, by which no image can be divided.")
         self.module = module.eval().requires_grad_(False)
-        self.text, self._styles = text and text.eval().requires_grad_(False), styles
+        self.text, self._styles = text and text.eval().requires_grad_(False), tuple(dict.fromkeys(styles))
         plain_attention(module, self.device)
-        self.name, self.image_size, self.trained = name, image_size, trained
-        self.class_names, self.license, self.card = class_names, license, card
-        self.memo: dict = {}  # what was found out about the model once: its sites, its answers to reference images
-        self.lock = threading.RLock()  # one forward pass at a time: hooks of two threads would read each other's
-        self.mean, self.std = torch.tensor(mean).view(3, 1, 1), torch.tensor(std).view(3, 1, 1)
+        self.trained, self.class_names, self.license, self.card = trained, class_names, license, card
+        self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
+        self.memo: dict = {}
+        self.lock = threading.RLock()
+        self._memory: dict[Any, tuple[Any, Any]] = {}
+        self._changes: list[str] = []
+        self._built = self.structure
 
     @property
     def title(self) -> str:
@@ -59,11 +73,11 @@ class VisionModel:
 
     def to(self, device: str | torch.device) -> "VisionModel":
         """Move the weights; returns the model itself."""
-        self.module.to(device)
-        if self.text:
-            self.text.to(device)
-            self.__dict__.pop("_class_points", None)
-        plain_attention(self.module, device)
+        with self.lock:
+            self.module.to(device)
+            if self.text:
+                self.text.to(device)
+            plain_attention(self.module, device)
         return self
 
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
@@ -71,18 +85,45 @@ class VisionModel:
         return (images - self.mean.to(images)) / self.std.to(images)
 
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Logits (N, classes) of RGB images (N, 3, image_size, image_size) in [0, 1]."""
-        found = self.module(self.normalize(images.to(self.device)))
-        return F.normalize(found, dim=-1) @ self._class_points.T if self.text else found
+        """Logits (N, classes) of RGB images (N, 3, image_size, image_size) in [0, 1].
 
-    @cached_property
+        Raises:
+            VitvizError: images of another shape, type or range; logits that are not finite.
+        """
+        validate.images(f"Images for {self.name}", images, (3, self.image_size, self.image_size))
+        with self.lock:
+            logits = self.forward(self.normalize(images.to(self.device)))
+            if self.text:
+                logits = F.normalize(logits, dim=-1) @ self._class_points().T
+        if self.class_names and isinstance(logits, torch.Tensor) and logits.shape[-1] != len(self.class_names):
+            raise VitvizError(f"{self.name} has {len(self.class_names)} class names, but {logits.shape[-1]} logits; give one name "
+                              f"for each logit, or class_names=None.")
+        if isinstance(logits, torch.Tensor) and logits.device.type != "meta" and not logits.isfinite().all():
+            check_finite(self.module, self.name, self.text)
+            raise VitvizError(f"{self.name} answers these images with NaN or infinite numbers, although its weights are finite; "
+                              f"run it in a wider precision (model.module.float()).")
+        return logits
+
+    def forward(self, inputs: torch.Tensor) -> Any:
+        """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""
+        with self.lock, evaluating(self.module):
+            return self.module(inputs)
+
     def _class_points(self) -> torch.Tensor:
-        with torch.inference_mode(False):  # else no gradient could pass them later
-            return class_points(self.text, self.class_names, dict.fromkeys(self._styles))
+        def make() -> torch.Tensor:
+            with torch.inference_mode(False):  # else no gradient could pass them later
+                return class_points(self.text, self.class_names, self._styles)
 
-    @cached_property
+        return self.remember(("class points", self.device), make)
+
+    @property
+    def structure(self) -> str:
+        """A hash of the modules and their settings, as ``repr(module)`` shows them; weights do not count."""
+        return hashlib.sha256(repr(self.module).encode()).hexdigest()[:16]
+
+    @property
     def weights_hash(self) -> str:
-        """Eight bytes, in hex, of the SHA-256 of every weight: part of the key of all that is cached.
+        """Eight bytes, in hex, of the SHA-256 of every weight as it is now.
 
         The name and the normalization count too: some of timm's models share weights and differ in their activation
         function alone (CLIP's with and without quickgelu), which no weight shows.
@@ -90,12 +131,60 @@ class VisionModel:
         digest = hashlib.sha256(repr((self.name, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
         weights = self.module.state_dict()
         if self.text:
-            digest.update(repr((self.class_names, self.text.words, list(dict.fromkeys(self._styles)))).encode())
+            digest.update(repr((self.class_names, self.text.words, list(self._styles))).encode())
             weights |= {f"text.{key}": value for key, value in self.text.state_dict().items()}
         for key, value in sorted(weights.items()):
             digest.update(key.encode())
             digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return digest.hexdigest()[:16]
+
+    def state(self) -> dict | None:
+        """What the network computes at this moment, as part of the key of everything cached; None where that cannot be known.
+
+        Weights and structure are read anew at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an
+        operation. It cannot be known where hooks or replaced ``forward`` methods of others are in place.
+        """
+        with self.lock:
+            found = callables(self.module)
+            if any(not ours for _, _, ours in found) or self.device.type == "meta":
+                return None
+            precision = sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
+            if torch.is_autocast_enabled(self.device.type):
+                precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
+            return {"weights": self.weights_hash, "size": self.image_size, "precision": precision,
+                    "structure": None if self.structure == self._built else self.structure,
+                    "changes": [*self._changes, *(f"{path} {name}" for path, name, _ in found)]}
+
+    @property
+    def unchanged(self) -> bool:
+        """Whether the network is as it was loaded, but perhaps for its weights: no hooks, no changes, float32."""
+        state = self.state()
+        return bool(state) and not state["changes"] and not state["structure"] and state["precision"] in ([], ["float32"])
+
+    @contextmanager
+    def changed(self, name: str) -> Iterator[None]:
+        """While it is open, the network computes something else, called ``name`` in cache keys; it nests, and holds the lock."""
+        with self.lock:
+            self._changes.append(name)
+            try:
+                yield
+            finally:
+                self._changes.remove(name)
+
+    def remember(self, key: Any, make: Callable[[], Any], weights: bool = True) -> Any:
+        """``make()``, kept in memory under ``key`` for as long as the model's ``state`` stays the same.
+
+        Args:
+            weights: False for what depends on the modules alone, not on weights, hooks or changes.
+        """
+        state = self.state() if weights else self.structure
+        known = self._memory.get(key)
+        if state is not None and known is not None and known[0] == state:
+            return known[1]
+        value = make()
+        if state is not None:
+            self._memory[key] = state, value
+        return value
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters()) / 1e6
@@ -103,20 +192,13 @@ class VisionModel:
                 f"{self.image_size} px, on {self.device}, license {self.license})")
 
 
-def default_device() -> str:
-    """CUDA where there is a card, else MPS, else the CPU."""
-    return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-
-
-def usable_device(device: str | None) -> str:
-    """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
-    device = device or default_device()
-    try:
-        (torch.ones(1, device=device) + 1).item()
-    except (RuntimeError, AssertionError, ImportError) as error:  # ImportError: torch.hpu and the like come as packages
-        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
-                          f"this machine has {default_device()}.") from None
-    return device
+def check_finite(module: nn.Module, name: str, text: nn.Module | None = None) -> None:
+    """VitvizError if a weight is NaN or infinite, with the weight's name."""
+    for part in filter(None, (module, text)):
+        for key, value in part.state_dict().items():
+            if value.is_floating_point() and value.device.type != "meta" and not value.isfinite().all():
+                raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
+                                  f"made from them; train or download the model again.")
 
 
 def plain_attention(module: nn.Module, device: str | torch.device) -> None:
@@ -124,3 +206,14 @@ def plain_attention(module: nn.Module, device: str | torch.device) -> None:
     for part in module.modules():
         if hasattr(part, "fused_attn"):
             part.fused_attn = torch.device(device).type != "cpu" and use_fused_attn()
+
+
+def _channels(what: str, values) -> torch.Tensor:
+    try:
+        tensor = torch.as_tensor(values, dtype=torch.float32).flatten()
+    except (TypeError, ValueError, RuntimeError):
+        tensor = torch.empty(0)
+    if len(tensor) != 3 or not tensor.isfinite().all() or tensor.abs().max() > 10:
+        raise VitvizError(f"{what} has one number for each of 3 channels, for RGB in [0, 1] (such as 0.485, not 123), "
+                          f"got {values!r}.")
+    return tensor.view(3, 1, 1)

@@ -25,9 +25,10 @@ from tqdm import tqdm
 
 from ..datasets.emoji_world import STYLES, EmojiWorld, Scenes
 from ..models.cards import models_dir
-from ..models.loading import build, load_from
+from ..models.cards import build
+from ..models.loading import load_from, usable_device
 from ..models.text_tower import TextTower, contrast, shorten, split
-from ..models.vision_model import VisionModel, plain_attention, usable_device
+from ..models.vision_model import VisionModel, plain_attention
 from ..utils.errors import VitvizError, nearest
 from ..utils.statistics import wilson
 from .dense_supervision import logits_by_token

@@ -13,7 +13,7 @@ from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.experiments.class_token import cls_isolation, cls_only, cls_only_from, head_on_tokens, isolate_cls, patch_logits
 from vitviz_nb.experiments.classification import correct_predictions
 from vitviz_nb.experiments.result import Result
-from vitviz_nb.models.loading import build
+from vitviz_nb.models.cards import build
 from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError

@@ -27,7 +27,7 @@ from vitviz_nb.experiments.localization import (
     token_similarity,
 )
 from vitviz_nb.experiments.progression import invariance
-from vitviz_nb.models.loading import build
+from vitviz_nb.models.cards import build
 from vitviz_nb.models.sites import Site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError

@@ -11,7 +11,8 @@ from timm.models.resnet import BasicBlock
 from torch import nn
 
 from vitviz_nb.models import loading as models
-from vitviz_nb.models.loading import build, list_models, load, load_from
+from vitviz_nb.models.cards import build
+from vitviz_nb.models.loading import list_models, load, load_from
 from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel, plain_attention
 from vitviz_nb.utils.errors import VitvizError

@@ -87,7 +87,7 @@ def resnet_model() -> VisionModel:
 
 
 def inputs(model: VisionModel, n: int = 2) -> Tensor:
-    return torch.randn(n, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1))
+    return torch.rand(n, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(1))
 
 
 @contextmanager
