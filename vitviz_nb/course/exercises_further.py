@@ -11,17 +11,17 @@ from ..datasets.backgrounds import CONTEXTS
 from ..datasets.emoji_world import STYLES, EmojiWorld
 from ..datasets.image_folder import ImageFolder, image_folder
 from ..experiments.background import context_chance, context_selectivity
-from ..experiments.faithfulness import named, selectivity
+from ..experiments.faithfulness import recognition, selectivity
 from ..experiments.families import stored
 from ..experiments.fooling_circuit import Doctored
 from ..experiments.frequency import RADIUS, by_frequency, filtered, hybrid
 from ..experiments.localization import token_similarity
 from ..experiments.result import Result
-from ..experiments.semantics import explained, points
+from ..experiments.semantics import image_embeddings, variance_by_fact
 from ..models.loading import load
 from ..models.sites import find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.prediction_bars import ask
+from ..plotting.prediction_bars import predict
 from ..utils.errors import VitvizError, nearest
 from ..utils.paths import data_dir
 from ..utils.statistics import wilson
@@ -61,8 +61,8 @@ def _out_of_place(answer, model: VisionModel) -> tuple[bool, str]:
     if there == home:
         return False, f"{CONTEXTS[home]} is where {name} usually stands; put it elsewhere."
     images = torch.cat([world.batch([scene], contexts=[context]).images for context in (home, there)])
-    at_home, elsewhere = ask(model, images, name)
-    said = f"on {CONTEXTS[home]} {name} is called {at_home.answer}, on {CONTEXTS[there]} {elsewhere.answer}"
+    at_home, elsewhere = predict(model, images, name)
+    said = f"on {CONTEXTS[home]} {name} is called {at_home.label}, on {CONTEXTS[there]} {elsewhere.label}"
     if at_home.rank > 1:
         return False, f"{said}; it must be right at home first."
     return elsewhere.rank > 1, f"{said}." if elsewhere.rank > 1 else f"{said}; it does not mind."
@@ -104,11 +104,11 @@ def _hybrid_fools(answer, model: VisionModel) -> tuple[bool, str]:
     if names[0] == names[1]:
         return False, f"both scenes show {names[0]}; take two concepts."
     mixed = hybrid(scenes.images[:1], scenes.images[1:], radius)
-    alone, together = (ask(model, images, names[0]) for images in (scenes.images, mixed))
-    said = f"{names[0]} and {names[1]} are called {alone[0].answer} and {alone[1].answer}, the hybrid {together[0].answer}"
+    alone, together = (predict(model, images, names[0]) for images in (scenes.images, mixed))
+    said = f"{names[0]} and {names[1]} are called {alone[0].label} and {alone[1].label}, the hybrid {together[0].label}"
     if radius > 12:
         return False, f"{said}; but up to {radius} cycles a side nearly everything is coarse: take 12 at most."
-    right = (alone[0].answer, alone[1].answer, together[0].answer) == (*names, names[0])
+    right = (alone[0].label, alone[1].label, together[0].label) == (*names, names[0])
     return right, f"{said}." if right else f"{said}; wanted are {names[0]} and {names[1]}, and {names[0]} of the hybrid."
 
 
@@ -128,7 +128,7 @@ def _context_kept(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 08.1: points by which context explains more of the last layer's variance than in emoji-vit-standard, within 1."""
     if isinstance(answer, bool) or not isinstance(answer, Real):
         raise VitvizError(f"Exercise 08.1 wants a number of percentage points, got {answer!r}.")
-    own, other = (explained(m, n=2048).by_layer().table.query("`explained by` == 'context'")["value"].iloc[-1]
+    own, other = (variance_by_fact(m, n=2048).by_layer().table.query("`explained by` == 'context'")["value"].iloc[-1]
                   for m in (model, load("emoji-vit-standard")))
     near = abs(answer - (own - other)) <= 1
     return near, (f"{own:.1f} against {other:.1f} %: {own - other:.1f} points." if near else
@@ -165,7 +165,7 @@ def _ground_unsaid(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _shelf(model: VisionModel, world: EmojiWorld, n: int) -> torch.Tensor:
     """Points of the first ``n`` scenes, a few of which are in memory at a time."""
-    return torch.cat([points(model, world.batch(range(start, start + 64)).images) for start in range(0, n, 64)])
+    return torch.cat([image_embeddings(model, world.batch(range(start, start + 64)).images) for start in range(0, n, 64)])
 
 
 def _pictured(model: VisionModel) -> EmojiWorld:
@@ -256,7 +256,7 @@ def _worth_of_selectivity(answer, model: VisionModel) -> tuple[bool, str]:
     chosen, viewer, hits = selectivity(model, site), Visualizer(model), []
     for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
         pictures = viewer.render(site.layer, part.tolist(), site.kind).pictures
-        hits.append(named(pictures, chosen.concept[part], chosen.strength[part], judge, 4.0).hits.float())
+        hits.append(recognition(pictures, chosen.concept[part], chosen.strength[part], judge, 4.0).hits.float())
     hits = torch.cat(hits)
     high, low = (100 * hits[part].mean().item() for part in (chosen.strength >= 4, chosen.strength < 3))
     near = abs(answer - (high - low)) <= 3

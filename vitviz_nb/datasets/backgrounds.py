@@ -1,6 +1,7 @@
 """The backgrounds of Emoji World: twelve contexts, each a texture with its own colors and spatial frequencies."""
 
 import math
+from functools import cache
 
 import torch
 import torch.nn.functional as F
@@ -10,12 +11,9 @@ DARK = ("forest", "night", "road")  # black ink would not be seen on these
 TILE = 128  # px; a scene shows a 64 px window of a tile
 
 
+@cache
 def tiles(variants: int, seed: int) -> torch.Tensor:
-    """Texture tiles of every context, the same on every machine.
-
-    Returns:
-        uint8 tensor (len(CONTEXTS), variants, 3, TILE, TILE).
-    """
+    """Texture tiles of every context, the same on every machine: uint8 (len(CONTEXTS), variants, 3, TILE, TILE)."""
     random = torch.Generator().manual_seed(seed)
     drawn = [torch.stack([_PAINTERS[name](random) for _ in range(variants)]) for name in CONTEXTS]
     return (torch.stack(drawn).clamp(0, 1) * 255).round().to(torch.uint8)

@@ -1,6 +1,6 @@
-"""What explains a unit's answers: what a scene shows, or how it looks? Shares of variance by what is known (paper, section 6).
+"""Neurons with category-level or style-level meaning: which facts about an image explain activations (paper, section 6).
 
-Emoji World knows every fact of its scenes, so the share of a unit's variance that each fact explains can be measured.
+Emoji World knows every fact of its scenes, so the fraction of a unit's variance that each fact explains can be measured.
 """
 
 from dataclasses import dataclass, replace
@@ -12,118 +12,130 @@ import torch.nn.functional as F
 from tqdm import tqdm
 
 from ..datasets.backgrounds import CONTEXTS
-from ..datasets.emoji_world import COUNTS, PLACES, SIZES, STYLES, TURNS, EmojiWorld, Scenes
+from ..datasets.emoji_world import COUNTS, POSITIONS, ROTATIONS, SIZES, STYLES, EmojiWorld, Scenes
 from ..datasets.image_set import AT_ONCE, ImageSet, default_world, derangement
 from ..models.reading import activations
-from ..models.sites import find_sites
+from ..models.sites import find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..utils import cache
-from ..utils.errors import VitvizError, nearest
+from ..utils import cache, validate
+from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..utils.statistics import pearson
+from ..utils.statistics import ClassSums, pearson
 from .result import Result, mean_of, proportion
 
-FACTS = ("concept", "category", "style", "color", "context", "count", "size", "turn", "place")
+FACTS = ("concept", "category", "style", "color", "context", "count", "size", "rotation", "position")
 IN_ONE_STYLE = "concept in one style"
-_PAIR = ("concept", "style")  # what a unit makes of the two together beyond each alone is explained by IN_ONE_STYLE
+_PAIR = ("concept", "style")  # IN_ONE_STYLE is what the two explain together beyond the sum of each: their interaction
 
 
 @dataclass(frozen=True, eq=False)
-class Explained:
-    """Shares of the variance of every unit's answer that facts about the images explain.
+class ExplainedVariance:
+    """Fraction of every unit's variance that facts about the images explain (ε², ``statistics.variance_explained``).
 
     Attributes:
         facts: their names.
-        shares: one tensor (facts, units) a layer: adjusted for the number of values a fact takes (epsilon squared), so 0 on
-            average for a fact that tells nothing; 1 at most. Facts that go together each count what they share.
-        levels: how many values each fact took.
+        fractions: one tensor (facts, units) a layer. Facts that go together each count what they share.
         title: model and images.
     """
 
     facts: tuple[str, ...]
-    shares: list[torch.Tensor]
-    levels: tuple[int, ...]
+    fractions: list[torch.Tensor]
     title: str
 
     def by_layer(self) -> Result:
         """The mean over units, by layer and fact, in percent."""
-        rows = [{"layer": layer, "explained by": fact, **mean_of(100 * shares[i].numpy())}
-                for layer, shares in enumerate(self.shares) for i, fact in enumerate(self.facts)]
-        return Result(f"{self.title}: what explains units' answers", "variance explained (%)", pd.DataFrame(rows))
+        rows = [{"layer": layer, "explained by": fact, **mean_of(100 * fractions[i].numpy())}
+                for layer, fractions in enumerate(self.fractions) for i, fact in enumerate(self.facts)]
+        return Result(f"{self.title}: variance of activations explained by facts (ε²)", "variance explained (%)",
+                      pd.DataFrame(rows))
 
     def best(self, fact: str, layer: int = -1, count: int = 8) -> list[tuple[int, float]]:
-        """The units that ``fact`` explains best in a layer, as (unit, share), the best first."""
-        if fact not in self.facts:
-            raise VitvizError(f"Facts are {', '.join(self.facts)}; there is no {fact!r}.{nearest(fact, self.facts)}")
-        found = self.shares[layer][self.facts.index(fact)].topk(min(count, self.shares[layer].shape[1]))
-        return list(zip(found.indices.tolist(), found.values.tolist(), strict=True))
+        """The units of a layer that ``fact`` explains best, as (unit, fraction), the best first."""
+        validate.choice("fact", fact, self.facts)
+        layer = validate.whole("layer", layer, -len(self.fractions), len(self.fractions) - 1)
+        fractions = self.fractions[layer][self.facts.index(fact)]
+        top = fractions.topk(min(validate.whole("count", count, 1), len(fractions)))
+        return list(zip(top.indices.tolist(), top.values.tolist(), strict=True))
 
 
-def explained(model: VisionModel, images=None, n: int | None = None, facts: dict[str, list] | None = None,
-              shuffled: bool = False) -> Explained:
-    """Shares of every unit's variance that facts explain, at all layers (MLP units; channels of a CNN).
+def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, kind: str | None = None,
+                     facts: dict[str, list] | None = None, shuffled: bool = False) -> ExplainedVariance:
+    """Fraction of every unit's variance that each fact explains, at all layers.
 
     Args:
-        images: by default validation scenes of Emoji World in all five styles, each thing in a context drawn by lot, so that
-            concept and context do not go together; else images as ``Stimuli`` takes them.
-        n: by default 8,192 scenes, or as ``Stimuli`` says.
+        images: by default validation scenes of Emoji World in all five styles, each object on a random background, so that
+            concept and context are independent; else images (see ``ImageSet``).
+        n: by default 8,192 scenes, or as ``ImageSet`` says.
         facts: for images other than scenes, what is known of each: a name, and a value for each image. By default their classes.
         shuffled: the control: the facts of other images.
     """
     world = images if isinstance(images, EmojiWorld) else EmojiWorld("val", size=model.image_size) if images is None else None
     if world and facts:
         raise VitvizError("The facts of Emoji World's scenes are known; give facts only with images of your own.")
-    stimuli = ImageSet(model, world or images, n or (8192 if world else None))
-    known = None if world else _given(model, stimuli, facts)
-    kind, sites = next(iter(find_sites(model).items()))
-    path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": stimuli.key, "n": stimuli.n,
-                          "facts": repr(facts), "shuffled": shuffled, "styles": STYLES}, "explained")
-    stored = cache.read(path)
-    if stored and len(stored) == 2 + len(sites):
-        names, levels = tuple(stored["facts"].tolist()), tuple(stored["levels"].tolist())
-        shares = [torch.from_numpy(stored[f"shares{i}"]) for i in range(len(sites))]
-    else:
-        tables = [_Sums() for _ in sites]
-        for start in tqdm(range(0, stimuli.n, AT_ONCE), desc=f"{model.name}: facts", unit="batch", leave=False, delay=2):
-            numbers = range(start, min(start + AT_ONCE, stimuli.n))
-            if world:
-                scenes = world.batch(numbers, model.device, contexts=by_lot(numbers))
-                batch, here = scenes.images, facts_of(scenes)
-            else:
-                batch, here = stimuli.batch(numbers), {name: values[start:numbers.stop] for name, values in known.items()}
-            if shuffled:
-                lot = derangement(len(numbers), start)
-                here = {name: values[lot] for name, values in here.items()}
-            for table, found in zip(tables, activations(model, kind, batch), strict=True):
-                table.add(found, here)
-        results = [table.shares() for table in tables]
-        names, levels, shares = tuple(results[0]), tables[0].levels(), [torch.stack([*r.values()]).float() for r in results]
-        cache.write(path, {"facts": np.array(names), "levels": np.array(levels)}
-                    | {f"shares{i}": s.numpy() for i, s in enumerate(shares)})
-    return Explained(names, shares, levels, f"{model.title} ({stimuli.name}{', facts shuffled' if shuffled else ''})")
+    image_set = ImageSet(model, world or images, n or (8192 if world else None))
+    known = {} if world else _given(image_set, facts)
+    kind = find_site(model, kind=kind).kind
+    sites = find_sites(model)[kind]
+    path = cache.entry(model, {"kind": kind, "images": image_set.key, "n": image_set.n, "facts": repr(facts),
+                               "shuffled": shuffled, "styles": STYLES}, "explained")
+    stored = cache.read(path, finite=True)
+    if not stored or len(stored) != len(sites) + 1:
+        stored = _measure(model, kind, image_set, known, shuffled)
+        cache.write(path, stored)
+    fractions = [torch.from_numpy(np.asarray(stored[f"layer{i}"])) for i in range(len(sites))]
+    return ExplainedVariance(tuple(stored["facts"].tolist()), fractions,
+                             f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
+
+
+def _measure(model: VisionModel, kind: str, image_set: ImageSet, known: dict[str, torch.Tensor],
+             shuffled: bool) -> dict[str, np.ndarray]:
+    """Names of facts, and (facts, units) of each layer."""
+    sums: list[dict[str, ClassSums]] = [{} for _ in find_sites(model)[kind]]
+    for start in tqdm(range(0, image_set.n, AT_ONCE), desc=f"{model.name}: facts", unit="batch", leave=False, delay=2):
+        numbers = range(start, min(start + AT_ONCE, image_set.n))
+        if known:
+            batch, facts = image_set.batch(numbers), {name: values[start:numbers.stop] for name, values in known.items()}
+        else:
+            scenes = image_set.source.batch(numbers, model.device, contexts=random_contexts(numbers))
+            batch, facts = scenes.images, scene_facts(scenes)
+        if shuffled:
+            other = derangement(len(numbers), start)
+            facts = {name: values[other] for name, values in facts.items()}
+        if all(name in facts for name in _PAIR):
+            facts = facts | {IN_ONE_STYLE: facts["concept"] * len(STYLES) + facts["style"]}
+        for layer, table in zip(activations(model, kind, batch), sums, strict=True):
+            for name, labels in facts.items():
+                table.setdefault(name, ClassSums(0, layer.shape[1])).add(layer, labels)
+    fractions = {"facts": np.array(list(sums[0]))}
+    for i, table in enumerate(sums):
+        explained = {name: total.variance_explained() for name, total in table.items()}
+        if IN_ONE_STYLE in explained:
+            explained[IN_ONE_STYLE] = explained[IN_ONE_STYLE] - sum(explained[name] for name in _PAIR)
+        fractions[f"layer{i}"] = torch.stack([*explained.values()]).numpy()
+    return fractions
 
 
 def across_styles(model: VisionModel, n: int = 2048) -> Result:
-    """Does a unit that answers to a concept in one style answer to it in the others? By layer, mean correlation over units.
+    """Correlation of units' concept profiles in 3D style and in each other style, by layer: mean over units.
 
-    A unit's profile is its mean answer to each concept. Correlated are the profile in 3D models with that in another style, on
-    other scenes; "3d" itself, on other scenes, says how high a correlation can be. The control compares with the profile of
-    other concepts, drawn by lot.
+    A profile is a unit's mean activation for each concept. "3d" itself, on other scenes, is the noise ceiling; the control
+    compares with the profiles of other concepts.
     """
-    (kind, sites), first_style = next(iter(find_sites(model).items())), STYLES[0]
-    own, shown = _profiles(model, kind, first_style, range(n))
-    derangement, seen = zip(*(_profiles(model, kind, style, range(n, 2 * n)) for style in STYLES), strict=True)
+    validate.whole("n", n, AT_ONCE, 100_000)
+    sites, first_style = find_sites(model)[find_site(model).kind], STYLES[0]
+    own, shown = _profiles(model, first_style, range(n))
+    held_out, seen = zip(*(_profiles(model, style, range(n, 2 * n)) for style in STYLES), strict=True)
     shown = shown & torch.stack(seen).all(0)
-    rows, lot = [], torch.randperm(int(shown.sum()), generator=torch.Generator().manual_seed(0))
+    rows, shuffle = [], torch.randperm(int(shown.sum()), generator=torch.Generator().manual_seed(0))
     for i, site in enumerate(sites):
         first = own[i][shown]
-        compared = {style: profile[i][shown] for style, profile in zip(STYLES, derangement, strict=True)}
-        compared["3d, other concepts"] = compared[first_style][lot]
+        compared = {style: profile[i][shown] for style, profile in zip(STYLES, held_out, strict=True)}
+        compared["3d, other concepts"] = compared[first_style][shuffle]
         for name, second in compared.items():
-            living = (first.std(0) > 0) & (second.std(0) > 0)
-            rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[living].numpy())})
-    return Result(f"{model.title}: units' profiles over concepts in 3D models and in other styles ({n:,} scenes each)",
-                   "correlation", pd.DataFrame(rows))
+            varies = (first.std(0) > 0) & (second.std(0) > 0)
+            rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[varies].numpy())})
+    return Result(f"{model.title}: concept profiles of units in 3D and in other styles ({n:,} scenes each)", "correlation",
+                  pd.DataFrame(rows))
 
 
 def _has_text(model: VisionModel) -> None:
@@ -131,74 +143,76 @@ def _has_text(model: VisionModel) -> None:
         raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
 
 
-def _profiles(model: VisionModel, kind: str, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
-    """Mean answers to each concept (concepts, units), a layer each, over scenes in one style; and which concepts were shown."""
+def _profiles(model: VisionModel, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Mean activations for each concept (concepts, units), a layer each, over scenes in one style; and which were shown."""
     world = EmojiWorld("val", styles=(style,), size=model.image_size)
     sums, count = None, torch.zeros(len(world.concepts))
     steps = range(numbers.start, numbers.stop, AT_ONCE)
     for start in tqdm(steps, desc=f"{model.name}: {style}", unit="batch", leave=False, delay=2):
         part = range(start, min(start + AT_ONCE, numbers.stop))
-        scenes = world.batch(part, model.device, contexts=by_lot(part))
-        found, concept = activations(model, kind, scenes.images), scenes.concept.cpu()
-        sums = sums or [torch.zeros(len(world.concepts), layer.shape[1]) for layer in found]
+        scenes = world.batch(part, model.device, contexts=random_contexts(part))
+        layers, concept = activations(model, None, scenes.images), scenes.concept.cpu()
+        sums = sums or [torch.zeros(len(world.concepts), layer.shape[1]) for layer in layers]
         count += torch.bincount(concept, minlength=len(count))
-        for total, layer in zip(sums, found, strict=True):
+        for total, layer in zip(sums, layers, strict=True):
             total.index_add_(0, concept, layer)
     return [total / count.clamp_min(1)[:, None] for total in sums], count > 0
 
 
-def points(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
-    """Images (N, 3, S, S) in [0, 1] as points (N, width) of length 1, where ``model.text(captions)`` has points of captions."""
+def image_embeddings(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
+    """Embeddings (N, width) of length 1 of images (N, 3, S, S) in [0, 1], in the space of ``model.text(captions)``."""
     _has_text(model)
+    validate.images("Images", images, (3, model.image_size, model.image_size))
     with torch.inference_mode():
-        parts = [model.module(model.normalize(part.to(model.device))) for part in images.split(AT_ONCE)]
+        parts = [model.forward(model.normalize(part.to(model.device))) for part in images.split(AT_ONCE)]
     release_memory()
     return F.normalize(torch.cat(parts).float(), dim=-1)
 
 
-def by_captions(model: VisionModel, n: int = 240) -> Result:
-    """Which facts does a model with a text tower tell apart? Right choices among captions that differ in one fact alone.
+def caption_matching(model: VisionModel, n: int = 240) -> Result:
+    """Accuracy of choosing a scene's caption among captions that differ in one fact, for a language-supervised model.
 
-    For each fact ``n`` scenes in the styles of the model's training, equally many of each value. A scene's own caption stands
-    beside those that say another value; chosen is the nearest to the picture, in the control the nearest to another scene's.
+    The caption with the largest cosine similarity to the image is chosen; in the control, to the image of another scene.
+
+    Args:
+        n: scenes of each fact, in the styles of the model's training, equally many of each value.
     """
     _has_text(model)
-    if n < 2 * len(CONTEXTS):
-        raise VitvizError(f"Of {len(CONTEXTS)} contexts two scenes each are needed, {2 * len(CONTEXTS)} in all, got n={n}.")
+    validate.whole("n", n, 2 * len(CONTEXTS), 10_000)  # two scenes of each context
     world, rows = default_world(model), []
-    values = {"count": COUNTS, "size": range(len(SIZES)), "turn": range(len(TURNS)), "style": range(len(world.styles)),
-              "place": range(len(PLACES)), "context": range(len(CONTEXTS))}
-    enough = range(40 * n)
-    known = world.facts(np.array(enough)) | {"context": by_lot(enough)}
+    values = {"count": COUNTS, "size": range(len(SIZES)), "rotation": range(len(ROTATIONS)), "style": range(len(world.styles)),
+              "position": range(len(POSITIONS)), "context": range(len(CONTEXTS))}
+    candidates = range(40 * n)
+    known = world.facts(np.array(candidates)) | {"context": random_contexts(candidates)}
     for fact, of in values.items():
         numbers = np.concatenate([np.flatnonzero(known[fact] == value)[:n // len(of)] for value in of])
         parts = []
-        for here in np.split(numbers, range(AT_ONCE, len(numbers), AT_ONCE)):
-            scenes = world.batch(here, model.device, contexts=by_lot(here))
-            told = [replace(scenes, **{fact: torch.full_like(scenes.concept, value)}).captions for value in of]
+        for part in np.split(numbers, range(AT_ONCE, len(numbers), AT_ONCE)):
+            scenes = world.batch(part, model.device, contexts=random_contexts(part))
+            captions = [replace(scenes, **{fact: torch.full_like(scenes.concept, value)}).captions for value in of]
             with torch.inference_mode():
-                words = torch.stack([model.text(captions) for captions in told], 1)
-            parts.append((points(model, scenes.images), words, getattr(scenes, fact) - of[0]))
-        seen, words, own = (torch.cat(part) for part in zip(*parts, strict=True))
-        for near, pictures in (("its own picture", seen), ("another scene's picture", seen[derangement(len(seen), 0)])):
-            hits = ((words * pictures[:, None]).sum(-1).argmax(1) == own).sum()
-            rows.append({"captions differ in": fact, "nearest to": near, **proportion(hits, len(seen))})
-    return Result(f"{model.title}: the right one of captions that differ in one fact", "right choices (%)", pd.DataFrame(rows))
+                texts = torch.stack([model.text(of_value) for of_value in captions], 1)
+            parts.append((image_embeddings(model, scenes.images), texts, getattr(scenes, fact) - of[0]))
+        seen, texts, own = (torch.cat(part) for part in zip(*parts, strict=True))
+        for whose, embeddings in (("its own image", seen), ("another scene's image", seen[derangement(len(seen), 0)])):
+            hits = ((texts * embeddings[:, None]).sum(-1).argmax(1) == own).sum()
+            rows.append({"captions differ in": fact, "nearest to": whose, **proportion(hits, len(seen))})
+    return Result(f"{model.title}: choosing among captions that differ in one fact", "accuracy (%)", pd.DataFrame(rows))
 
 
-def by_lot(numbers) -> np.ndarray:
-    """A context for each scene, drawn by lot from all twelve: fixed by its number, whatever batch it is in."""
+def random_contexts(numbers) -> np.ndarray:
+    """A context for each scene, sampled uniformly from all twelve: fixed by its number, whatever batch it is in."""
     return np.array([np.random.default_rng(int(i)).integers(len(CONTEXTS)) for i in numbers])
 
 
-def facts_of(scenes: Scenes) -> dict[str, torch.Tensor]:
+def scene_facts(scenes: Scenes) -> dict[str, torch.Tensor]:
     """Each of ``FACTS`` as a number a scene, int64 (N,)."""
-    facts = {name: getattr(scenes, name).cpu() for name in FACTS if name != "color"}
-    return {name: colors(scenes.images, scenes.masks).cpu() if name == "color" else facts[name] for name in FACTS}
+    return {name: (mean_colors(scenes.images, scenes.masks) if name == "color" else getattr(scenes, name)).cpu()
+            for name in FACTS}
 
 
-def colors(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
-    """The mean color inside each mask as one of 11 names: black, gray, white, or one of eight hues; int64 (N,)."""
+def mean_colors(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
+    """The mean color inside each mask as one of 11 classes: black, gray, white, or one of eight hues; int64 (N,)."""
     weight = masks[:, None].clamp_min(1e-6)
     red, green, blue = ((images * weight).sum((2, 3)) / weight.sum((2, 3))).unbind(1)
     high, low = torch.stack([red, green, blue]).amax(0), torch.stack([red, green, blue]).amin(0)
@@ -208,49 +222,13 @@ def colors(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
     return torch.where(high - low < 0.12, gray, hue)
 
 
-def _given(model: VisionModel, stimuli: ImageSet, facts: dict[str, list] | None) -> dict[str, torch.Tensor]:
-    """Facts of images that are not scenes, as numbers."""
+def _given(image_set: ImageSet, facts: dict[str, list] | None) -> dict[str, torch.Tensor]:
+    """Facts of images that are not scenes, as class numbers."""
     if facts is None:
-        return {"class": stimuli.labels(range(stimuli.n))}
+        return {"class": image_set.labels(range(image_set.n))}
+    if not isinstance(facts, dict) or not facts:
+        raise VitvizError(f"facts has a value for each image under each name, such as {{'day': ['Monday', …]}}, got {facts!r}.")
     for name, values in facts.items():
-        if len(values) < stimuli.n:
-            raise VitvizError(f"The fact {name!r} is given for {len(values)} images, but there are {stimuli.n}.")
+        if len(values) < image_set.n:
+            raise VitvizError(f"The fact {name!r} is given for {len(values)} images, but there are {image_set.n}.")
     return {name: torch.tensor([sorted(set(values)).index(value) for value in values]) for name, values in facts.items()}
-
-
-class _Sums:
-    """Sums of units' answers over the images of each value of each fact."""
-
-    def __init__(self):
-        self.total = self.square = 0.0
-        self.n, self.of = 0, {}
-
-    def add(self, found: torch.Tensor, facts: dict[str, torch.Tensor]) -> None:
-        found = found.double()
-        self.n, self.total, self.square = self.n + len(found), self.total + found.sum(0), self.square + found.square().sum(0)
-        if all(name in facts for name in _PAIR):
-            facts = facts | {IN_ONE_STYLE: facts["concept"] * len(STYLES) + facts["style"]}
-        for name, values in facts.items():
-            sums, count = self.of.get(name, (found.new_zeros(0, found.shape[1]), found.new_zeros(0)))
-            more = max(0, int(values.max()) + 1 - len(count))
-            sums, count = torch.cat([sums, sums.new_zeros(more, sums.shape[1])]), torch.cat([count, count.new_zeros(more)])
-            self.of[name] = sums.index_add_(0, values, found), count + torch.bincount(values, minlength=len(count))
-
-    def levels(self) -> tuple[int, ...]:
-        return tuple(int((count > 0).sum()) for _, count in self.of.values())
-
-    def shares(self) -> dict[str, torch.Tensor]:
-        """Epsilon squared of each fact and unit; what does not vary is explained by nothing."""
-        whole = (self.square - self.total**2 / self.n).clamp_min(0)
-        shares = {}
-        for name, (sums, count) in self.of.items():
-            within = self.square - (sums**2 / count.clamp_min(1)[:, None]).sum(0)
-            free = self.n - int((count > 0).sum())
-            if free < 1:
-                raise VitvizError(f"Of {self.n} images each has its own value of {name!r}, so what it explains cannot be "
-                                  f"measured; take more images.")
-            share = 1 - within / free / (whole / (self.n - 1)).clamp_min(1e-30)
-            shares[name] = torch.where(whole > 1e-9 * self.square, share, 0.0)
-        if IN_ONE_STYLE in shares:
-            shares[IN_ONE_STYLE] = shares[IN_ONE_STYLE] - sum(shares[name] for name in _PAIR)
-        return shares

@@ -1,4 +1,4 @@
-"""Small pictures put together: contact sheets, and activation maps over images."""
+"""Grids of small images with captions, and activation maps over images."""
 
 import math
 import textwrap
@@ -17,7 +17,7 @@ _INK, _FAINT, _ALARM = "#1b1b1b", "#5a5a5a", "#a33a00"  # on white, readable in 
 
 @dataclass(frozen=True)
 class Tile:
-    """One picture (3, H, W) in [0, 1] with its caption lines; ``good=False`` shows the caption in a warning color."""
+    """One image (3, H, W) in [0, 1] with its caption lines; ``good=False`` shows them in a warning color."""
 
     picture: torch.Tensor
     lines: list[str]
@@ -32,14 +32,14 @@ def to_image(picture: torch.Tensor, side: int | None = None) -> Image.Image:
 
 
 def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int = 8) -> Image.Image:
-    """Tiles in rows of ``columns`` under a title, on white; each picture ``side`` px wide."""
-    columns = min(columns, len(tiles))
+    """Tiles in rows of ``columns`` under a title, on white; each image ``side`` px wide."""
+    columns = max(1, min(columns, len(tiles)))
     rows = math.ceil(len(tiles) / columns)
     width = max(columns, 3) * (side + _GAP) + _GAP
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
     heading = textwrap.wrap(title, max(20, int(width / 7.2)))
     top = _GAP + _LINE * len(heading) + _GAP // 2
-    below = _LINE * max(len(tile.lines) for tile in tiles)
+    below = _LINE * max((len(tile.lines) for tile in tiles), default=0)
     sheet = Image.new("RGB", (width, top + rows * (side + below + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(heading):
@@ -70,14 +70,14 @@ def png(image: Image.Image) -> bytes:
 
 
 def bundle(image: Image.Image, alt: str) -> tuple[dict, dict]:
-    """What ``_repr_mimebundle_`` returns for a picture with alternative text."""
+    """What ``_repr_mimebundle_`` returns for an image with alternative text."""
     return {"image/png": png(image), "text/plain": alt}, {"image/png": {"alt": alt}}
 
 
 def with_map(picture: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
-    """A picture (3, H, W) dimmed to gray under its activation map (h, w), dark blue for the least, yellow for the most.
+    """An image (3, H, W) in gray under its activation map (h, w), from dark blue (its minimum) to yellow (its maximum).
 
-    The map is scaled to its own least and most; the colors (cividis) are safe for color-blind readers.
+    The colors (cividis) are safe for color-blind readers.
     """
     low, high = activation.min(), activation.max()
     shown = F.interpolate(activation[None, None], picture.shape[1:], mode="nearest")[0, 0]

@@ -17,7 +17,7 @@ from vitviz_nb.experiments.faithfulness import Named, Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
 from vitviz_nb.experiments.frequency import RADIUS
 from vitviz_nb.experiments.result import Result
-from vitviz_nb.plotting.prediction_bars import Verdict
+from vitviz_nb.plotting.prediction_bars import Prediction
 from vitviz_nb.utils.errors import VitvizError
 
 
@@ -272,8 +272,8 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
         return "cat" if context == CONTEXTS.index("snow") else ["ant", "bee", "cat", "ant", "ant"][scene]
 
     monkeypatch.setattr(exercises_further, "_pictured", lambda model: Shelves())
-    monkeypatch.setattr(exercises_further, "ask", lambda model, images, truth: [
-        Verdict("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
+    monkeypatch.setattr(exercises_further, "predict", lambda model, images, truth: [
+        Prediction("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
     monkeypatch.setattr(exercises_further, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
     units = torch.zeros(len(CONTEXTS), 3)
     units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5

@@ -11,13 +11,13 @@ import torch
 import vitviz_nb as vv
 from vitviz_nb.course import exercises_further
 from vitviz_nb.datasets.backgrounds import CONTEXTS
-from vitviz_nb.datasets.emoji_world import PLACES, SIZES, STYLES, TURNS, EmojiWorld, Scenes
+from vitviz_nb.datasets.emoji_world import POSITIONS, ROTATIONS, SIZES, STYLES, EmojiWorld, Scenes
 from vitviz_nb.experiments import semantics as factors
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.experiments.semantics import by_captions, points
 from vitviz_nb.utils.errors import VitvizError
 
-SAID = [*CONTEXTS, *PLACES[1:], *TURNS[1:], "small", "large", "two", "three", "3D", "cartoon", "flat"]
+SAID = [*CONTEXTS, *POSITIONS[1:], *ROTATIONS[1:], "small", "large", "two", "three", "3D", "cartoon", "flat"]
 
 
 class Reader:
@@ -36,8 +36,8 @@ def reader(tiny_vit, monkeypatch: pytest.MonkeyPatch):
 
     def drawn(self, *arguments, **named) -> Scenes:
         scenes = batch(self, *arguments, **named)
-        unsaid = replace(scenes, count=scenes.count * 0 + 1, size=scenes.size * 0 + 1, turn=scenes.turn * 0,
-                         place=scenes.place * 0)
+        unsaid = replace(scenes, count=scenes.count * 0 + 1, size=scenes.size * 0 + 1, rotation=scenes.rotation * 0,
+                         position=scenes.position * 0)
         told["points"] = 3 * Reader()(unsaid.captions)
         return scenes
 
@@ -72,7 +72,7 @@ def test_scenes_of_a_choice_show_each_value_equally_often_on_grounds_by_lot(tiny
     monkeypatch.setattr(tiny_vit, "text", lambda captions: torch.ones(len(captions), 1))
     monkeypatch.setattr(factors, "AT_ONCE", 60)  # the scenes of a fact in one batch
     by_captions(tiny_vit, n=60)
-    counts = {"count": 3, "size": len(SIZES), "turn": len(TURNS), "style": 2, "place": len(PLACES), "context": len(CONTEXTS)}
+    counts = {"count": 3, "size": len(SIZES), "rotation": len(ROTATIONS), "style": 2, "position": len(POSITIONS), "context": len(CONTEXTS)}
     for (scenes, contexts), (fact, of) in zip(asked, counts.items(), strict=True):
         assert torch.bincount(getattr(scenes, fact) - int(fact == "count")).tolist() == [60 // of] * of
         assert (contexts == factors.by_lot(scenes.indices)).all()

@@ -1,4 +1,4 @@
-"""Verdicts of several models: the answer and the rank of the truth, worked out by hand; drawn for one model and for ten."""
+"""Predictions of several models: top-1 label and rank of the true class, worked out by hand; drawn for one model and for ten."""
 
 import matplotlib.pyplot as plt
 import pytest
@@ -6,12 +6,12 @@ import torch
 from torch import nn
 
 from vitviz_nb.models.vision_model import VisionModel
-from vitviz_nb.plotting.prediction_bars import Verdict, ask, verdict_sheet, verdicts
+from vitviz_nb.plotting.prediction_bars import Prediction, predict, prediction_bars, prediction_sheet
 from vitviz_nb.utils.errors import VitvizError
 
 
 class Color(nn.Module):
-    """The color that a picture has most of; gray comes third at best."""
+    """Logits of the color channels; gray comes third at best."""
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         means = x.mean((2, 3))
@@ -26,21 +26,22 @@ def colors(name: str = "colors") -> VisionModel:
     return VisionModel(Color(), name, 8, class_names=CLASSES)
 
 
-def test_answers_and_ranks_are_worked_out_by_hand():
-    assert ask(colors(), IMAGES, "green") == [Verdict("colors", "red", 2), Verdict("colors", "green", 1),
-                                               Verdict("colors", "blue", 2)]
-    assert [verdict.rank for verdict in ask(colors(), IMAGES, "gray")] == [3, 3, 3]
+def test_labels_and_ranks_are_worked_out_by_hand():
+    assert predict(colors(), IMAGES, "green") == [
+        Prediction("colors", "red", 2), Prediction("colors", "green", 1), Prediction("colors", "blue", 2)]
+    assert [prediction.rank for prediction in predict(colors(), IMAGES, "gray")] == [3, 3, 3]
 
 
-def test_a_class_that_the_model_does_not_know_is_refused_with_the_nearest():
-    with pytest.raises(VitvizError, match="knows no class 'gren'. Did you mean green"):
-        ask(colors(), IMAGES, "gren")
+@pytest.mark.parametrize("truth", ["gren", 3, None])
+def test_a_class_that_the_model_does_not_know_is_refused_with_the_nearest(truth):
+    with pytest.raises(VitvizError, match="knows no class 'gren'. Did you mean green" if truth == "gren" else "knows no class"):
+        predict(colors(), IMAGES, truth)
 
 
 @pytest.mark.parametrize("count", [1, 2, 10])
 def test_the_figure_has_a_row_for_each_model(count):
     models = [colors(f"model {i}") for i in range(count)]
-    figure = verdicts(models, IMAGES[0], "green", "a scene")
+    figure = prediction_bars(models, IMAGES[0], "green", "a scene")
     right = figure.axes[1]
     assert [label.get_text() for label in right.get_yticklabels()] == [f"model {i}: red" for i in range(count)]
     assert [line.get_xdata()[0] for line in right.lines] == [2] * count
@@ -48,10 +49,10 @@ def test_the_figure_has_a_row_for_each_model(count):
     plt.close(figure)
 
 
-def test_the_sheet_says_which_answers_are_right(monkeypatch):
+def test_the_sheet_says_which_predictions_are_correct(monkeypatch):
     shown = []
     monkeypatch.setattr("vitviz_nb.plotting.prediction_bars.contact_sheet", lambda tiles, title, side, columns: shown.extend(tiles))
-    verdict_sheet([colors("emoji-one"), colors("two")], IMAGES, ["first", "second", "third"], "green", "title")
+    prediction_sheet([colors("emoji-one"), colors("two")], IMAGES, ["first", "second", "third"], "green", "title")
     assert [tile.lines for tile in shown] == [["first", "one: red", "two: red"],
-                                              ["second", "one: green (right)", "two: green (right)"],
+                                              ["second", "one: green (correct)", "two: green (correct)"],
                                               ["third", "one: blue", "two: blue"]]
