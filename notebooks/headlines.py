@@ -22,15 +22,15 @@ import vitviz_nb as vv
 from vitviz_nb.datasets.image_folder import image_folder
 from vitviz_nb.experiments.background import at_home
 from vitviz_nb.experiments.class_token import cls_isolation, cls_only_from, head_on_tokens
-from vitviz_nb.experiments.faithfulness import named_by_depth, raised_by_depth
+from vitviz_nb.experiments.faithfulness import excess_by_layer, recognition_by_layer
 from vitviz_nb.experiments.frequency import RADIUS, by_frequency
 from vitviz_nb.experiments.localization import locality, pointing_game, probes, token_similarity
 from vitviz_nb.experiments.progression import by_depth, selectivity_by_depth
 from vitviz_nb.experiments.published import published
 from vitviz_nb.experiments.regularizers import sensitivity
 from vitviz_nb.experiments.result import NUMBERS, Result
-from vitviz_nb.experiments.semantics import across_styles, by_captions, explained
-from vitviz_nb.experiments.units import by_axes, effective_dimension
+from vitviz_nb.experiments.semantics import across_styles, caption_matching, variance_by_fact
+from vitviz_nb.experiments.units import axis_alignment, effective_dimension
 from vitviz_nb.models.cards import read_card
 from vitviz_nb.models.sites import find_sites
 from vitviz_nb.utils.paths import data_dir
@@ -123,17 +123,17 @@ def fineness(model: vv.VisionModel) -> Result:
 
 def kept_facts(model: vv.VisionModel, shuffled: bool = False) -> Result:
     """What explains units' answers, by layer and fact, as notebook 08 measures it."""
-    return explained(model, n=2048, shuffled=shuffled).by_layer()
+    return variance_by_fact(model, n=2048, shuffled=shuffled).by_layer()
 
 
 def beat_scenes(model: vv.VisionModel) -> Result:
     """Pictures that excite their neuron more than every scene, by layer, as notebook 10 measures it."""
-    return raised_by_depth(vv.Visualizer(model), 128)
+    return excess_by_layer(vv.Visualizer(model), 128)
 
 
 def seen_by(model: vv.VisionModel, judge: vv.VisionModel) -> Result:
     """Pictures that the judge names as their neuron's favorite, by layer, as notebook 10 measures it."""
-    return named_by_depth(vv.Visualizer(model), judge, 128)
+    return recognition_by_layer(vv.Visualizer(model), judge, 128)
 
 
 def plays(model: vv.VisionModel, player: vv.VisionModel) -> Result:
@@ -149,7 +149,7 @@ def alike_on_photographs(model: vv.VisionModel) -> Result:
 VIT, USUAL, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
 
 RISE, RISE_USUAL = Call(sensitivity, VIT), Call(sensitivity, USUAL, styles=COLORS)
-AXES, WIDTH = Call(by_axes, VIT, "units"), Call(effective_dimension, VIT)
+AXES, WIDTH = Call(axis_alignment, VIT, "units"), Call(effective_dimension, VIT)
 FINE = Call(fineness, VIT, "pictures")
 SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_depth, models, "units") for models in (VIT, CNN))
 FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
@@ -165,7 +165,7 @@ COARSE, COARSE_CNN = (Call(by_frequency, models, styles=COLORS, arguments={"n": 
 TOLD, SHOWN = (Call(kept_facts, models, "units") for models in (CLIP, USUAL))
 MIXED = Call(kept_facts, CLIP, "units", arguments={"shuffled": True})
 ACROSS, ACROSS_USUAL = (Call(across_styles, models, "units", arguments={"n": 768}) for models in (CLIP, USUAL))
-WORDS = Call(by_captions, CLIP)
+WORDS = Call(caption_matching, CLIP)
 BEAT, NAMED, PLAYS = Call(beat_scenes, VIT, "pictures"), Call(seen_by, VIT + CNN, "pictures"), Call(plays, VIT + CNN, "questions")
 PHOTOS = Call(alike_on_photographs, VIT, "photographs")
 
@@ -173,8 +173,8 @@ FIGURES, SECTION_2, SECTION_3, SECTION_4, SECTION_5 = (
     f"no number ({where})" for where in ("pictures, figures 1 and 4", "section 2", "section 3", "section 4", "section 5"))
 SECTION_6 = "no number (pictures, section 6)"
 OURS = "–"  # a control, or a question that the paper does not ask
-UNSEEN = {"size of the change (L2)": 1.0}
-WORST, RANDOM = {**UNSEEN, "change": "most exciting"}, {**UNSEEN, "change": "random"}
+UNSEEN = {"L2 norm": 1.0}
+WORST, RANDOM = {**UNSEEN, "perturbation": "adversarial"}, {**UNSEEN, "perturbation": "random"}
 EFFECTIVE = {"counted": "effective dimension"}
 STANDS_OUT = {"quantity": "selectivity (standard deviations)"}
 UNITS, TURNED = {"of": "units", **STANDS_OUT}, {"of": "random directions", **STANDS_OUT}
@@ -185,7 +185,7 @@ HOME, TOP5, KEPT = {"answers": "at home in the context shown"}, {"answers": "rig
 PLACE, COLOR = {"read from the token": "its place"}, {"read from the token": "its color"}
 SELF, ANOTHER = {"the picture is of": "the neuron itself"}, {"the picture is of": "another neuron"}
 EYE = {"player": "emoji-resnet"}
-FAVOURITE, FOREIGN = {"favorite of": "the unit itself"}, {"favorite of": "another unit"}
+FAVOURITE, FOREIGN = {"preferred concept of": "the neuron itself"}, {"preferred concept of": "another neuron"}
 
 ROWS = (
     Row("01", "an invisible change, usual training", SECTION_2, RISE_USUAL, WORST),
@@ -253,9 +253,9 @@ ROWS = (
     Row("08", "labels, a unit's concepts in 3D models and in written words", OURS, ACROSS_USUAL, {"layer": 5, "3d and": "word"}),
     Row("08", "control: captions, other concepts", OURS, ACROSS, {"layer": 5, "3d and": "3d, other concepts"}),
     Row("08", "the right one of captions that differ in the ground, among twelve", OURS, WORDS,
-        {"captions differ in": "context", "nearest to": "its own picture"}),
+        {"captions differ in": "context", "nearest to": "its own image"}),
     Row("08", "control: with another scene's picture", OURS, WORDS,
-        {"captions differ in": "context", "nearest to": "another scene's picture"}),
+        {"captions differ in": "context", "nearest to": "another scene's image"}),
     *(Row("09", f"{family}, units of layer {last}, the last", SECTION_3, SELECTIVE_IN[family], {"layer": last, **REAL})
       for family, (_, last) in FAMILIES.items()),
     Row("09", "control: Swin, concepts exchanged among scenes", OURS, SELECTIVE_IN["Swin"], {"layer": 5, **SHUFFLED}),

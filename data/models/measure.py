@@ -20,7 +20,7 @@ import torch.nn.functional as F
 
 import vitviz_nb as vv
 from vitviz_nb.training.pgd import pgd
-from vitviz_nb.experiments.faithfulness import named
+from vitviz_nb.experiments.faithfulness import recognition
 from vitviz_nb.experiments.faithfulness import selectivity
 from vitviz_nb.utils.statistics import wilson
 from vitviz_nb.models.loading import load_from
@@ -66,7 +66,7 @@ def main() -> None:
         judge = load_from(options.judge_folder, name)
         row = []
         for bound in BOUNDS:
-            found = named(rendering.pictures, concept, torch.where(living, strength, -1), judge, bound)
+            found = recognition(rendering.pictures, concept, torch.where(living, strength, -1), judge, bound)
             low, high = found.interval
             n = int(found.counted.sum())
             row.append(f"from {bound}: {100 * found.share:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {n})")

@@ -11,14 +11,21 @@ from ..datasets.image_set import default_world
 from ..experiments.class_token import cls_only, depth, isolate_cls, patch_hits, top1
 from ..experiments.faithfulness import selectivity
 from ..experiments.localization import locality, outline_of, patch_perturbation, squares
-from ..experiments.obstacles import look_alike
-from ..experiments.regularizers import OFF, grain, most_selective, patch_side, reference_images, seams
-from ..experiments.units import answers, by_axes, rank, stand_out
+from ..experiments.regularizers import (
+    OFF,
+    adversarial_example,
+    high_frequencies,
+    most_selective,
+    patch_borders,
+    patch_size,
+    reference_images,
+)
+from ..experiments.units import axis_alignment, covariance_rank, layer_activations
 from ..models.reading import activations
 from ..models.sites import find_sites
 from ..models.vision_model import VisionModel
 from ..utils.errors import VitvizError, nearest
-from ..utils.statistics import pearson
+from ..utils.statistics import class_selectivity, pearson
 from ..visualize.recipe import Recipe
 from ..visualize.scores import default_reference
 from ..visualize.top_images import top_images
@@ -57,8 +64,9 @@ def _joins_patches(answer, model: VisionModel) -> tuple[bool, str]:
     recipe, names = _short(model), [name for name in OFF if name != "copies"]
     if answer not in names:
         raise VitvizError(f"Exercise 01.1 wants one of {', '.join(map(repr, names))}, got {answer!r}.")
-    patch, neurons = patch_side(model), most_selective(model)
-    found = {name: seams(Visualizer(model, replace(recipe, **{name: 0.0})).render(-1, neurons).pictures, patch).mean().item()
+    patch, neurons = patch_size(model), most_selective(model)
+    found = {name: patch_borders(
+        Visualizer(model, replace(recipe, **{name: 0.0})).render(-1, neurons).pictures, patch).mean().item()
              for name in names}
     right = answer == max(found, key=found.__getitem__)
     said = f"with all but {answer}, {found[answer]:.1f} % of the steps between neighboring pixels lie on borders of patches"
@@ -72,8 +80,8 @@ def _natural_grain(answer, model: VisionModel) -> tuple[bool, str]:
         raise VitvizError(f"Exercise 01.2 wants a neuron and a tv of at least 0, such as (376, 0.014), got {answer!r}.")
     neuron = whole_number("01.2", answer[0], "a neuron", next(iter(find_sites(model).values()))[-1].units - 1)
     made = Visualizer(model, replace(_short(model), tv=float(answer[1]))).render(-1, neuron)
-    mine, percentile = grain(made.pictures).item(), made.scores.percentile[0]
-    scenes = grain(reference_images(model)).mean().item()
+    mine, percentile = high_frequencies(made.pictures).item(), made.scores.percentile[0]
+    scenes = high_frequencies(reference_images(model)).mean().item()
     said = (f"the picture has {mine:.1f} % of its variance in fine grain, scenes {scenes:.1f} %; it excites neuron {neuron} more "
             f"than {percentile:.1f} % of scenes do")
     right = 0.8 * scenes <= mine <= 1.2 * scenes and percentile > 99
@@ -85,7 +93,7 @@ def _invisible(answer, model: VisionModel) -> tuple[bool, str]:
     if isinstance(answer, bool) or not isinstance(answer, Real) or not 0 < answer <= 20:
         raise VitvizError(f"Exercise 01.3 wants the size of a change, above 0 and at most 20, got {answer!r}.")
     scene, (neuron,) = default_reference(model).batch([0])[0], most_selective(model, 1)
-    here, less = (look_alike(model, scene, -1, neuron, distance=d).percentiles[1] for d in (answer, 0.8 * answer))
+    here, less = (adversarial_example(model, scene, neuron=neuron, distance=d).percentiles[1] for d in (answer, 0.8 * answer))
     said = f"a change of {answer:.3g} puts the scene above {here:.1f} % of scenes, one of {0.8 * answer:.3g} above {less:.1f} %"
     right, wanted = here >= 99 > less, "a smaller" if here >= 99 else "a larger"
     return right, f"{said}." if right else f"{said}; {wanted} one is wanted."
@@ -100,7 +108,7 @@ def _gap(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 02.1: standard deviations by which MLP units stand out more than random directions of their space, within 0.2."""
     if isinstance(answer, bool) or not isinstance(answer, Real):
         raise VitvizError(f"Exercise 02.1 wants a number of standard deviations, got {answer!r}.")
-    means = by_axes(model)[0].table.query("kind == 'mlp'").set_index("of")["value"]
+    means = axis_alignment(model)[0].table.query("kind == 'mlp'").set_index("of")["value"]
     gap = means["units"] - means["random directions"]
     near = abs(answer - gap) <= 0.2
     return near, (f"units {means['units']:.2f}, random directions {means['random directions']:.2f}: {gap:.2f} more."
@@ -109,8 +117,8 @@ def _gap(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _rank(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 02.2: in how many dimensions MLP units vary before their activation function, within 1."""
-    before = answers(model)[1]["before"]
-    wanted, found = whole_number("02.2", answer, "a number of dimensions", before.shape[1]), rank(before)
+    before = layer_activations(model)[1]["before"]
+    wanted, found = whole_number("02.2", answer, "a number of dimensions", before.shape[1]), covariance_rank(before)
     near = abs(wanted - found) <= 1
     return near, (f"{before.shape[1]} units, and they vary in {found} dimensions." if near else
                   f"not {wanted}. What are these units computed from, and how many numbers are that?")
@@ -118,13 +126,13 @@ def _rank(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _direction(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 02.3: a direction of the queries' space along which a concept stands out by 4 on the second half of the scenes."""
-    stimuli, found = answers(model)
+    stimuli, found = layer_activations(model)
     queries, half = found["query"], stimuli.n // 2
     if not isinstance(answer, torch.Tensor) or answer.shape != (queries.shape[1],) or not answer.isfinite().all():
         raise VitvizError(f"Exercise 02.3 wants a direction, a tensor of {queries.shape[1]} finite numbers, got "
                           f"{tuple(answer.shape) if isinstance(answer, torch.Tensor) else repr(answer)}.")
     along = queries[half:] @ answer.float()[:, None]
-    best, concept = stand_out(along, stimuli.labels(range(half, stimuli.n)), len(model.class_names))[:, 0].max(0)
+    best, concept = class_selectivity(along, stimuli.labels(range(half, stimuli.n)), len(model.class_names))[:, 0].max(0)
     said = f"along it {model.class_names[concept]} stands out by {best:.2f} standard deviations on the second half of scenes"
     return best.item() >= 4, f"{said}." if best >= 4 else f"{said}; at least 4 are needed."
 
@@ -149,7 +157,7 @@ def _named_picture(answer, model: VisionModel) -> tuple[bool, str]:
     names = [known.casefold() for known in concepts]
     if name.casefold() not in names:
         raise VitvizError(f"No concept is called {name!r}.{nearest(name, concepts)} vv.EmojiWorld().concepts lists all.")
-    best = selectivity(model, sites[-1]).of_each[:, neuron].topk(5).indices.tolist()
+    best = selectivity(model, sites[-1]).by_concept[:, neuron].topk(5).indices.tolist()
     right = names.index(name.casefold()) in best
     return right, (f"the favorites of neuron {neuron} are {', '.join(concepts[i] for i in best)}." if right else
                    f"{name} is not among the five favorites of neuron {neuron}; look at its strongest scenes, too.")

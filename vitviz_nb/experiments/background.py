@@ -22,7 +22,7 @@ from ..utils import cache
 from ..utils.errors import VitvizError
 from .classification import MEASURES, accuracy_rows, correct_predictions, top5_predictions
 from .result import Result, share
-from .semantics import by_lot
+from .semantics import random_contexts
 
 SHOWN = ("whole", "foreground", "background")
 FILLS = ("black", "mean")
@@ -216,7 +216,7 @@ def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, n:
         return [torch.from_numpy(stored[f"layer{i}"]) for i in range(len(stored))]
     tables, count = None, torch.zeros(len(CONTEXTS))
     for numbers, _ in ImageSet(model, world, n).batches(f"{model.name}: contexts"):
-        here = torch.from_numpy(by_lot(numbers))
+        here = torch.from_numpy(random_contexts(numbers))
         found = activations(model, kind, world.batch(numbers, model.device, contexts=here.numpy()).images)
         tables = tables or [torch.zeros(2, len(CONTEXTS), layer.shape[1], dtype=torch.float64) for layer in found]
         count += torch.bincount(here, minlength=len(CONTEXTS))

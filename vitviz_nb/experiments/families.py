@@ -28,13 +28,13 @@ from ..visualize.visualizer import Visualizer
 from .background import at_home
 from .class_token import cls_isolation, depth, head_on_tokens
 from .classification import accuracy_rows, correct_predictions
-from .faithfulness import named, selectivity
+from .faithfulness import recognition, selectivity
 from .frequency import radius_needed
 from .localization import locality
 from .regularizers import sensitivity
 from .result import NUMBERS, Result, mean, share
-from .semantics import across_styles, explained
-from .units import by_axes
+from .semantics import across_styles, variance_by_fact
+from .units import axis_alignment
 
 COLUMNS = ("notebook", "what", "unit", *NUMBERS, "control", "control is", "why not")
 _SCENES, _NEURONS, _CLEAR = 512, 128, 3.0  # the last: standard deviations from which on a unit has a concept to show
@@ -92,13 +92,14 @@ def _row(what: str, finding: Result, cell: dict, control: dict | float | None = 
 
 
 def _noise(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
-    found, size = sensitivity(model, world, distances=(1.0,)), {"size of the change (L2)": 1.0}
-    yield _row("an invisible change raises a neuron", found, {**size, "change": "most exciting"}, {**size, "change": "random"},
+    found, size = sensitivity(model, world, distances=(1.0,)), {"L2 norm": 1.0}
+    adversarial, random = ({**size, "perturbation": name} for name in ("adversarial", "random"))
+    yield _row("an invisible change raises a neuron", found, adversarial, random,
                "a random change of that size")
 
 
 def _kinds(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
-    found, _ = by_axes(model, images=world)
+    found, _ = axis_alignment(model, world)
     for kind, what in (("mlp", "MLP units stand for concepts"), ("query", "queries stand for concepts")):
         yield _row(what, found, {"kind": kind, "of": "units"}, {"kind": kind, "of": "random directions"},
                    "random directions of the same space")
@@ -144,7 +145,7 @@ def _frequency(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
 
 
 def _language(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
-    real, shuffled = (explained(model, n=2048, shuffled=s).by_layer() for s in (False, True))
+    real, shuffled = (variance_by_fact(model, n=2048, shuffled=s).by_layer() for s in (False, True))
     last = real.table["layer"].max()
     for fact in ("concept", "style", "context"):
         cell = {"layer": last, "explained by": fact}
@@ -161,7 +162,7 @@ def _trust(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
     made = Visualizer(model).render(site.layer, neurons, site.kind)
     high = sum(percentile > 99 for percentile in made.scores.percentile)
     chosen, judge = selectivity(model, site), load("emoji-vit" if site.kind == "channel" else "emoji-resnet")
-    seen = named(made.pictures, chosen.concept[neurons], chosen.strength[neurons], judge, _CLEAR)
+    seen = recognition(made.pictures, chosen.concept[neurons], chosen.strength[neurons], judge, _CLEAR)
     for what, numbers, control, is_ in (
             ("pictures above the 99th percentile of scenes", share(high, len(neurons)), 1.0, "a scene by lot"),
             ("pictures that a judge of another kind names", share(seen.hits[seen.counted].sum(), int(seen.counted.sum())),

@@ -1,6 +1,6 @@
-"""Where to look: queries, keys, values and MLP units of a layer, beside random directions of their spaces (section 3)."""
+"""Which units to visualize: queries, keys, values and MLP neurons of a layer, beside random directions (paper, section 3)."""
 
-from copy import copy, deepcopy
+from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -14,242 +14,227 @@ from ..models.reading import at_sites
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
-from ..utils import cache
+from ..utils import cache, validate
 from ..utils.errors import VitvizError
+from ..utils.statistics import FEWEST, class_selectivity, variance_explained
 from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
-from .result import Result, mean_of
+from .faithfulness import check_recognizer, evenly_spaced, finished, recognition
+from .result import Result, mean_of, proportion
 
-KINDS = ("query", "key", "value", "mlp")
-SCENES = 2048  # 8 of each of 256 concepts
-_FEW = 4  # images of a concept; the mean of fewer would often be far out by chance
-_BLOCKS = 16  # of images, each left out once, for the interval of a dimension
+COMPARED = ("query", "key", "value", "mlp")
+IMAGES = 2048  # scenes: 8 of each of 256 concepts
+_BLOCKS = 16  # of images, each left out once, for the jackknife
 
 
-def answers(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) -> tuple[ImageSet, dict[str, torch.Tensor]]:
-    """What one layer's units answer to the same images, by kind of unit: float32 (n, units) each, mean over patch tokens.
+def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
+                      n: int = IMAGES) -> tuple[ImageSet, dict[str, torch.Tensor]]:
+    """Mean activations over patch tokens of one layer's units, by kind: the images, and float32 (n, units) each.
 
-    Kinds are queries, keys, values, MLP units, MLP units before their activation function ("before"), and the residual stream
-    after the block, as far as the model has them. One pass over the images for all; then from the cache folder.
+    Kinds are queries, keys, values, MLP neurons, MLP neurons before their activation function ("before"), and the residual
+    stream after the block, as far as the model has them. One pass over the images for all; then from the cache folder.
     """
-    if not any(kind in find_sites(model) for kind in KINDS):
+    if not any(kind in find_sites(model) for kind in COMPARED):
         raise VitvizError(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
-    stimuli = ImageSet(model, images, n)
-    sites = {kind: find_site(model, layer, kind) for kind in (*KINDS, "residual") if kind in find_sites(model)}
+    image_set = ImageSet(model, images, n)
+    sites = {kind: find_site(model, layer, kind) for kind in (*COMPARED, "residual") if kind in find_sites(model)}
     if "mlp" in sites:
         sites["before"] = replace(sites["mlp"], path=sites["mlp"].path.removesuffix("act") + "fc1")
-    path = cache.path_of({"weights": model.weights_hash, "kinds": [f"{p}" for p in sites.values()], "images": stimuli.key,
-                          "n": stimuli.n}, "kinds")
-    stored = cache.read(path)
-    if not stored or {k: v.shape for k, v in stored.items()} != {k: (stimuli.n, p.units) for k, p in sites.items()}:
-        parts = [at_sites(model, list(sites.values()), batch, lambda site, found: found.mean(1))
-                 for _, batch in stimuli.batches(f"{model.name}: units of every kind")]
+    facts = {"sites": [f"{site}" for site in sites.values()], "images": image_set.key, "n": image_set.n}
+    path = cache.entry(model, facts, "kinds")
+    stored = cache.read(path, finite=True)
+    if not stored or {k: v.shape for k, v in stored.items()} != {k: (image_set.n, s.units) for k, s in sites.items()}:
+        parts = [at_sites(model, list(sites.values()), batch, lambda site, tokens: tokens.mean(1))
+                 for _, batch in image_set.batches(f"{model.name}: units of every kind")]
         stored = {kind: torch.cat([part[i] for part in parts]).numpy() for i, kind in enumerate(sites)}
         cache.write(path, stored)
-    return stimuli, {kind: torch.from_numpy(np.asarray(stored[kind])) for kind in sites}
+    return image_set, {kind: torch.from_numpy(np.asarray(stored[kind])) for kind in sites}
 
 
-def stand_out(found: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """By how many standard deviations (over all images) each concept's mean lies above the mean of all: (classes, units).
-
-    Args:
-        found: (n, units); labels: int64 (n,). A concept of fewer than four images stands out nowhere: minus infinity.
-    """
-    n = torch.bincount(labels, minlength=classes)
-    means = torch.zeros(classes, found.shape[1]).index_add_(0, labels, found) / n[:, None].clamp_min(1)
-    each = (means - found.mean(0)) / found.std(0, correction=0).clamp_min(1e-10)
-    return each.masked_fill(n[:, None] < _FEW, -torch.inf)
-
-
-def explained(found: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """Share of each unit's variance (units,) that lies between concepts, less what chance would put there.
-
-    The intraclass correlation of a one-way analysis of variance: 0 on average where labels tell nothing, 1 where they tell all.
-    """
-    n = torch.bincount(labels)
-    k, total = (n > 0).sum(), len(labels)
-    means = torch.zeros(len(n), found.shape[1]).index_add_(0, labels, found) / n[:, None].clamp_min(1)
-    between = (n[:, None] * (means - found.mean(0)).square()).sum(0) / (k - 1)
-    within = (found - means[labels]).square().sum(0) / (total - k)
-    size = (total - n.square().sum() / total) / (k - 1)  # images of a concept, n itself where all have as many
-    return (between - within) / (between + (size - 1) * within).clamp_min(1e-20)
-
-
-def by_axes(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) -> tuple[Result, Result]:
-    """Do units stand for concepts, or any direction of their space as well? By kind of unit, of one layer.
+def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> tuple[Result, Result]:
+    """Whether units represent concepts better than random directions of the same space do, by kind, in one layer.
 
     Args:
-        images: with labels, as ``Stimuli`` takes them.
+        images: with labels (see ``ImageSet``).
 
     Returns:
-        How far the favorite concept stands out, in standard deviations, mean over units; and the share of variance that
-        concepts explain, in percent. Both also of random directions of the same space (``directions``), as many, and of units
-        with the labels shuffled.
+        Selectivity of units for their preferred concept (``class_selectivity``), mean over units; and the fraction of variance
+        that concepts explain (ε², ``variance_explained``), in percent. Both also for as many random directions
+        (``random_directions``), and for units with shuffled labels.
     """
-    stimuli, found = answers(model, layer, images, n)
-    labels, classes, selective, known = stimuli.labels(range(stimuli.n)), len(model.class_names), [], []
-    mixed = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    for kind in (k for k in found if k != "before"):
-        turned = found[kind] @ directions(model, find_site(model, layer, kind))
-        for axes, units, by in (("units", found[kind], labels), ("random directions", turned, labels),
-                                ("units, shuffled labels", found[kind], mixed)):
+    image_set, activations = layer_activations(model, images, layer=layer, n=n)
+    labels, classes, selectivity, explained = image_set.labels(range(image_set.n)), len(model.class_names), [], []
+    shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
+    for kind in (k for k in activations if k != "before"):
+        rotated = activations[kind] @ random_directions(model, find_site(model, layer, kind))
+        for axes, units, given in (("units", activations[kind], labels), ("random directions", rotated, labels),
+                                   ("units, shuffled labels", activations[kind], shuffled)):
             of = {"kind": kind, "of": axes}
-            selective.append({**of, **mean_of(stand_out(units, by, classes).amax(0).numpy())})
-            known.append({**of, **mean_of(100 * explained(units, by).numpy())})
-    where = _where(model, layer, stimuli.name)
-    return (Result(f"{where}: how far the favorite concept stands out", "selectivity (standard deviations)",
-                    pd.DataFrame(selective)),
-            Result(f"{where}: what concepts explain", "variance between concepts (%)", pd.DataFrame(known)))
+            selectivity.append({**of, **mean_of(class_selectivity(units, given, classes).amax(0).numpy())})
+            explained.append({**of, **mean_of(100 * variance_explained(units, given).numpy())})
+    title = _title(model, layer, image_set.name)
+    return (Result(f"{title}: selectivity for the preferred concept", "selectivity (standard deviations)",
+                   pd.DataFrame(selectivity)),
+            Result(f"{title}: variance that concepts explain (ε²)", "variance explained (%)", pd.DataFrame(explained)))
 
 
-def readable(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) -> Result:
-    """Is a concept there at all? By kind: how far each concept stands out along its best unit, and along its best direction.
+def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> Result:
+    """Selectivity for each concept along its best unit and along its best direction, by kind: mean over concepts.
 
-    Both are chosen on the first half of the images and measured on the second. The direction is Fisher's linear discriminant
-    (``discriminant``). Mean over the concepts with at least four images in each half.
+    Unit and direction (``discriminant``) are chosen on the first half of the images and measured on the second. Concepts with
+    fewer than four images in either half are left out.
     """
-    stimuli, found = answers(model, layer, images, n)
-    labels, classes, half, rows = stimuli.labels(range(stimuli.n)), len(model.class_names), stimuli.n // 2, []
-    seen, held = labels[:half], labels[half:]
-    both = [c for c in range(classes) if min((seen == c).sum(), (held == c).sum()) >= _FEW]
-    if not both:
-        raise VitvizError(f"No class has {_FEW} of the {stimuli.name} in each half; use more images.")
-    for kind in (k for k in found if k != "before"):
-        first, second = found[kind][:half], found[kind][half:]
-        unit = stand_out(first, seen, classes)[both].argmax(1)
-        along = second @ torch.stack([discriminant(first, seen, c) for c in both], 1)
-        each = {"best unit": stand_out(second, held, classes)[both, unit],
-                "best direction": stand_out(along, held, classes)[both, torch.arange(len(both))]}
-        rows += [{"kind": kind, "along": name, **mean_of(values.numpy())} for name, values in each.items()]
-    return Result(f"{_where(model, layer, f'{stimuli.n - half:,} others')}: how far a concept stands out",
-                   "standard deviations", pd.DataFrame(rows))
+    image_set, activations = layer_activations(model, images, layer=layer, n=n)
+    labels, classes, half, rows = image_set.labels(range(image_set.n)), len(model.class_names), image_set.n // 2, []
+    train, test = labels[:half], labels[half:]
+    concepts = [c for c in range(classes) if min((train == c).sum(), (test == c).sum()) >= FEWEST]
+    if not concepts:
+        raise VitvizError(f"No class has {FEWEST} of the {image_set.name} in each half; use more images.")
+    for kind in (k for k in activations if k != "before"):
+        first, second = activations[kind][:half], activations[kind][half:]
+        unit = class_selectivity(first, train, classes)[concepts].argmax(1)
+        projected = second @ torch.stack([discriminant(first, train, c) for c in concepts], 1)
+        along = {"best unit": class_selectivity(second, test, classes)[concepts, unit],
+                 "best direction": class_selectivity(projected, test, classes)[concepts, torch.arange(len(concepts))]}
+        rows += [{"kind": kind, "along": name, **mean_of(values.numpy())} for name, values in along.items()]
+    return Result(f"{_title(model, layer, f'{image_set.n - half:,} held-out images')}: linear readout of a concept",
+                  "selectivity (standard deviations)", pd.DataFrame(rows))
 
 
-def discriminant(found: torch.Tensor, labels: torch.Tensor, concept: int) -> torch.Tensor:
-    """The direction (units,) that tells one concept's images best from all: the inverse covariance times the way to its mean.
+def discriminant(activations: torch.Tensor, labels: torch.Tensor, concept: int) -> torch.Tensor:
+    """Fisher's linear discriminant of one concept against all images: (units,), inverse covariance times difference of means.
 
     The covariance (of all images) has a thousandth of its mean variance added to the diagonal.
     """
-    covariance = torch.cov(found.T) + 1e-3 * found.var(0).mean() * torch.eye(found.shape[1])
-    return torch.linalg.solve(covariance, found[labels == concept].mean(0) - found.mean(0))
+    covariance = torch.cov(activations.T) + 1e-3 * activations.var(0).mean() * torch.eye(activations.shape[1])
+    return torch.linalg.solve(covariance, activations[labels == concept].mean(0) - activations.mean(0))
 
 
-def rank(found: torch.Tensor) -> int:
-    """In how many dimensions (n, units) vary at all: eigenvalues of the covariance above a billionth of the largest."""
-    values = torch.linalg.eigvalsh(torch.cov(found.double().T))
-    return int((values > 1e-9 * values[-1]).sum())
+def covariance_rank(activations: torch.Tensor) -> int:
+    """Rank of the covariance of activations (n, units): its eigenvalues above a billionth of the largest."""
+    eigenvalues = torch.linalg.eigvalsh(torch.cov(activations.double().T))
+    return int((eigenvalues > 1e-9 * eigenvalues[-1]).sum())
 
 
-def effective_dimension(model: VisionModel, layer: int = -1, images=None, n: int = SCENES) -> Result:
-    """Along how many directions the units of a layer vary, by kind: units, effective dimension, and its control.
+def effective_dimension(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> Result:
+    """Effective dimension of a layer's activations by kind (``participation_ratio``), beside the number of units.
 
-    The effective dimension is the participation ratio of the spectrum of their covariance: (sum of eigenvalues)² / sum of
-    their squares, k if the variance is spread evenly over k directions. "Independent" is the same with each unit's answers
-    shuffled among the images. Intervals: a jackknife over 16 blocks of images. Needs no labels.
+    The control is the same of independent units: each unit's activations are permuted among the images. Needs no labels.
     """
-    stimuli, found = answers(model, layer, images, n)
-    if stimuli.n < 2:
-        raise VitvizError(f"A dimension is measured over several images, at least 2; there is {stimuli.n}.")
+    image_set, activations = layer_activations(model, images, layer=layer, n=n)
+    if image_set.n < 2:
+        raise VitvizError(f"A dimension is measured over several images, at least 2; there is {image_set.n}.")
     rows, random = [], torch.Generator().manual_seed(0)
-    for kind, units in found.items():
-        mixed = torch.stack([column[torch.randperm(len(units), generator=random)] for column in units.T], 1)
+    for kind, units in activations.items():
+        permuted = torch.stack([column[torch.randperm(len(units), generator=random)] for column in units.T], 1)
         count = units.shape[1]
-        rows += [{"kind": kind, "counted": "units", "value": count, "low": count, "high": count, "n": stimuli.n},
-                 {"kind": kind, "counted": "effective dimension", **_jackknife(units)},
-                 {"kind": kind, "counted": "the same, if units were independent", **_jackknife(mixed)}]
-    return Result(f"{_where(model, layer, stimuli.name)}: dimensions by kind", "dimensions", pd.DataFrame(rows))
+        rows += [{"kind": kind, "counted": "units", "value": count, "low": count, "high": count, "n": image_set.n},
+                 {"kind": kind, "counted": "effective dimension", **participation_ratio(units)},
+                 {"kind": kind, "counted": "effective dimension of independent units", **participation_ratio(permuted)}]
+    return Result(f"{_title(model, layer, image_set.name)}: dimensions by kind", "dimensions", pd.DataFrame(rows))
 
 
-def _jackknife(x: torch.Tensor) -> dict[str, float]:
-    """The participation ratio of (n, units), as a row: each of the blocks of images is left out once."""
-    x = (x - x.mean(0)).double()
-    blocks = x.tensor_split(min(_BLOCKS, len(x)))
+def participation_ratio(activations: torch.Tensor) -> dict[str, float]:
+    """Participation ratio of the covariance of (n, units), as a row: (sum of eigenvalues)² / sum of their squares.
+
+    It is k where the variance is spread evenly over k directions. The interval is a jackknife over 16 blocks of images.
+    """
+    centered = (activations - activations.mean(0)).double()
+    blocks = centered.tensor_split(min(_BLOCKS, len(centered)))
     sums, squares = torch.stack([b.sum(0) for b in blocks]), torch.stack([b.T @ b for b in blocks])
 
     def ratio(total: torch.Tensor, square: torch.Tensor, n: int) -> float:
         covariance = square / n - torch.outer(total, total) / n**2
         return (covariance.trace() ** 2 / covariance.square().sum().clamp_min(1e-30)).item()
 
-    value = ratio(sums.sum(0), squares.sum(0), len(x))
-    left = [ratio(sums.sum(0) - s, squares.sum(0) - q, len(x) - len(b)) for s, q, b in zip(sums, squares, blocks, strict=True)]
-    half = 1.96 * (np.var(left) * (len(left) - 1)) ** 0.5
-    return {"value": value, "low": value - half, "high": value + half, "n": len(x)}
+    value = ratio(sums.sum(0), squares.sum(0), len(centered))
+    without = [ratio(sums.sum(0) - s, squares.sum(0) - q, len(centered) - len(b))
+               for s, q, b in zip(sums, squares, blocks, strict=True)]
+    half = 1.96 * (np.var(without) * (len(without) - 1)) ** 0.5
+    return {"value": value, "low": value - half, "high": value + half, "n": len(centered)}
 
 
-def directions(model: VisionModel, site: Site) -> torch.Tensor:
-    """Random orthogonal directions (units, units), one a column, of the space at a site; always the same.
+def random_directions(model: VisionModel, site: Site) -> torch.Tensor:
+    """A random rotation (units, units) of the space at a site, a direction in each column; always the same.
 
-    Queries, keys and values are turned head by head, so that ``rotated`` can turn the network with them.
+    Queries, keys and values are rotated within their heads, so that ``rotated`` can rotate the network with them.
     """
-    heads = getattr(_owner(model.module, site), "num_heads", 1) if site.kind in KINDS[:3] else 1
+    heads = getattr(_owner(model.module, site), "num_heads", 1) if site.kind in COMPARED[:3] else 1
     random, size = torch.Generator().manual_seed(0), site.units // heads
     return torch.block_diag(*(torch.linalg.qr(torch.randn(size, size, generator=random))[0] for _ in range(heads)))
 
 
 def rotated(model: VisionModel, layer: int = -1, kind: str = "mlp") -> VisionModel:
-    """The same network, whose units of one kind in one layer are random directions of their space (``directions``).
+    """The same function as a network whose units of one kind in one layer are random directions (``random_directions``).
 
-    Its answers are the same: queries and keys are turned together, values together with the weights that read them, and MLP
-    units are turned back for their activation function. So what a queries' unit is, the network leaves open; what an MLP unit
-    is, the activation function fixes.
+    Its logits are the same: queries and keys are rotated together, values together with the weights that read them, and MLP
+    neurons are rotated back for their activation function. So the network has no preferred axes in its queries; in the MLP
+    the activation function sets them.
 
     Raises:
-        VitvizError: units of another kind; a network whose answers would change.
+        VitvizError: units of another kind; a network whose logits would change.
     """
     site = find_site(model, layer, kind)
-    if kind not in KINDS:
-        raise VitvizError(f"Of {', '.join(KINDS)} random directions can be made units, not of {kind!r}.")
-    if ("rotated", site) in model.memo:
-        return model.memo["rotated", site]
-    module, turn = deepcopy(model.module), directions(model, site).to(model.device)
+    if kind not in COMPARED:
+        raise VitvizError(f"Of {', '.join(COMPARED)} random directions can be made units, not of {kind!r}.")
+    return model.remember(("rotated", site), lambda: _rotate(model, site))
+
+
+def _rotate(model: VisionModel, site: Site) -> VisionModel:
+    with model.lock:
+        module, rotation = deepcopy(model.module), random_directions(model, site).to(model.device)
     with torch.no_grad():
-        if kind == "mlp":
+        if site.kind == "mlp":
             mlp = _owner(module, site)
-            mlp.act = _Turned(mlp.act, turn)
-            _turn_outputs(mlp.fc1, turn, (0, 1))
-            mlp.fc2.weight.copy_(mlp.fc2.weight @ turn)
-        elif kind == "value":
-            _turn_outputs(module.get_submodule(site.path), turn, site.part)
-            reads = _owner(module, site).proj
-            reads.weight.copy_(reads.weight @ turn)
+            mlp.act = _Rotated(mlp.act, rotation)
+            _rotate_outputs(mlp.fc1, rotation, (0, 1))
+            mlp.fc2.weight.copy_(mlp.fc2.weight @ rotation)
+        elif site.kind == "value":
+            _rotate_outputs(module.get_submodule(site.path), rotation, site.part)
+            reader = _owner(module, site).proj
+            reader.weight.copy_(reader.weight @ rotation)
         else:
             for one in (find_site(model, site.layer, "query"), find_site(model, site.layer, "key")):
-                _turn_outputs(module.get_submodule(one.path), turn, one.part)
-    found = copy(model)
-    found.__dict__.pop("weights_hash", None)
-    found.module, found.memo, found.name = module, {}, f"{model.name} with random {kind} directions in layer {site.layer}"
+                _rotate_outputs(module.get_submodule(one.path), rotation, one.part)
+    changed = with_module(model, module, f"{model.name} with random {site.kind} directions in layer {site.layer}")
     with torch.no_grad():
         images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
-        before, after = model(images), found(images)
+        before, after = model(images), changed(images)
     if (after - before).abs().max() > 1e-3 * before.abs().max():
-        raise VitvizError(f"{model.name} answers otherwise once its {kind} units are turned: something treats them one by one, "
-                          f"such as a norm of queries and keys.")
-    model.memo["rotated", site] = found
-    return found
+        raise VitvizError(f"The logits of {model.name} change once its {site.kind} units are rotated: something treats them one "
+                          f"by one, such as a norm of queries and keys.")
+    return changed
 
 
-class _Turned(nn.Module):
-    """An activation function that acts on turned units as if they were not turned."""
+def with_module(model: VisionModel, module: nn.Module, name: str) -> VisionModel:
+    """``module`` as a model of its own, with its own lock, and the preprocessing and classes of ``model``."""
+    mean, std = (values.flatten().tolist() for values in (model.mean, model.std))
+    return VisionModel(module, name, model.image_size, mean, std, model.class_names, model.license, model.trained, model.card,
+                       model.text, model._styles)
 
-    def __init__(self, act: nn.Module, turn: torch.Tensor):
+
+class _Rotated(nn.Module):
+    """An activation function that acts on rotated units as if they were not rotated."""
+
+    def __init__(self, act: nn.Module, rotation: torch.Tensor):
         super().__init__()
         self.act = act
-        self.register_buffer("turn", turn)
+        self.register_buffer("rotation", rotation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        return self.act(x @ self.turn.T) @ self.turn
+        return self.act(x @ self.rotation.T) @ self.rotation
 
 
-def _turn_outputs(linear: nn.Linear, turn: torch.Tensor, part: tuple[int, int]) -> None:
-    """Turn one of several equal shares of a layer's outputs: what was x is then x @ turn."""
+def _rotate_outputs(linear: nn.Linear, rotation: torch.Tensor, part: tuple[int, int]) -> None:
+    """Rotate one of several equal parts of a layer's outputs in place: what was x is then x @ rotation."""
     for tensor in (linear.weight, linear.bias):
         if tensor is not None:
-            share = tensor.chunk(part[1])[part[0]]
-            share.copy_(turn.T @ share)
+            outputs = tensor.chunk(part[1])[part[0]]
+            outputs.copy_(rotation.T @ outputs)
 
 
-def _where(model: VisionModel, layer: int, images: str) -> str:
-    kind = next(kind for kind in KINDS if kind in find_sites(model))
+def _title(model: VisionModel, layer: int, images: str) -> str:
+    kind = next(kind for kind in COMPARED if kind in find_sites(model))
     return f"{model.title}, layer {find_site(model, layer, kind).layer} ({images})"
 
 
@@ -258,37 +243,57 @@ def _owner(module: nn.Module, site: Site) -> nn.Module:
 
 
 @dataclass(frozen=True, eq=False)
-class Row:
-    """Pictures of units of one kind, with the concept (K,) that each unit favors and how far it stands out (K,)."""
+class Visualized:
+    """Feature visualizations of K units of one kind, with each unit's preferred ``concept`` (K,) and ``selectivity`` (K,)."""
 
     rendering: Rendering
     concept: torch.Tensor
-    strength: torch.Tensor
+    selectivity: torch.Tensor
 
 
-def pictures(model: VisionModel, layer: int = -1, neurons: int = 12) -> dict[str, Row]:
-    """Pictures of evenly spaced units of one layer, as many of each kind, and of random directions of the MLP units' space."""
-    stimuli, found = answers(model, layer)
-    labels, rows = stimuli.labels(range(stimuli.n)), {}
-    for name in [*(kind for kind in KINDS if kind in found), *(["mlp directions"] if "mlp" in found else [])]:
+def visualize(model: VisionModel, *, layer: int = -1, neurons: int = 12) -> dict[str, Visualized]:
+    """Feature visualizations of evenly spaced units of one layer by kind, and of random directions of its MLP."""
+    validate.whole("neurons", neurons, 1)
+    image_set, activations = layer_activations(model, layer=layer)
+    labels, visualized = image_set.labels(range(image_set.n)), {}
+    for name in [*(kind for kind in COMPARED if kind in activations), *(["mlp directions"] if "mlp" in activations else [])]:
         kind, shown = name.split()[0], model
-        units = found[kind]
+        site, units = find_site(model, layer, kind), activations[kind]
         if name != kind:
-            shown, units = rotated(model, layer), units @ directions(model, find_site(model, layer))
-        chosen = torch.linspace(0, units.shape[1] - 1, min(neurons, units.shape[1])).round().long().tolist()
-        best = stand_out(units[:, chosen], labels, len(model.class_names)).max(0)
-        rows[name] = Row(Visualizer(shown).render(layer, chosen, kind), best.indices, best.values)
-    return rows
+            shown, units = rotated(model, layer), units @ random_directions(model, site)
+        chosen = evenly_spaced(site.units, neurons)
+        preferred = class_selectivity(units[:, chosen], labels, len(model.class_names)).max(0)
+        rendering = finished(Visualizer(shown).render(layer, chosen, kind))
+        visualized[name] = Visualized(rendering, preferred.indices, preferred.values)
+    return visualized
 
 
-def sheet(rows: dict[str, Row], model: VisionModel) -> Image.Image:
-    """All rows of ``pictures`` on one sheet, under each picture its unit's favorite concept."""
+def sheet(visualized: dict[str, Visualized], model: VisionModel) -> Image.Image:
+    """All of ``visualize`` as one contact sheet, a row a kind, under each image its unit's preferred concept."""
     tiles = []
-    for name, row in rows.items():
+    for name, row in visualized.items():
         for k, picture in enumerate(row.rendering.pictures):
-            lines = [f"{name} {row.rendering.neurons[k]}", f"{model.class_names[row.concept[k]][:12]} {row.strength[k]:.1f}",
+            lines = [f"{name} {row.rendering.neurons[k]}", f"{model.class_names[row.concept[k]][:12]} {row.selectivity[k]:.1f}",
                      f"above {row.rendering.scores.percentile[k]:.1f} %"]
             tiles.append(Tile(picture, lines, row.rendering.scores.status[k] == "alive"))
-    title = (f"{model.title}: {', '.join(rows)}, a row each; units evenly spaced, not chosen. Below each: its favorite concept, "
-             f"by how many standard deviations that stands out, and the share of scenes that excite it less than the picture")
-    return contact_sheet(tiles, title, side=104, columns=max(len(row.rendering.neurons) for row in rows.values()))
+    title = (f"{model.title}: {', '.join(visualized)}, a row each; units evenly spaced, not chosen. Below each: its preferred "
+             f"concept with selectivity (standard deviations), and the percentile of its activation among scenes")
+    return contact_sheet(tiles, title, side=104, columns=max(len(row.rendering.neurons) for row in visualized.values()))
+
+
+def recognition_by_kind(model: VisionModel, recognizer: VisionModel, *, layer: int = -1, neurons: int = 12) -> Result:
+    """Cross-model recognition of feature visualizations by kind of unit, beside the share above the 99th percentile of scenes.
+
+    Args:
+        recognizer: another embedded model (see ``faithfulness.recognition``).
+        neurons: how many of each kind, evenly spaced; also random directions of the MLP's space.
+    """
+    check_recognizer(model, recognizer)
+    rows = []
+    for kind, row in visualize(model, layer=layer, neurons=neurons).items():
+        hits = recognition(row.rendering.pictures, row.concept, row.selectivity, recognizer, -torch.inf).hits
+        high = sum(p > 99 for p in row.rendering.scores.percentile)
+        rows += [{"kind": kind, "pictures": f"recognized by {recognizer.name}", **proportion(hits.sum(), len(hits))},
+                 {"kind": kind, "pictures": "above the 99th percentile", **proportion(high, len(hits))}]
+    return Result(f"{model.title}, layer {find_site(model, layer).layer}: feature visualizations by kind of unit", "pictures (%)",
+                  pd.DataFrame(rows), ("chance recognition", 500 / len(recognizer.class_names)))

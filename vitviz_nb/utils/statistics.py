@@ -27,6 +27,9 @@ def pearson(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 class ClassSums:
     """Sums of activations by class, in float64, for statistics of more images than fit into memory.
 
+    Args:
+        classes: how many there are at least; a larger label makes room for itself.
+
     Attributes:
         sums: (classes, units); ``squares`` (units,), over all images; ``count`` (classes,), images of each class.
     """
@@ -37,6 +40,8 @@ class ClassSums:
 
     def add(self, activations: torch.Tensor, labels: torch.Tensor) -> "ClassSums":
         """Count more images: activations (n, units) and int64 labels (n,). Returns itself."""
+        more = max(0, int(labels.max()) + 1 - len(self.count))
+        self.sums, self.count = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (self.sums, self.count))
         self.sums.index_add_(0, labels, activations.double())
         self.squares += activations.double().square().sum(0)
         self.count += torch.bincount(labels, minlength=len(self.count))
@@ -87,4 +92,4 @@ def variance_explained(activations: torch.Tensor, labels: torch.Tensor) -> torch
     activations (R² would be above 0, the more so the more labels there are), 1 where they fix them; 0 for a unit that does not
     vary.
     """
-    return ClassSums(int(labels.max()) + 1, activations.shape[1]).add(activations, labels).variance_explained()
+    return ClassSums(0, activations.shape[1]).add(activations, labels).variance_explained()
