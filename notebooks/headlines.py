@@ -34,7 +34,7 @@ from vitviz_nb.experiments.units import axis_alignment, effective_dimension
 from vitviz_nb.models.cards import read_card
 from vitviz_nb.models.sites import find_sites
 from vitviz_nb.utils.paths import data_dir
-from vitviz_nb.widgets.two_alternative import Quiz, by_eye_of
+from vitviz_nb.widgets.two_alternative import Task, model_player
 
 HERE = Path(__file__).resolve().parent
 START, END = "<!-- headlines -->", "<!-- /headlines -->"
@@ -137,8 +137,8 @@ def seen_by(model: vv.VisionModel, judge: vv.VisionModel) -> Result:
 
 
 def plays(model: vv.VisionModel, player: vv.VisionModel) -> Result:
-    """The game of notebook 10, played by another model's eye."""
-    return Quiz(model, 400, seed=1).play(by_eye_of(player), player.name)
+    """The two-alternative forced-choice task of notebook 10, with another model as the player."""
+    return Task(model, 400, seed=1).play(model_player(player), player.name)
 
 
 def alike_on_photographs(model: vv.VisionModel) -> Result:
@@ -265,9 +265,9 @@ ROWS = (
     Row("10", "pictures of layer 5 that a CNN names as their neuron's favorite", OURS, NAMED, {"layer": 5, **FAVOURITE}),
     Row("10", "control: layer 5, another neuron's favorite", OURS, NAMED, {"layer": 5, **FOREIGN}),
     Row("10", "which scene excites a neuron, told by a CNN from the picture", OURS, PLAYS,
-        {"the player sees": "its picture", **EYE}),
+        {"hint": "feature visualization", **EYE}),
     Row("10", "which scene excites a neuron, told by a CNN from top scenes", OURS, PLAYS,
-        {"the player sees": "its top scenes", **EYE}),
+        {"hint": "top images", **EYE}),
     Row("11", "patch tokens of the last layer, photographs, trained to answer", OURS, PHOTOS, {"layer": 5, **PATCHES}),
 )
 

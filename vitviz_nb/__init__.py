@@ -27,6 +27,7 @@ _HOME = {  # public name: the submodule it lives in
     "Result": "experiments.result",
     "Explorer": "widgets.explorer",
     "explore": "widgets.explorer",
+    "interactive": "widgets.interactive",
     "Report": "course.report",
     "setup": "course.setup",
     "check": "course.exercises",

@@ -29,7 +29,7 @@ OPENS_WITH = {
     "what is needed": r"^\*\*You need\*\* ",
     "the time to read and to run, on CPU and GPU": r"^\*\*Time\*\*: about \d+ minutes\. .*minute.* CPU.* GPU",
 }
-SLIDERS = re.compile(r"\b(?:Slide|explore|Game)\(")
+SLIDERS = re.compile(r"\b(?:interactive|explore|TaskWidget)\(")
 
 
 def problems(path: Path, root: Path) -> list[str]:
@@ -372,7 +372,7 @@ def lesson() -> str:
         cell("markdown", f"{START}\n{END}"), cell("markdown", OPENING), cell("markdown", "## Set up"),
         cell("code", 'model = vv.load("emoji-vit")', **code), cell("markdown", "## The answer first"),
         cell("code", "answer()", **drawn), cell("markdown", "## By depth\n**Predict.** Will it rise?"),
-        cell("code", "plot()", **drawn), cell("markdown", f"{LOOK}\n\n## Slide it"), cell("code", "Slide(draw)", **code),
+        cell("code", "plot()", **drawn), cell("markdown", f"{LOOK}\n\n## Slide it"), cell("code", "vv.interactive(draw)", **code),
         cell("markdown", TWIN), cell("code", "twin()", **drawn), cell("markdown", f"{LOOK}\nSo it is."),
         *(part for k in (1, 2, 3) for part in (cell("markdown", f"## Exercise {k}: a thing\n{CARD_TEXT}"),
                                                cell("code", f'vv.check("01.{k}", 0, model)', **code))),
@@ -415,7 +415,7 @@ def test_lesson_has_the_skeleton(tmp_path):
     ("By depth: no fold", "Stripes.", ""),
     ("By depth: no fold", f"{LOOK}\n\n## Slide it", "## Slide it"),
     ("Slide it: no fold", f"{LOOK}\nSo it is.", "So it is."),
-    ("follows Slide(draw)", TWIN, "Sliders:"),
+    ("follows vv.interactive(draw)", TWIN, "Sliders:"),
     ("end with Summary", "## Quiz", "## Questions"),
     ("what did not work", "**What did not work**", "The rest"),
     ("one answer a question", "2. See above.", "See above."),

@@ -13,7 +13,7 @@ from ..datasets.image_folder import ImageFolder, image_folder
 from ..experiments.background import context_chance, context_selectivity
 from ..experiments.faithfulness import recognition, selectivity
 from ..experiments.families import stored
-from ..experiments.fooling_circuit import Doctored
+from ..experiments.fooling_circuit import FoolingCircuit
 from ..experiments.frequency import RADIUS, by_frequency, filtered, hybrid
 from ..experiments.localization import token_similarity
 from ..experiments.result import Result
@@ -29,7 +29,7 @@ from ..visualize.atlas import embedded, embedded_atlases
 from ..visualize.rendering import Rendering
 from ..visualize.top_images import top_images
 from ..visualize.visualizer import Visualizer
-from ..widgets.two_alternative import Game
+from ..widgets.two_alternative import TaskWidget
 from .report import Report
 
 
@@ -228,9 +228,9 @@ def _of_families(what: str) -> pd.Series:
 
 def _beats_chance(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 10.1: a score of the game whose interval, over both kinds of hint, lies above guessing."""
-    answer = answer.score if isinstance(answer, Game) else answer
-    if not isinstance(answer, Result) or "the player sees" not in answer.table:
-        raise VitvizError(f"Exercise 10.1 wants a game, or a score such as quiz.play(player, name), got {answer!r}.")
+    answer = answer.score if isinstance(answer, TaskWidget) else answer
+    if not isinstance(answer, Result) or "hint" not in answer.table:
+        raise VitvizError(f"Exercise 10.1 wants a game, or a score such as task.play(player, name), got {answer!r}.")
     table = answer.table[answer.table["n"] > 0]
     n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
     low, high = wilson(hits, n)
@@ -240,9 +240,9 @@ def _beats_chance(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _liar(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 10.2: the neuron of a doctored model whose picture is another's."""
-    if not isinstance(model.module, Doctored):
+    if not isinstance(model.module, FoolingCircuit):
         raise VitvizError(f"Exercise 10.2 is about a doctored model, and {model.name} is none; pass suspect.")
-    neuron, shown = model.module.units.tolist()
+    neuron, shown = model.module.neuron, model.module.shown
     wanted = whole_number("10.2", answer, "a neuron", model.module.width - 1)
     return wanted == neuron, (f"neuron {neuron} shows the picture of neuron {shown}." if wanted == neuron else
                               f"neuron {wanted} is honest. Whose picture has nothing of its top scenes?")

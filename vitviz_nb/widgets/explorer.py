@@ -1,4 +1,4 @@
-"""Sliders for layer and neuron that drive one visualizer and show its pictures as they form."""
+"""The Explorer: sliders for layer and neuron over one Visualizer, whose images are shown as they form."""
 
 import asyncio
 import atexit
@@ -6,86 +6,95 @@ import html
 import math
 import sys
 import time
+from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
 from threading import Thread
 
 import ipywidgets as widgets
-from PIL import Image
+from IPython import get_ipython
 
 from ..models.sites import KINDS, find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import png, to_image
+from ..plotting.image_grid import to_image
 from ..utils.errors import VitvizError
 from ..visualize.recipe import RECIPES, Recipe
 from ..visualize.rendering import Rendering
 from ..visualize.top_images import top_images
 from ..visualize.visualizer import Visualizer
+from .elements import Picture, Status, sentence
 
-_SIDE = 288  # px of the picture on the page
+_SIDE = 288  # px of the image on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
-_BETWEEN = 0.2  # s from one preview to the next, so that quick steps do not wait for the page, nor the page for slow ones
+_BETWEEN = 0.2  # s between two previews: fast steps do not wait for the page, nor the page for slow steps
 _REGULARIZERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
                  "color": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5),
                  "blur": (0.0, 0.05, 0.1, 0.2), "copies": (1, 2, 4, 8)}
-_TEXT = "<div style='line-height: 1.4'>{}</div>"  # the widget's own lines stand as far apart as sliders
-_HELP = ("<b>Layer</b>: depth in the network, 0 is next to the image. <b>Neuron</b>: one unit of that layer. <b>Kind</b>: which "
-         "units of the layer. <b>Recipe</b>: how long the picture is worked on. <b>Seed</b>: another start, another picture of "
-         "the same neuron. <b>Stop</b> keeps the picture as it is. All of them work with Tab and the arrow keys.")
-_HELP_TUNE = (" <b>tv</b>: how much roughness costs. <b>jitter</b>: how far copies are shifted, as a share of the side. "
-              "<b>color</b>: how far their colors are changed. <b>noise</b>: of random color added at first. <b>blur</b>: "
-              "how wide slopes are blurred at first, as a share of the side, so that large forms come first. <b>copies</b>: seen "
-              "in each step.")
+_HELP = ("<b>Layer</b>: depth in the network; 0 is closest to the input. <b>Neuron</b>: its index in the layer. <b>Kind</b>: "
+         "which activations of the layer. <b>Recipe</b>: settings and number of steps of the optimization. <b>Seed</b>: of the "
+         "initialization and augmentations; another seed gives another image of the same neuron. <b>Stop</b> keeps the image as "
+         "it is. All of them work with Tab and the arrow keys.")
+_HELP_TUNE = (" <b>tv</b>: weight of the total variation. <b>jitter</b>: largest shift of an augmented view (of the image side). "
+              "<b>color</b>: strength of the color shift. <b>noise</b>: standard deviation of the color noise at the first step. "
+              "<b>blur</b>: width of the Gaussian that first smooths the gradient (of the image side). <b>copies</b>: augmented "
+              "views per step.")
+_VERDICT = {"weak": " A weak image: many reference images activate the neuron more.",
+            "dead": " A dead neuron: its activation does not vary over the reference images."}
+_OPEN: set["Explorer"] = set()
 
 
 class Explorer(widgets.VBox):
-    """The visualizer behind sliders.
+    """Feature visualizations of a model, chosen by sliders.
 
-    A change shows a picture of the embedded atlas at once, and starts any other after 0.2 s of rest; the latest request wins and
-    earlier ones stop. The picture forms in place; when it is finished its scores and the scenes that raise the neuron most
-    appear, with activation maps under them. ``result`` hands the last picture back to Python.
+    A change shows an image of the embedded atlas at once, and starts any other after 0.2 s without a further change; the latest
+    request wins and earlier ones stop. The image is shown while it forms; when it is finished its scores and the neuron's top
+    images appear, with activation maps under them. ``close()``, another run of the cell that made it, and the end of Python stop
+    the work, and free its thread and memory.
 
-    On ipywidgets 8 the work runs in a thread, so the page stays live while other cells run. On ipywidgets 7 (Colab), where
-    a thread's updates do not reach the page, it runs in slices on the kernel's own event loop.
+    On ipywidgets 8 the work runs in a thread, so the page stays responsive while other cells run. On ipywidgets 7 (Colab), where
+    a thread's updates do not reach the page, it runs in slices on the kernel's event loop.
 
     Args:
-        model: whose neurons to show.
-        images: what scores and scenes are taken from (see ``stimuli.Stimuli``); by default Emoji World.
-        tune: True for sliders that change the recipe's regularizers.
+        model: whose neurons to visualize.
+        images: reference images for scores and top images (see ``ImageSet``); by default Emoji World.
+        tune: True for sliders over the recipe's regularizers.
 
     Attributes:
         result: the last finished or stopped ``Rendering``, or None.
+
+    Raises:
+        VitvizError: an argument of another type; images that do not fit the model.
     """
 
     def __init__(self, model: VisionModel, images=None, tune: bool = False):
-        if not isinstance(model, VisionModel):
-            raise VitvizError(f"The Explorer takes a model, as in vv.explore(vv.load('emoji-vit')), got {model!r}.")
+        if not isinstance(tune, bool):
+            raise VitvizError(f"tune is True or False, got {tune!r}.")
+        first = Visualizer(model, images=images)
+        if images is not None:
+            _ = first.reference  # says now what is wrong with them
         self.model, self.images, self.result = model, images, None
-        self._visualizers: dict[Recipe, Visualizer] = {}
+        self._visualizers: dict[Recipe, Visualizer] = {first.recipe: first}
         self._request, self._stopped, self._settling = 0, False, False
-        # One thread for all requests: each new one would cost torch a pool of threads, and memory that never comes back.
-        self._requests: SimpleQueue[int | None] = SimpleQueue()
-        self._worker = Thread(target=self._serve, name="explorer", daemon=True)
-        self._worker.start()
-        atexit.register(self._leave)
-        self._threaded = int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules
-        kinds = list(find_sites(model))
-        last = len(find_sites(model)[kinds[0]]) - 1
-        site = find_site(model, last, kinds[0])
-        wide = widgets.Layout(width="420px")
+        kinds = find_sites(model)
+        kind = next(iter(kinds))
+        last = len(kinds[kind]) - 1
+        slider = {"continuous_update": False, "layout": (wide := widgets.Layout(width="420px"))}
         self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
-        self._layer = widgets.IntSlider(description="Layer", max=last, value=last, continuous_update=False, layout=wide)
-        self._neuron = widgets.IntSlider(description="Neuron", max=site.units - 1, continuous_update=False, layout=wide)
-        made = {name: Recipe.named(name, model) for name in RECIPES}
-        recipes = [(f"{name}: {recipe.work}", name) for name, recipe in made.items()]
-        self._recipe = widgets.Dropdown(description="Recipe", options=recipes, layout=wide)
-        self._tuned = {name: self._regularizer(name, values, made) for name, values in _REGULARIZERS.items()} if tune else {}
+        self._layer = widgets.IntSlider(description="Layer", max=last, value=last, **slider)
+        self._neuron = widgets.IntSlider(description="Neuron", max=kinds[kind][last].units - 1, **slider)
+        recipes = {name: Recipe.named(name, model) for name in RECIPES}
+        options = [(f"{name}: {recipe.work}", name) for name, recipe in recipes.items()]
+        self._recipe = widgets.Dropdown(description="Recipe", options=options, layout=wide)
+        self._tuned = {}
+        for name, values in _REGULARIZERS.items() if tune else ():
+            values = sorted({*values, *(getattr(recipe, name) for recipe in recipes.values())})
+            self._tuned[name] = widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in values], description=name,
+                                                        value=getattr(recipes[self._recipe.value], name), **slider)
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
         self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
-        blank = png(Image.new("RGB", (2, 2), "#dddddd"))
-        self._picture = widgets.Image(value=blank, format="png", width=_SIDE, height=_SIDE)
-        self._scenes = widgets.Image(value=blank, format="png", layout=widgets.Layout(min_height="300px", max_width="560px"))
-        self._status, self._scores = widgets.HTML("ready"), widgets.HTML()
+        self._picture = Picture(width=_SIDE, height=_SIDE)
+        self._scenes = Picture(layout=widgets.Layout(min_height="300px", max_width="560px"))
+        self._status, self._scores = Status(), widgets.HTML()
         for widget, name in ((self._picture, "picture"), (self._scenes, "scenes"), (self._status, "status"),
                              (self._scores, "scores"), (self, "explorer")):
             widget.add_class(f"vitviz-{name}")
@@ -95,20 +104,41 @@ class Explorer(widgets.VBox):
         for control in (self._neuron, self._seed, *self._tuned.values()):
             control.observe(lambda change: self._start(), "value")
         self._stop.on_click(self._on_stop)
-        advice = widgets.HTML(_TEXT.format(f"<small>{_HELP}{_HELP_TUNE * tune}</small>"), layout=wide)
+        advice = widgets.HTML(f"<div style='line-height: 1.4'><small>{_HELP}{_HELP_TUNE * tune}</small></div>", layout=wide)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, *self._tuned.values(),
                                  widgets.HBox([self._seed, self._stop]), advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
+        self._cell, self._run = _cell_and_run()
+        for other in [other for other in _OPEN if other._cell == self._cell and other._run != self._run]:
+            other.close()
+        _OPEN.add(self)
+        self._tasks: set[asyncio.Task] = set()  # an event loop keeps only weak references to its tasks
+        # One thread for all requests: torch keeps a pool of threads, and memory, for each thread that it meets.
+        self._requests: SimpleQueue[int | None] = SimpleQueue()
+        self._worker = None
+        if int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules:
+            self._worker = Thread(target=self._serve, name="explorer", daemon=True)
+            self._worker.start()
         self._start()
 
-    @staticmethod
-    def _regularizer(name: str, values: tuple, recipes: dict[str, Recipe]) -> widgets.SelectionSlider:
-        """A slider over ``values`` and those of the recipes, which it can be put back to."""
-        options = sorted({*values, *(getattr(recipe, name) for recipe in recipes.values())})
-        return widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in options], value=getattr(recipes["quick"], name),
-                                       description=name, continuous_update=False, layout=widgets.Layout(width="420px"))
+    def close(self) -> None:
+        """Stop the work, free its thread and memory, and take the Explorer off the page; ``result`` stays."""
+        if self in _OPEN:
+            _OPEN.remove(self)
+            self._end()
+            self._visualizers.clear()
+            for part in _parts(self):
+                part.close()
+        super().close()
+
+    def _end(self) -> None:
+        """Stop the work at its next step, and end its thread."""
+        self._request += 1
+        if self._worker:
+            self._requests.put(None)
+            self._worker.join(timeout=5)
 
     def _on_site(self, change) -> None:
         """Keep the sliders within what the model has at the new kind and layer."""
@@ -117,11 +147,10 @@ class Explorer(widgets.VBox):
         self._start()
 
     def _on_recipe(self, change) -> None:
-        """Put the regularizers where the chosen recipe has them."""
+        """Set the regularizers' sliders to the chosen recipe."""
         self._settling = True
-        chosen = Recipe.named(self._recipe.value, self.model)
         for name, control in self._tuned.items():
-            control.value = getattr(chosen, name)
+            control.value = getattr(Recipe.named(self._recipe.value, self.model), name)
         self._settling = False
         self._start()
 
@@ -129,17 +158,19 @@ class Explorer(widgets.VBox):
         self._stopped = True
 
     def _start(self) -> None:
-        """Make the picture the controls ask for, unless they change again at once."""
-        if self._settling:
+        """Make the image the controls ask for, unless they change again at once."""
+        if self._settling or self not in _OPEN:
             return
         self._request += 1
         self._stopped = False
         self._say("waiting")
-        if self._threaded:
+        if self._worker:
             self._requests.put(self._request)
             return
         try:
-            asyncio.get_running_loop().create_task(self._run_in_slices(self._request))
+            task = asyncio.get_running_loop().create_task(self._run_in_slices(self._request))
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
         except RuntimeError:  # no event loop: a plain Python program
             for _ in self._work(self._request):
                 pass
@@ -147,65 +178,53 @@ class Explorer(widgets.VBox):
     def _serve(self) -> None:
         """The worker thread: requests in the order they came, until ``None``."""
         for request in iter(self._requests.get, None):
-            if request == self._request and not self._at_hand():
-                time.sleep(_DEBOUNCE)
-            for _ in self._work(request):  # ends at its next preview once it is out of date
-                pass
-
-    def _leave(self) -> None:
-        """End the worker before Python ends: a thread inside torch then would crash it."""
-        self._request += 1
-        self._requests.put(None)
-        self._worker.join(timeout=5)
+            for pause in self._work(request):  # ends at its next step once it is out of date
+                time.sleep(pause)
 
     async def _run_in_slices(self, request: int) -> None:
-        await asyncio.sleep(0 if self._at_hand() else _DEBOUNCE)
-        for _ in self._work(request):
-            await asyncio.sleep(0.001)  # lets the kernel handle a slider or the Stop button
+        for pause in self._work(request):
+            await asyncio.sleep(max(0.001, pause))  # lets the kernel handle a slider or the Stop button
 
-    def _work(self, request: int):
-        """One request from first to last preview; ends early when a later one has come. Errors end up in the status."""
-        if request != self._request:
-            return
+    def _work(self, request: int) -> Iterator[float]:
+        """One request from first to last preview; ends early when a later one has come. Yields pauses in s.
+
+        Errors end up in the status.
+        """
         kind, layer, neuron, seed = self._kind.value, self._layer.value, self._neuron.value, self._seed.value
         try:
+            if request != self._request:
+                return
             visualizer = self._visualizer()
+            yield 0 if visualizer.at_hand(layer, kind, seed) else _DEBOUNCE
+            if request != self._request:
+                return
             self._say(f"step 0 of {visualizer.recipe.steps}", request)
             shown = -math.inf
             for frame in visualizer.stream(layer, neuron, kind, seed, every=1):
                 if request != self._request:
                     return
                 if not (frame.finished or self._stopped) and time.monotonic() < shown + _BETWEEN:
-                    yield
+                    yield 0
                     continue
-                self._picture.value = png(to_image(frame.pictures[0], _SIDE))
+                self._picture.show(to_image(frame.pictures[0], _SIDE), f"feature visualization: {kind} {layer}, neuron {neuron}")
                 if frame.scores:
                     break
                 if self._stopped:
                     frame = visualizer.score(frame)
                     break
                 step = f"step {frame.steps[0]} of {frame.recipe.steps}"
-                self._say(f"{step}, measuring it against {visualizer.reference.name}" if frame.finished else step, request)
+                self._say(f"{step}, measuring {visualizer.reference.name}" if frame.finished else step, request)
                 shown = time.monotonic()
-                yield
+                yield 0
             if request != self._request:
                 return
             self.result = frame
-            self._show(frame, request)
-            best = top_images(self.model, layer, neuron, kind, visualizer.reference)
+            self._show(frame, request, getattr(visualizer, "note", ""))
+            top = top_images(self.model, layer, neuron, kind, visualizer.reference)
             if request == self._request:
-                self._scenes.value = png(best.sheet())
-        except VitvizError as error:
-            self._say(f"error: {error}", request)
-        except Exception as error:  # a thread's error would be lost: show it where the learner looks
-            self._say(f"error: {type(error).__name__}: {error}", request)
-
-    def _at_hand(self) -> bool:
-        """Whether what the controls ask for costs next to nothing, so that there is no need to wait for further changes."""
-        try:
-            return self._visualizer().at_hand(self._layer.value, self._kind.value, self._seed.value)
-        except Exception:  # which ``_work`` will meet again, and say
-            return False
+                self._scenes.show(top.sheet(), top.title)
+        except Exception as error:
+            self._say(sentence(error), request)
 
     def _visualizer(self) -> Visualizer:
         tuned = {name: control.value for name, control in self._tuned.items()}
@@ -215,23 +234,37 @@ class Explorer(widgets.VBox):
         return self._visualizers[recipe]
 
     def _say(self, text: str, request: int | None = None) -> None:
-        """Show the state of a request, by default the latest; a request out of date says nothing."""
-        if request is not None and request != self._request:
-            return
-        where = f"layer {self._layer.value}, neuron {self._neuron.value}"
-        self._status.value = _TEXT.format(f"<span role='status'>{html.escape(f'{where}: {text}')}</span>")
+        """Show the state of a request, by default the latest; a request out of date shows nothing."""
+        if request in (None, self._request):
+            self._status.say(f"layer {self._layer.value}, neuron {self._neuron.value}: {text}")
 
-    def _show(self, frame: Rendering, request: int) -> None:
+    def _show(self, frame: Rendering, request: int, note: str) -> None:
         scores = frame.scores
-        done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps}"
-        verdict = {"alive": "", "weak": " A weak picture: many scenes do better.",
-                   "dead": " A dead neuron: nothing in the scenes moves it."}[scores.status[0]]
-        self._scores.value = _TEXT.format(
-            f"Activation {scores.activation[0]:.3g}: above {scores.percentile[0]:.1f} % of {scores.reference}; its neuron is "
-            f"number {scores.rank[0]} of the layer's units by how far the picture raises them.{verdict}")
-        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}", request)
+        done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps} (unfinished)"
+        text = (f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of {scores.reference}; rank "
+                f"{scores.rank[0]} among the layer's standardized activations.{_VERDICT.get(scores.status[0], '')}")
+        self._scores.value = f"<div style='line-height: 1.4'>{html.escape(text)}</div>"
+        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}{note and f'. {note}'}", request)
 
 
-def explore(model: VisionModel, images=None, tune: bool = False) -> Explorer:
-    """Sliders for layer and neuron over ``model``; see ``Explorer``."""
-    return Explorer(model, images, tune)
+explore = Explorer
+
+
+@atexit.register
+def _end_all() -> None:
+    for explorer in _OPEN:
+        explorer._end()  # a thread inside torch would crash Python as it ends
+
+
+def _cell_and_run() -> tuple:
+    """What names the cell that runs now, and its run. A front end that sends no cell id is taken to repeat a cell by its code."""
+    message = getattr(get_ipython(), "get_parent", dict)()  # of Jupyter's kernel
+    cell = message.get("metadata", {}).get("cellId") or message.get("content", {}).get("code") or object()
+    return cell, message.get("header", {}).get("msg_id")
+
+
+def _parts(widget: widgets.Widget) -> list[widgets.Widget]:
+    """All that belong to a widget, each of which ipywidgets keeps in memory until it is closed."""
+    children = getattr(widget, "children", ())
+    own = [getattr(widget, name) for name in ("layout", "style") if hasattr(widget, name)]
+    return [*own, *children, *(part for child in children for part in _parts(child))]

@@ -1,6 +1,5 @@
-"""Sliders over anything that draws: one function, a control for each of its arguments, one picture."""
+"""Interactive figures: a function that draws, and a control for each of its arguments."""
 
-import html
 from collections.abc import Callable
 
 import ipywidgets as widgets
@@ -9,63 +8,73 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from ..plotting.image_grid import png
 from ..utils.errors import VitvizError
+from ..utils.validate import scalar
+from .elements import Picture, Status, sentence
 
 
-class Slide(widgets.VBox):
-    """Shows ``draw(**values)`` and draws anew when a control is let go.
+class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets gives it
+    """``ipywidgets.interactive`` for functions that return an image: drawn again when a control is released.
+
+    If the function fails, the status line says why and the last image stays.
 
     Args:
-        draw: from the controls' values to a PIL image, a matplotlib figure, or anything with a ``sheet()`` that is one.
-        controls: for each argument of ``draw`` what it may be: ``(least, most)`` or ``(least, most, step)`` for numbers, a list
-            of values or a dict of names and values for a menu.
+        draw: from the controls' values to a PIL image, a matplotlib figure or an object with a ``sheet()``.
+        controls: for each argument of ``draw`` an abbreviation of ipywidgets: ``(min, max)`` or ``(min, max, step)`` for a
+            slider, which begins at the argument's default or at ``min``; a list or a dict of names and values for a menu.
 
     Attributes:
         result: what ``draw`` returned last.
-        values: what it was called with.
+        kwargs: the values it was called with.
+
+    Raises:
+        VitvizError: an argument of ``draw`` without a control, a control it has no argument for, one that is no abbreviation.
     """
 
     def __init__(self, draw: Callable, **controls):
-        self._draw, self.result, self.values = draw, None, {}
-        self._controls = {name: _control(name, allowed) for name, allowed in controls.items()}
-        self._picture, self._status = widgets.Image(format="png", layout=widgets.Layout(max_width="100%")), widgets.HTML()
-        self._picture.add_class("vitviz-slide")
-        for control in self._controls.values():
-            control.observe(lambda change: self._redraw(), "value")
-        super().__init__([*self._controls.values(), self._status, self._picture])
-        self._redraw()
-
-    def _redraw(self) -> None:
-        self.values = {name: control.value for name, control in self._controls.items()}
-        self._say("drawing")
+        allowed = "vv.interactive takes a function and for each of its arguments (min, max), (min, max, step), a list or a dict"
+        empty = [name for name, control in controls.items() if isinstance(control, list | dict) and not control]
+        if not callable(draw) or empty:
+            raise VitvizError(f"{allowed}; got {f'nothing to choose from for {empty[0]}' if empty else type(draw).__name__}.")
+        controls = {name: tuple(map(scalar, c)) if isinstance(c, tuple) else c for name, c in controls.items()}
+        self._picture, self._status = Picture(layout=widgets.Layout(max_width="100%")), Status()
+        self._picture.add_class("vitviz-interactive")
         try:
-            self.result = self._draw(**self.values)
+            super().__init__(draw, **controls)
+        except Exception as error:  # of many types; those of ``draw`` end up in the status
+            raise VitvizError(f"{allowed}; {error}.") from None
+        unknown = set(controls) - {control._kwarg for control in self.kwargs_widgets}
+        if unknown:
+            raise VitvizError(f"{allowed}; the function has no argument {min(unknown)!r}.")
+        shown = [control for control in self.kwargs_widgets if isinstance(control, widgets.DOMWidget)]
+        for control in shown:
+            control.description = control.description.replace("_", " ")
+            control.continuous_update = False
+            control.layout.width, control.style.description_width = "420px", "initial"
+        self.children = [*shown, self._status, self._picture]
+
+    @staticmethod
+    def widget_from_tuple(o: tuple) -> widgets.Widget | None:
+        """The slider for (min, max) or (min, max, step), at ``min``; None for another tuple. ipywidgets begins in the middle."""
+        slider = widgets.interactive.widget_from_tuple(o)
+        if slider is not None:
+            slider.value = slider.min
+        return slider
+
+    def update(self, *change) -> None:
+        """Draw with the controls' values; ipywidgets calls it when one of them changes."""
+        self.kwargs = {control._kwarg: control.get_interact_value() for control in self.kwargs_widgets}
+        values = ", ".join(f"{control._kwarg} {getattr(control, 'label', control.value)}" for control in self.kwargs_widgets)
+        self._status.say(f"{values}: drawing")
+        try:
+            self.result = self.f(**self.kwargs)
             image = _image(self.result)
-        except VitvizError as error:  # the picture before it stays
-            self._say(f"error: {error}")
+        except Exception as error:
+            self._status.say(f"{values}: {sentence(error)}")
             return
-        except Exception as error:  # a callback's error would be lost: show it where the learner looks
-            self._say(f"error: {type(error).__name__}: {error}")
-            return
-        self._picture.value = png(image)
+        self._picture.show(image, values)
         self._picture.width = str(image.width)
-        self._say("")
-
-    def _say(self, text: str) -> None:
-        values = ", ".join(f"{name} {value}" for name, value in self.values.items())
-        self._status.value = f"<span role='status'>{html.escape(f'{values}: {text}' if text else values)}</span>"
-
-
-def _control(name: str, allowed) -> widgets.Widget:
-    label = name.replace("_", " ")
-    if isinstance(allowed, tuple):
-        kind = widgets.FloatSlider if any(isinstance(value, float) for value in allowed) else widgets.IntSlider
-        step = {"step": allowed[2]} if len(allowed) == 3 else {}
-        return kind(value=allowed[0], min=allowed[0], max=allowed[1], description=label, continuous_update=False, **step,
-                    layout=widgets.Layout(width="420px"), style={"description_width": "initial"})
-    options = list(allowed.items()) if isinstance(allowed, dict) else list(allowed)
-    return widgets.Dropdown(options=options, description=label, style={"description_width": "initial"})
+        self._status.say(values)
 
 
 def _image(drawn) -> Image.Image:
@@ -74,4 +83,8 @@ def _image(drawn) -> Image.Image:
         image = Image.fromarray(np.asarray(drawn.canvas.buffer_rgba())).convert("RGB")
         plt.close(drawn)
         return image
-    return drawn if isinstance(drawn, Image.Image) else drawn.sheet()
+    image = drawn.sheet() if hasattr(drawn, "sheet") else drawn
+    if not isinstance(image, Image.Image):
+        raise VitvizError("The function returns a PIL image, a matplotlib figure or an object whose sheet() is an image, "
+                          f"got {type(image).__name__}.")
+    return image

@@ -1,13 +1,13 @@
-"""A game of two choices: which of two scenes excites a neuron more, judged from its picture or from its top scenes?
+"""The two-alternative forced-choice task of Borowski et al. 2021 (arXiv 2010.12606): which image activates a neuron more?
 
-After Borowski et al. 2021 (arXiv 2010.12606) and Zimmermann et al. 2021 (arXiv 2106.12447), who asked people. Whoever answers
-better than by guessing has learned something of the neuron from the hint. The two kinds of hint are counted apart, so that
-pictures can be compared with scenes. ``Quiz`` is the game without a page, for players made of code; ``Game`` shows it.
+A player sees a hint, a neuron's feature visualization or its top images, and chooses between two other images. Accuracy above
+chance shows that the hint tells something about the neuron; the kinds of hint are scored separately, so that they can be compared
+(see also Zimmermann et al. 2021, arXiv 2106.12447). ``Task`` is for players made of code, ``TaskWidget``
+for people.
 """
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from numbers import Integral
 
 import ipywidgets as widgets
 import pandas as pd
@@ -16,203 +16,227 @@ from PIL import Image
 
 from ..datasets.image_set import ImageSet
 from ..experiments.result import Result, proportion
-from ..models.sites import find_sites
+from ..models.sites import find_site
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, contact_sheet, png, to_image
+from ..plotting.image_grid import Tile, contact_sheet, to_image
+from ..utils import validate
 from ..utils.errors import VitvizError
 from ..visualize.scores import default_reference, reference_activations
 from ..visualize.visualizer import Visualizer
+from .elements import Picture, Status
 
-HINTS = ("its picture", "its top scenes")
+HINTS = ("feature visualization", "top images")
 SIDES = ("left", "right")
-_HINT_SCENES, _SIDE = 4, 224
-_HIGH, _LOW = 0.05, 0.5  # one scene of a question is among the strongest 5 %, the other among the weaker half
+_HINT_IMAGES, _SIDE = 4, 224
+_HIGH, _LOW = 0.05, 0.5  # one image of a question has an activation in the top 5 %, the other in the lower half
 
 
 @dataclass(frozen=True)
 class Question:
-    """Which of two scenes excites a neuron more?
+    """One trial: two images, one of which activates a neuron more.
 
     Attributes:
         neuron: of the last layer.
-        hint: one of ``HINTS``, what the player sees of the neuron.
-        scenes: numbers of the left and the right scene among the reference images.
-        activations: the neuron's on both; never equal.
+        hint: one of ``HINTS``.
+        images: indices of the left and the right image among the reference images.
+        activations: of the neuron, on both; never equal.
     """
 
     neuron: int
     hint: str
-    scenes: tuple[int, int]
+    images: tuple[int, int]
     activations: tuple[float, float]
 
     @property
-    def right(self) -> int:
-        """The answer: 0 for the left scene, 1 for the right one."""
+    def correct(self) -> int:
+        """The correct choice: 0 for the left image, 1 for the right one."""
         return int(self.activations[1] > self.activations[0])
 
 
-class Quiz:
-    """Questions fixed by a seed, about neurons drawn by lot from the last layer of a model, each neuron once.
+class Task:
+    """Questions fixed by a seed, each about another neuron of a model's last layer, sampled uniformly.
 
-    One scene of a question is among the 5 % that excite the neuron most, the other among the weaker half. Hints take turns.
-    Scenes shown as a hint come from the first half of the images, those asked about from the second half.
+    Kinds of hint alternate. Top images are taken from the first half of the reference images, questions from the second half.
 
     Args:
-        model: with ``mlp`` units or channels.
-        n: how many questions, an even number.
-        seed: other questions.
-        images: what ``Stimuli`` takes; by default scenes of Emoji World.
+        model: with neurons of its default kind.
+        n: number of questions, at most one for each neuron whose activation varies.
+        seed: of the sampling.
+        images: reference images (see ``ImageSet``); by default scenes of Emoji World.
 
     Attributes:
-        questions: the list of them.
+        questions: list of ``Question``.
+
+    Raises:
+        VitvizError: an argument of another type or range; fewer than 16 images.
     """
 
     def __init__(self, model: VisionModel, n: int = 20, seed: int = 0, images=None):
-        site = next(iter(find_sites(model).values()))[-1]
-        self.model, self.place, self._images = model, site, images
+        self.model, self.site, self._images = model, find_site(model), images
         self._reference = default_reference(model) if images is None else ImageSet(model, images)
-        known = reference_activations(model, site, self._reference)
-        half = len(known) // 2
-        if half < 2 * _HINT_SCENES:
-            raise VitvizError(f"The game needs at least {4 * _HINT_SCENES} images, got {len(known)}.")
-        living = (known[half:].std(0) > 0).nonzero()[:, 0]
-        if not isinstance(n, Integral) or n < 2 or n % 2 or n > len(living):
-            raise VitvizError(f"A game has an even number of questions, 2 to {len(living) // 2 * 2} with this layer, got {n!r}.")
-        lot, self.questions = torch.Generator().manual_seed(seed), []
-        chosen = living[torch.randperm(len(living), generator=lot)[:n]].tolist()
-        for i, neuron in enumerate(chosen):
-            order = known[half:, neuron].argsort(descending=True) + half
-            above = int((known[order, neuron] > known[order[-1], neuron]).sum())  # scenes that tie are no question
-            strong = order[_draw(lot, max(1, min(above, int(_HIGH * len(order)))))].item()
-            weaker = order[known[order, neuron] < known[strong, neuron]]
-            weak = weaker[len(weaker) - 1 - _draw(lot, min(len(weaker), int(_LOW * len(order))))].item()
-            pair = (weak, strong) if _draw(lot, 2) else (strong, weak)
-            self.questions.append(Question(neuron, HINTS[i % 2], pair, tuple(known[list(pair), neuron].tolist())))
-        self._strongest = {q.neuron: known[:half, q.neuron].topk(_HINT_SCENES).indices.tolist() for q in self.questions}
-        self._pictures = dict.fromkeys(q.neuron for q in self.questions if q.hint == HINTS[0])
+        activations = reference_activations(model, self.site, self._reference)
+        half = len(activations) // 2
+        if half < 2 * _HINT_IMAGES:
+            raise VitvizError(f"The task needs at least {4 * _HINT_IMAGES} images, got {len(activations)}.")
+        varying = (activations[half:].std(0) > 0).nonzero()[:, 0]
+        n = validate.whole("n, the number of questions,", n, 1, len(varying))
+        generator, self.questions = torch.Generator().manual_seed(validate.whole("seed", seed)), []
+        for i, neuron in enumerate(varying[torch.randperm(len(varying), generator=generator)[:n]].tolist()):
+            own = activations[:, neuron]
+            order = own[half:].argsort(descending=True) + half
+            above = int((own[order] > own[order[-1]]).sum())  # images with equal activations make no question
+            high = order[_draw(generator, max(1, min(above, int(_HIGH * len(order)))))].item()
+            lower = order[own[order] < own[high]]
+            low = lower[len(lower) - 1 - _draw(generator, min(len(lower), int(_LOW * len(order))))].item()
+            pair = (low, high) if _draw(generator, 2) else (high, low)
+            self.questions.append(Question(neuron, HINTS[i % 2], pair, tuple(own[list(pair)].tolist())))
+        self._top = {q.neuron: activations[:half, q.neuron].topk(_HINT_IMAGES).indices.tolist() for q in self.questions}
+        self._visualizations: dict[int, torch.Tensor] = {}
 
     def hint(self, question: Question) -> torch.Tensor:
-        """What a player sees of the neuron: (1, 3, S, S), its picture, or (4, 3, S, S), its top scenes."""
+        """What a player sees of the neuron: (1, 3, S, S), its feature visualization, or (4, 3, S, S), its top images."""
+        self._check(question)
         if question.hint == HINTS[1]:
-            return self._reference.batch(self._strongest[question.neuron]).cpu()
-        if self._pictures[question.neuron] is None:  # all at once: an atlas has them, and else many are made in one go
-            made = Visualizer(self.model, images=self._images).render(self.place.layer, list(self._pictures), self.place.kind)
-            self._pictures = dict(zip(made.neurons, made.pictures, strict=True))
-        return self._pictures[question.neuron][None]
+            return self._reference.batch(self._top[question.neuron]).cpu()
+        if not self._visualizations:  # those of all questions: an atlas has them, or one batch makes many
+            neurons = [q.neuron for q in self.questions if q.hint == HINTS[0]]
+            rendering = Visualizer(self.model, images=self._images).render(self.site.layer, neurons, self.site.kind)
+            if not rendering.finished:
+                raise VitvizError("The feature visualizations were interrupted; the same call continues them.")
+            self._visualizations = dict(zip(rendering.neurons, rendering.pictures, strict=True))
+        return self._visualizations[question.neuron][None]
 
     def pair(self, question: Question) -> torch.Tensor:
-        """The left and the right scene, (2, 3, S, S)."""
-        return self._reference.batch(question.scenes).cpu()
+        """The left and the right image, (2, 3, S, S)."""
+        self._check(question)
+        return self._reference.batch(question.images).cpu()
 
-    def score(self, answers: list[int], player: str = "you") -> Result:
-        """Right answers in percent by kind of hint, with Wilson's interval, of the first ``len(answers)`` questions.
+    def score(self, choices: list[int], player: str = "you") -> Result:
+        """Accuracy in percent by kind of hint, with Wilson's interval, of choices (0 left, 1 right) for the first questions.
 
-        A hint without answers yet has no value, and an interval from 0 to 100 %.
+        A hint without choices yet has the value NaN and the interval 0 to 100 %.
         """
+        if not isinstance(choices, list | tuple) or len(choices) > len(self.questions):
+            raise VitvizError(f"Choices are a list of up to {len(self.questions)} times 0 (left) or 1 (right), got {choices!r}.")
+        choices = [validate.whole("A choice", choice, 0, 1) for choice in choices]
         rows = []
         for hint in HINTS:
-            hits = [q.right == a for q, a in zip(self.questions, answers, strict=False) if q.hint == hint]
-            rows.append({"the player sees": hint, "player": player, **proportion(sum(hits), len(hits))})
+            hits = [q.correct == c for q, c in zip(self.questions, choices, strict=False) if q.hint == hint]
+            rows.append({"hint": hint, "player": player, **proportion(sum(hits), len(hits))})
             if not hits:
                 rows[-1] |= {"value": float("nan"), "low": 0.0, "high": 100.0}
-        return Result(f"{self.model.title}, {self.place}: which of two scenes excites a neuron more?", "right answers (%)",
-                       pd.DataFrame(rows), ("guessing", 50.0))
+        return Result(f"{self.model.title}, {self.site}: which of two images activates a neuron more?", "accuracy (%)",
+                      pd.DataFrame(rows), ("chance", 50.0))
 
     def play(self, player: Callable[[torch.Tensor, torch.Tensor], int], name: str) -> Result:
-        """The score of a player made of code: from a hint (1 or 4, 3, S, S) and two scenes (2, 3, S, S) to 0 (left) or 1."""
-        return self.score([int(player(self.hint(q), self.pair(q))) for q in self.questions], name)
+        """The score of a player made of code: from a hint (1 or 4, 3, S, S) and two images (2, 3, S, S) to 0 (left) or 1."""
+        if not callable(player):
+            raise VitvizError(f"A player is a function of a hint and two images that returns 0 or 1, got {player!r}.")
+        choices = [validate.scalar(player(self.hint(q), self.pair(q))) for q in self.questions]
+        return self.score([int(choice) if isinstance(choice, bool) else choice for choice in choices], name)
 
     def sheet(self, question: Question) -> Image.Image:
-        """A question as one image: the hint, then the two scenes, without the answer."""
+        """A question as one image: the hint, then the two images, without the answer."""
         tiles = [Tile(image, [f"neuron {question.neuron}" if not i else ""]) for i, image in enumerate(self.hint(question))]
         tiles += [Tile(image, [f"{side}?"]) for side, image in zip(SIDES, self.pair(question), strict=True)]
-        return contact_sheet(tiles, f"{question.hint.capitalize()}, then two scenes. Which excites the neuron more?", side=128)
+        return contact_sheet(tiles, f"{question.hint.capitalize()}, then two images. Which activates the neuron more?", side=128)
+
+    def _check(self, question: Question) -> None:
+        if question not in self.questions:
+            raise VitvizError(f"The question is one of this task's questions, such as task.questions[0]; got {question!r}.")
 
 
-def _draw(lot: torch.Generator, n: int) -> int:
-    return int(torch.randint(n, (1,), generator=lot))
+def _draw(generator: torch.Generator, n: int) -> int:
+    return int(torch.randint(n, (1,), generator=generator))
 
 
-def guess(seed: int = 0) -> Callable:
-    """A player that guesses."""
-    lot = torch.Generator().manual_seed(seed)
-    return lambda hint, scenes: _draw(lot, 2)
+def random_player(seed: int = 0) -> Callable:
+    """A player at chance: 0 or 1, sampled uniformly."""
+    generator = torch.Generator().manual_seed(validate.whole("seed", seed))
+    return lambda hint, images: _draw(generator, 2)
 
 
-def by_color(hint: torch.Tensor, scenes: torch.Tensor) -> int:
-    """A player that goes by color alone: the scene whose histogram of 64 colors shares more with the hint's."""
+def color_player(hint: torch.Tensor, images: torch.Tensor) -> int:
+    """A player that sees color only: the image whose histogram of 64 colors has the larger intersection with the hint's."""
     def histogram(images):
-        cells = (images * 3.999).long().clamp(0, 3)
-        return torch.bincount((cells[:, 0] * 16 + cells[:, 1] * 4 + cells[:, 2]).flatten(), minlength=64) / cells[:, 0].numel()
+        bins = (images * 3.999).long().clamp(0, 3)
+        return torch.bincount((bins[:, 0] * 16 + bins[:, 1] * 4 + bins[:, 2]).flatten(), minlength=64) / bins[:, 0].numel()
 
-    wanted = histogram(hint)
-    return int(torch.minimum(histogram(scenes[1:]), wanted).sum() > torch.minimum(histogram(scenes[:1]), wanted).sum())
+    own = histogram(hint)
+    return int(torch.minimum(histogram(images[1:]), own).sum() > torch.minimum(histogram(images[:1]), own).sum())
 
 
-def by_eye_of(judge: VisionModel) -> Callable:
-    """A player that sees with another network: the scene whose answer (logits) correlates more with that to the hint."""
+def model_player(model: VisionModel) -> Callable:
+    """A player that sees with another network: the image whose centered logits are more similar (cosine) to the hint's."""
+    if not isinstance(model, VisionModel):
+        raise VitvizError(f"model_player takes a model, such as vv.load('emoji-resnet'), got {type(model).__name__}.")
+
     @torch.inference_mode()
-    def player(hint: torch.Tensor, scenes: torch.Tensor) -> int:
-        answers = judge(torch.cat([hint, scenes])).float().cpu()
-        answers = answers - answers.mean(1, keepdim=True)
-        wanted, pair = answers[:-2].mean(0), answers[-2:]
-        return int((pair @ wanted / pair.norm(dim=1)).argmax())
+    def player(hint: torch.Tensor, images: torch.Tensor) -> int:
+        logits = model(torch.cat([hint, images])).float().cpu()
+        logits = logits - logits.mean(1, keepdim=True)
+        own, pair = logits[:-2].mean(0), logits[-2:]
+        return int((pair @ own / pair.norm(dim=1)).argmax())
 
     return player
 
 
-class Game(widgets.VBox):
-    """The game on the page: the hint, the two scenes, and under each a button that chooses it.
+class TaskWidget(widgets.VBox):
+    """The task on the page: the hint, the two images, and under each a button that chooses it.
 
-    After an answer the line below says whether it was right, and the next question is there. All of it works with Tab and
-    Enter. ``score`` is a ``Finding``, at any time; ``answers`` are 0 (left) and 1 (right).
+    After a choice the line below says whether it was correct, and the next question appears. All of it works with Tab and Enter.
 
     Args:
-        quiz: whose questions are asked.
+        task: whose questions are asked.
+
+    Attributes:
+        choices: 0 (left) or 1 (right) for each question answered so far.
     """
 
-    def __init__(self, quiz: Quiz):
-        self.quiz, self.answers = quiz, []
-        self._asked, self._said = widgets.HTML(), widgets.HTML()
-        self._hint = widgets.Image(format="png", layout=widgets.Layout(max_width="100%"))
-        self._scenes = [widgets.Image(format="png", width=_SIDE, height=_SIDE) for _ in SIDES]
-        self._buttons = [widgets.Button(description=f"The {side} scene", tooltip=f"The {side} scene excites the neuron more",
+    def __init__(self, task: Task):
+        if not isinstance(task, Task):
+            raise VitvizError(f"The widget takes a task, as in Task(model, 20), got {type(task).__name__}.")
+        self.task, self.choices = task, []
+        self._asked, self._feedback = Status(), Status()
+        self._hint = Picture(layout=widgets.Layout(max_width="100%"))
+        self._images = [Picture(width=_SIDE, height=_SIDE) for _ in SIDES]
+        self._buttons = [widgets.Button(description=f"The {side} image", tooltip=f"The {side} image activates the neuron more",
                                         layout=widgets.Layout(width=f"{_SIDE}px")) for side in SIDES]
         for side, button in enumerate(self._buttons):
-            button.on_click(lambda button, side=side: self.answer(side))
-        pairs = [widgets.VBox([scene, button]) for scene, button in zip(self._scenes, self._buttons, strict=True)]
-        for widget, name in ((self, "game"), (self._hint, "hint"), (self._said, "said")):
+            button.on_click(lambda button, side=side: self.choose(side))
+        pairs = [widgets.VBox([image, button]) for image, button in zip(self._images, self._buttons, strict=True)]
+        for widget, name in ((self, "task"), (self._hint, "hint"), (self._asked, "question"), (self._feedback, "feedback")):
             widget.add_class(f"vitviz-{name}")
-        super().__init__([self._asked, self._hint, widgets.HBox(pairs), self._said])
+        super().__init__([self._asked, self._hint, widgets.HBox(pairs), self._feedback])
         self._ask()
 
     @property
     def score(self) -> Result:
-        """Right answers so far, by kind of hint, with intervals."""
-        return self.quiz.score(self.answers)
+        """Accuracy so far, by kind of hint, with intervals."""
+        return self.task.score(self.choices)
 
-    def answer(self, side: int) -> None:
-        """Choose the left (0) or the right (1) scene; what a click on a button does."""
-        if len(self.answers) == len(self.quiz.questions):
+    def choose(self, side: int) -> None:
+        """Choose the left (0) or the right (1) image, as a click on a button does."""
+        side = validate.whole("A choice", side, 0, 1)
+        if len(self.choices) == len(self.task.questions):
             return
-        question = self.quiz.questions[len(self.answers)]
-        self.answers.append(side)
-        strong, weak = max(question.activations), min(question.activations)
-        self._said.value = (f"<span role='status'>{'Right' if side == question.right else 'Wrong'}: the {SIDES[question.right]} "
-                            f"scene excites neuron {question.neuron} more, {strong:.3g} against {weak:.3g}.</span>")
+        question = self.task.questions[len(self.choices)]
+        self.choices.append(side)
+        self._feedback.say(f"{'Correct' if side == question.correct else 'Incorrect'}: the {SIDES[question.correct]} image "
+                           f"activates neuron {question.neuron} more, {max(question.activations):.3g} against "
+                           f"{min(question.activations):.3g}.")
         self._ask()
 
     def _ask(self) -> None:
-        done, of = len(self.answers), len(self.quiz.questions)
-        if done == of:
-            self._asked.value = f"All {of} questions are answered: <code>game.score</code> has the result."
+        done, n = len(self.choices), len(self.task.questions)
+        if done == n:
+            self._asked.say(f"All {n} questions are answered; the attribute score has the result.")
             for button in self._buttons:
                 button.disabled = True
             return
-        question = self.quiz.questions[done]
-        self._asked.value = (f"Question {done + 1} of {of}: here is <b>{question.hint.removeprefix('its ')}</b> of one neuron. "
-                             f"Which scene below excites it more?")
-        tiles = [Tile(image, []) for image in self.quiz.hint(question)]
-        self._hint.value = png(contact_sheet(tiles, f"neuron {question.neuron}: {question.hint}", side=144))
-        for widget, image in zip(self._scenes, self.quiz.pair(question), strict=True):
-            widget.value = png(to_image(image, _SIDE))
+        question = self.task.questions[done]
+        self._asked.say(f"Question {done + 1} of {n}. Hint: {question.hint} of one neuron. Which image below activates it more?")
+        tiles, title = [Tile(image, []) for image in self.task.hint(question)], f"neuron {question.neuron}: {question.hint}"
+        self._hint.show(contact_sheet(tiles, title, side=144), title)
+        for picture, image, side in zip(self._images, self.task.pair(question), SIDES, strict=True):
+            picture.show(to_image(image, _SIDE), f"{side} image")

@@ -326,7 +326,7 @@ def test_an_answer_of_the_wrong_kind_to_notebooks_06_and_07_is_told_what_is_want
 
 
 def score(value: float, n: int) -> Result:
-    return Result("", "", pd.DataFrame({"the player sees": ["its picture", "its top scenes"], "value": [value, float("nan")],
+    return Result("", "", pd.DataFrame({"hint": ["feature visualization", "top images"], "value": [value, float("nan")],
                                          "low": 0.0, "high": 100.0, "n": [n, 0]}))
 
 

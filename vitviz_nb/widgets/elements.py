@@ -1,0 +1,38 @@
+"""What the widgets share: images with a text alternative, a status line, and errors in one sentence."""
+
+import html
+
+import ipywidgets as widgets
+from PIL import Image
+from traitlets import Unicode
+
+from ..plotting.image_grid import png
+from ..utils.errors import VitvizError
+
+
+class Picture(widgets.Image):
+    """A PNG image; its text alternative is the image's ``title`` on the page (ipywidgets 8; version 7 has no place for one)."""
+
+    description = Unicode("").tag(sync=True)  # without it, ipywidgets 8 fails on an Image that has a tooltip
+
+    def __init__(self, **settings):
+        super().__init__(format="png", **settings)
+        self.show(Image.new("RGB", (2, 2), "#dddddd"), "no image yet")
+
+    def show(self, image: Image.Image, alternative: str) -> None:
+        """Replace the image and its text alternative."""
+        self.value, self.tooltip = png(image), alternative
+
+
+class Status(widgets.HTML):
+    """A line of plain text that screen readers announce when it changes."""
+
+    def say(self, text: str) -> None:
+        """Replace the line; ``text`` is escaped."""
+        self.value = f"<div role='status' style='line-height: 1.4'>{html.escape(text)}</div>"
+
+
+def sentence(error: Exception) -> str:
+    """An error in one line, for a status: a kernel shows no traceback of what fails in a callback or a thread."""
+    text = next(iter(str(error).splitlines()), "")
+    return f"error: {text}" if isinstance(error, VitvizError) else f"error: {type(error).__name__}: {text}"
