@@ -1,9 +1,10 @@
-"""Is the last layer a learned global pooling? What the class token gathers, and when (paper, section 4).
+"""Is the last layer a learned global pooling? What the CLS token gathers from the patches, and in which block (paper, section 4).
 
-Every function takes any model whose answer is read from class (and distillation) tokens after its last block, and any images
-with labels. Blocks are re-run on some of their tokens only; which those are is found from the sites, not from the family.
+For any model that classifies from CLS (and distillation) tokens after its last block, and any labeled images. Blocks are run on
+some of their tokens only; which tokens those are is read from the sites, not from the family.
 """
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
@@ -11,193 +12,198 @@ import pandas as pd
 import torch
 
 from ..datasets.image_set import ImageSet
+from ..models.hooks import hooked
 from ..models.sites import Site, find_sites
 from ..models.vision_model import VisionModel
-from ..utils.errors import VitvizError
+from ..utils import validate
+from ..utils.errors import NotApplicable
 from .classification import MEASURES, accuracy_rows, are_correct, correct_predictions
-from .result import Result, share
+from .result import Result, proportion
 
 
-def cls_isolation(model: VisionModel, images=None, n: int | None = None) -> Result:
-    """Accuracy when the class token and the patches pass through the first k blocks apart, for k = 0 (as trained) to all.
+def cls_isolation(model: VisionModel, images=None, *, n: int | None = None) -> Result:
+    """Accuracy with CLS isolated from the patches in the first k blocks, for k = 0 (as trained) to all blocks.
 
-    Paper, section 4: ViT-B/16 keeps nearly all of its accuracy until the class token is kept apart for all blocks but the last.
+    Paper, section 4: ViT-B/16 keeps nearly all of its accuracy until CLS is isolated in all blocks but the last.
 
     Args:
-        images: labeled, as ``Stimuli`` takes them.
+        images: labeled, as ``ImageSet`` takes them.
     """
-    stimuli = ImageSet(model, images, n)
+    image_set = ImageSet(model, images, n)
     rows = [row for k in range(depth(model) + 1) for row in
-            _accuracy(model, stimuli, {"isolated blocks": k}, isolate_cls(model, k))]
-    return Result(f"{model.title}: class token apart from the patches for the first blocks ({stimuli.name})",
-                   "right answers (%)", pd.DataFrame(rows))
+            _accuracy(model, image_set, {"isolated blocks": k}, isolate_cls(model, k))]
+    return Result(f"{model.title}: isolated CLS for the first blocks ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
 
 
-def cls_only_from(model: VisionModel, images=None, n: int | None = None) -> Result:
-    """Accuracy when the class token sees no patches from block k on, for k = 0 (never any) to all (as trained)."""
-    stimuli = ImageSet(model, images, n)
+def cls_only_from(model: VisionModel, images=None, *, n: int | None = None) -> Result:
+    """Accuracy if CLS attends only to itself from block k on, for k = 0 (it never sees a patch) to all blocks (as trained)."""
+    image_set = ImageSet(model, images, n)
     rows = [row for k in range(depth(model) + 1) for row in
-            _accuracy(model, stimuli, {"class token alone from block": k}, cls_only(model, k))]
-    return Result(f"{model.title}: class token alone from a block on ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
+            _accuracy(model, image_set, {"CLS-only from block": k}, cls_only(model, k))]
+    return Result(f"{model.title}: CLS-only from a block on ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
 
 
 def isolate_cls(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
-    """Inside ``with isolated(model, k):`` the class token and the patches pass through the first k blocks apart."""
-    return _changed(model, f"class token apart for {blocks} blocks", _blocks(model)[:_within(model, blocks)],
-                    lambda block, x, prefix: torch.cat([block(x[:, :prefix]), block(x[:, prefix:])], 1))
+    """Inside ``with isolate_cls(model, k):`` CLS and the patches do not attend to each other in the first k blocks."""
+    k = _block_number(model, blocks)
+    return _split(model, f"CLS isolated for {k} blocks", _blocks(model)[:k], freeze_patches=False)
 
 
 def cls_only(model: VisionModel, block: int) -> AbstractContextManager[None]:
-    """Inside ``with alone(model, k):`` the class token sees no patches from block k on."""
-    return _changed(model, f"class token alone from block {block}", _blocks(model)[_within(model, block):],
-                    lambda run, x, prefix: torch.cat([run(x[:, :prefix]), x[:, prefix:]], 1))
+    """Inside ``with cls_only(model, k):`` only CLS passes through the blocks from k on; the patch tokens stay as they are."""
+    k = _block_number(model, block)
+    return _split(model, f"CLS-only from block {k}", _blocks(model)[k:], freeze_patches=True)
 
 
-def head_on_tokens(model: VisionModel, images=None, n: int | None = None) -> Result:
-    """Accuracy when the trained head reads other tokens of the last block than the class token, without further training.
+def head_on_tokens(model: VisionModel, images=None, *, n: int | None = None) -> Result:
+    """Accuracy when the trained head reads other tokens of the last block than CLS, without further training.
 
-    Rows: the class token; the mean and the maximum of what the head answers over all patches; one patch, on average over all.
-    For a linear head the mean of its answers is its answer to the mean of the patches.
+    Rows: CLS; the mean and the maximum over the patch tokens of the head's logits; single patch tokens, averaged over all of
+    them. For a linear head the mean of its logits is what it says of the mean of the patch tokens.
     """
     _blocks(model)
-    stimuli, found = ImageSet(model, images, n), []
-    for numbers, batch in stimuli.batches(f"{model.name}: head on patches"):
-        own, each = model(batch), patch_logits(model, batch)
-        answers = {"class token": own[:, None], "mean of patches": each.mean(1, keepdim=True),
-                   "maximum of patches": each.amax(1, keepdim=True), "each patch": each}
-        labels = stimuli.labels(numbers).to(own.device)
-        found.append({name: are_correct(logits, labels) for name, logits in answers.items()})
+    image_set, parts = ImageSet(model, images, n), []
+    for numbers, batch in image_set.batches(f"{model.name}: head on patch tokens"):
+        from_cls, from_patches = model(batch), patch_logits(model, batch)
+        logits = {"CLS": from_cls[:, None], "mean of patch tokens": from_patches.mean(1, keepdim=True),
+                  "maximum of patch tokens": from_patches.amax(1, keepdim=True), "each patch token": from_patches}
+        labels = image_set.labels(numbers)
+        parts.append({token: are_correct(values, labels) for token, values in logits.items()})
     rows = []
-    for name in found[0]:
-        hits = torch.cat([part[name] for part in found])  # (n, 1 or patches, 2)
+    for token in parts[0]:
+        correct = torch.cat([part[token] for part in parts])  # (n, 1 or patches, 2)
         for j, measure in enumerate(MEASURES):
-            right = hits[..., j].float().mean(1).sum().round()  # of all patches together, counted in images
-            rows.append({"the head reads": name, "measure": measure, **share(right, len(hits))})
-    return Result(f"{model.title}: the trained head on other tokens ({stimuli.name})", "right answers (%)", pd.DataFrame(rows))
+            hits = correct[..., j].float().mean(1).sum().round()  # of all patches together, counted in images
+            rows.append({"head reads": token, "measure": measure, **proportion(hits, len(correct))})
+    return Result(f"{model.title}: the trained head on other tokens ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
 
 
-def top1(model: VisionModel, changed: AbstractContextManager | None = None, n: int = 512) -> float:
-    """Right answers in percent on the first ``n`` default images, inside ``changed``, such as ``isolated(model, 2)``."""
+def top1(model: VisionModel, changed: AbstractContextManager | None = None, *, n: int = 512) -> float:
+    """Top-1 accuracy in percent on the first ``n`` default images, inside ``changed``, such as ``isolate_cls(model, 2)``."""
     return _accuracy(model, ImageSet(model, None, n), {}, changed)[0]["value"]
 
 
 @torch.inference_mode()
-def patch_hits(model: VisionModel, images=None, n: int = 512) -> tuple[torch.Tensor, int]:
-    """On how many images the head is right from each patch of the last block alone: int64 (patches,); and of how many."""
-    stimuli, hits = ImageSet(model, images, n), 0
-    for numbers, batch in stimuli.batches(f"{model.name}: head on each patch"):
-        each = patch_logits(model, batch)
-        hits = hits + are_correct(each, stimuli.labels(numbers).to(each.device))[..., 0].sum(0)
-    return hits, stimuli.n
+def patch_hits(model: VisionModel, images=None, *, n: int = 512) -> tuple[torch.Tensor, int]:
+    """On how many images the head's top-1 prediction from each patch token of the last block is correct: int64 (patches,); and
+    the number of images.
+    """
+    image_set, hits = ImageSet(model, images, n), 0
+    for numbers, batch in image_set.batches(f"{model.name}: head on each patch token"):
+        hits = hits + are_correct(patch_logits(model, batch), image_set.labels(numbers))[..., 0].sum(0)
+    return hits, image_set.n
 
 
 @torch.inference_mode()
 def patch_logits(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
-    """What the head answers to each patch token of the last block in the class token's place: (N, patches, classes).
+    """Logits of the trained head on each patch token of the last block in the place of CLS: (N, patches, classes).
 
     Args:
         images: (N, 3, S, S) in [0, 1].
     """
     last = _blocks(model)[-1]
     first, patches = last.prefix, last.grid[0] * last.grid[1]
-
-    def unfold(x: torch.Tensor) -> torch.Tensor:
-        return x[:, first:].flatten(0, 1)[:, None].expand(-1, first, -1)
-
-    if model.memo["class token"] == "alone":
-        with _after(model, last, unfold):
-            found = model(images)
-        return found.view(len(images), patches, -1)
-    found = []
+    if _head_input(model) == "CLS":
+        with _after(model, last, lambda x: x[:, first:].flatten(0, 1)[:, None].expand(-1, first, -1)):
+            return model(images).view(len(images), patches, -1)
+    logits = []
     for patch in range(first, first + patches):  # PiT wants as many images and patches as went in
         with _after(model, last, lambda x, patch=patch: torch.cat([x[:, [patch] * first], x[:, first:]], 1)):
-            found.append(model(images))
-    return torch.stack(found, 1)
-
-
-def _blocks(model: VisionModel) -> list[Site]:
-    """The blocks of a model that answers from class tokens; VitvizError for one that does not."""
-    blocks = find_sites(model).get("residual", [])
-    if "class token" not in model.memo:
-        model.memo["class token"] = _reads_class_token(model, blocks)
-    if not model.memo["class token"]:
-        raise VitvizError(f"{model.name} does not read its answer from a class token of its last block (Swin and Twins average "
-                          f"all patches, CNNs all places), so there is no such token to keep apart. A ViT or a DeiT has one.")
-    return blocks
-
-
-@torch.inference_mode()
-def _reads_class_token(model: VisionModel, blocks: list[Site]) -> str | None:
-    """Whether the answer stays the same when the last block gives out its class tokens "alone", or with "other" patches."""
-    if not (blocks and blocks[-1].prefix and blocks[-1].grid):
-        return None
-    prefix = blocks[-1].prefix
-    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
-    changes = {"alone": lambda x: x[:, :prefix], "other": lambda x: torch.cat([x[:, :prefix], x[:, prefix:].roll(1, 0)], 1)}
-    whole = model(images)
-    for name, change in changes.items():
-        try:
-            with _after(model, blocks[-1], change):
-                found = model(images)
-        except (RuntimeError, ValueError, AssertionError):  # PiT folds its patches back into an image
-            continue
-        if torch.allclose(found, whole, atol=1e-4, rtol=1e-3):
-            return name
-    return None
+            logits.append(model(images))
+    return torch.stack(logits, 1)
 
 
 def depth(model: VisionModel) -> int:
-    """How many blocks it has; VitvizError for a model that does not answer from class tokens."""
+    """Number of blocks; ``NotApplicable`` for a model that does not classify from CLS."""
     return len(_blocks(model))
 
 
-def _within(model: VisionModel, blocks: int) -> int:
-    if not 0 <= blocks <= depth(model):
-        raise VitvizError(f"{model.name} has {depth(model)} blocks, so 0 to {depth(model)} can be chosen; got {blocks}.")
-    return blocks
+def _blocks(model: VisionModel) -> list[Site]:
+    if not _head_input(model):
+        raise NotApplicable(f"{model.name} does not classify from a CLS token of its last block (Swin, Twins and CNNs average "
+                            f"all positions), so there is no such token to isolate. A ViT or a DeiT has one.")
+    return find_sites(model)["residual"]
+
+
+def _head_input(model: VisionModel) -> str | None:
+    return model.remember("head input", lambda: _probe_head(model))
+
+
+@torch.inference_mode()
+def _probe_head(model: VisionModel) -> str | None:
+    """What the head needs of the last block: "CLS" alone, or CLS and "any patches", whichever; None where it reads more."""
+    blocks = find_sites(model).get("residual", [])
+    if not (blocks and blocks[-1].prefix and blocks[-1].grid):
+        return None
+    last, prefix = blocks[-1], blocks[-1].prefix
+    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
+
+    def same(change: Callable) -> bool:
+        with _after(model, last, change):
+            return torch.allclose(model(images), logits, atol=1e-4, rtol=1e-3)
+
+    logits = model(images)
+    try:
+        if same(lambda x: x[:, :prefix]):
+            return "CLS"
+    except (RuntimeError, ValueError, AssertionError):  # PiT folds its patch tokens into an image; what else fails, fails below
+        pass
+    return "any patches" if same(lambda x: torch.cat([x[:, :prefix], x[:, prefix:].roll(1, 0)], 1)) else None
+
+
+def _block_number(model: VisionModel, number: int) -> int:
+    return validate.whole(f"A number of blocks of {model.name}", number, 0, depth(model))
 
 
 @contextmanager
 def _after(model: VisionModel, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
-    """What the block at ``place`` gives out goes through ``change``."""
-    with model.lock:
-        handle = model.module.get_submodule(site.path).register_forward_hook(lambda module, arguments, x: change(x))
-        try:
-            yield
-        finally:
-            handle.remove()
+    """While it is open, the output of the block at ``site`` goes through ``change``."""
+    block = {site.path: model.module.get_submodule(site.path)}
+    with model.lock, hooked(block, after=lambda path, module, arguments, output: change(output)):
+        yield
 
 
 @contextmanager
-def _changed(model: VisionModel, name: str, blocks: list[Site], run: Callable) -> Iterator[None]:
-    """Each of ``blocks`` that has a class token is run as ``run(block, x, number of class tokens)``."""
-    with model.lock:
-        changes = model.memo.setdefault("changes", [])  # answers are kept by it (answers.py): changed, the model is another one
-        modules = [model.module.get_submodule(site.path) for site in blocks if site.prefix]
-        prefixes = [site.prefix for site in blocks if site.prefix]
-        changes.append(name)
+def _split(model: VisionModel, name: str, blocks: list[Site], freeze_patches: bool) -> Iterator[None]:
+    """While it is open, each of ``blocks`` that has CLS is run on CLS and patch tokens separately; it nests."""
+    before = []
+    with model.changed(name):
         try:
-            for module, prefix in zip(modules, prefixes, strict=True):
-                module.forward = _on_some(model, module.forward, run, prefix)
+            for site in (site for site in blocks if site.prefix):
+                block = model.module.get_submodule(site.path)
+                outer = block.__dict__.get("forward")
+                before.append((block, outer))
+                split = isinstance(outer, _SplitForward)
+                block.forward = _SplitForward(outer.whole if split else block.forward, site.prefix,
+                                              freeze_patches or (split and outer.freeze_patches), model.name)
             yield
         finally:
-            changes.pop()
-            for module in modules:
-                module.__dict__.pop("forward", None)  # the class's own again
+            for block, outer in before:
+                if outer is None:
+                    del block.forward  # the class's own again
+                else:
+                    block.forward = outer
 
 
-def _on_some(model: VisionModel, forward: Callable, run: Callable, prefix: int) -> Callable:
-    """The ``forward`` of a block, run as ``run`` says."""
-    def changed(x: torch.Tensor, *more, **named) -> torch.Tensor:
+class _SplitForward:
+    """The forward of a block (``whole``) on its prefix and its patch tokens separately, in the thread that made it."""
+
+    def __init__(self, whole: Callable, prefix: int, freeze_patches: bool, name: str):
+        self.whole, self.prefix, self.freeze_patches, self.name = whole, prefix, freeze_patches, name
+        self.thread = threading.get_ident()
+
+    def __call__(self, x: torch.Tensor, *more, **named) -> torch.Tensor:
+        if threading.get_ident() != self.thread:
+            return self.whole(x, *more, **named)
         if any(isinstance(value, torch.Tensor) for value in (*more, *named.values())):
-            raise VitvizError(f"The blocks of {model.name} are told where their tokens lie (rotary or relative positions), so "
-                              f"they cannot be run on some of them. A plain ViT's can.")
-        return run(lambda tokens: forward(tokens, *more, **named), x, prefix)
+            raise NotApplicable(f"The blocks of {self.name} are given the positions of their tokens (rotary or relative), so "
+                                f"they cannot be run on some of the tokens. A plain ViT's can.")
+        patches = x[:, self.prefix:]
+        return torch.cat([self.whole(x[:, :self.prefix], *more, **named),
+                          patches if self.freeze_patches else self.whole(patches, *more, **named)], 1)
 
-    return changed
 
-
-def _accuracy(model: VisionModel, stimuli: ImageSet, of: dict, changed: AbstractContextManager | None = None) -> list[dict]:
-    """Two rows, top-1 and top-5, of a model that is run inside ``changed``."""
+def _accuracy(model: VisionModel, images: ImageSet, factors: dict, changed: AbstractContextManager | None = None) -> list[dict]:
+    """Two rows, top-1 and top-5, of the model inside ``changed``."""
     with changed or nullcontext():
-        return accuracy_rows(of, correct_predictions(model, stimuli, ", ".join(f"{k} {v}" for k, v in of.items())))
+        return accuracy_rows(factors, correct_predictions(model, images, ", ".join(f"{k} {v}" for k, v in factors.items())))

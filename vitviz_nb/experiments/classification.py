@@ -1,4 +1,4 @@
-"""Right and wrong answers of a model on labeled images, as they are or changed."""
+"""Predictions of a model on labeled images, as they are or changed, and how often they are correct."""
 
 from collections.abc import Callable
 
@@ -8,55 +8,54 @@ import torch
 from ..datasets.image_set import ImageSet
 from ..models.vision_model import VisionModel
 from ..utils import cache
-from .result import share
+from .result import proportion
 
 MEASURES = ("top-1", "top-5")
 
 
-def correct_predictions(model: VisionModel, stimuli: ImageSet, what: str,
-                  change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-    """bool (n, 2): whether each image's class is the model's first answer, and whether it is among its first five.
+def correct_predictions(model: VisionModel, images: ImageSet, what: str,
+                        change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """Whether each image's class is the first prediction, and among the first five: bool (n, 2).
 
-    Arguments as in ``best_answers``.
+    Arguments as in ``top5_predictions``.
     """
-    labels = stimuli.labels(range(stimuli.n))  # asked first, so that images without labels are told of before any work
-    right = top5_predictions(model, stimuli, what, change) == labels[:, None]
-    return torch.stack([right[:, 0], right.any(1)], 1)
+    labels = images.labels(range(images.n))  # first, so that images without labels are refused before any work
+    correct = top5_predictions(model, images, what, change) == labels[:, None]
+    return torch.stack([correct[:, 0], correct.any(1)], 1)
 
 
-def top5_predictions(model: VisionModel, stimuli: ImageSet, what: str,
-                 change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
-    """The model's five likeliest classes for each image, likeliest first: (n, 5).
-
-    Answers are kept in the cache, so that a second run is instant.
+def top5_predictions(model: VisionModel, images: ImageSet, what: str,
+                     change: Callable[[range, torch.Tensor], torch.Tensor] | None = None) -> torch.Tensor:
+    """The five most probable classes of each image, the most probable first: int64 (n, 5); kept in the cache.
 
     Args:
         what: names the change, for the progress bar and the cache: the same words must mean the same change.
-        change: from an images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
+        change: from the images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
     """
-    path = cache.path_of({"weights": model.weights_hash, "images": stimuli.key, "n": stimuli.n, "what": what,
-                          "changes": model.memo.get("changes", [])}, "answers")
+    facts = {"images": images.key, "n": images.n, "change": what}
+    path = cache.entry(model, facts, "predictions")
     stored = cache.read(path)
-    if stored and stored.keys() == {"best"} and len(stored["best"]) == stimuli.n:
-        return torch.from_numpy(stored["best"])
+    if stored and stored.keys() == {"top5"} and len(stored["top5"]) == images.n:
+        return torch.from_numpy(stored["top5"]).long()
     with torch.inference_mode():
-        best = torch.cat([top5(model(change(numbers, batch) if change else batch))
-                          for numbers, batch in stimuli.batches(f"{model.name}: {what}")])
-    cache.write(path, {"best": best.numpy().astype(np.int32)})
-    return best
+        predictions = torch.cat([top5(model(change(numbers, batch) if change else batch))
+                                 for numbers, batch in images.batches(f"{model.name}: {what}")])
+    if path == cache.entry(model, facts, "predictions"):  # the same model from the first batch to the last
+        cache.write(path, {"top5": predictions.numpy().astype(np.int32)})
+    return predictions
 
 
 def top5(logits: torch.Tensor) -> torch.Tensor:
-    """The classes of the five largest logits (..., classes), largest first: (..., 5), on the CPU."""
+    """The classes of the five largest logits (..., classes), largest first: int64 (..., 5), on the CPU."""
     return logits.topk(min(5, logits.shape[-1]), -1).indices.cpu()
 
 
 def are_correct(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-    """bool (N, m, 2): whether each of m answers (N, m, classes) has the label first, and among the first five."""
-    right = top5(logits) == labels.cpu()[:, None, None]
-    return torch.stack([right[..., 0], right.any(-1)], -1)
+    """Whether each of m predictions (N, m, classes) has the label first, and among the first five: bool (N, m, 2)."""
+    correct = top5(logits) == labels.cpu()[:, None, None]
+    return torch.stack([correct[..., 0], correct.any(-1)], -1)
 
 
-def accuracy_rows(of: dict, hits: torch.Tensor) -> list[dict]:
-    """Two rows of a table, top-1 and top-5 in percent, from ``hits`` (n, 2); ``of`` says what they are of."""
-    return [{**of, "measure": name, **share(hits[:, j].sum(), len(hits))} for j, name in enumerate(MEASURES)]
+def accuracy_rows(factors: dict, correct: torch.Tensor) -> list[dict]:
+    """Two rows of a table, top-1 and top-5 accuracy in percent, from ``correct`` (n, 2); they begin with ``factors``."""
+    return [{**factors, "measure": name, **proportion(correct[:, j].sum(), len(correct))} for j, name in enumerate(MEASURES)]

@@ -1,10 +1,13 @@
-"""What the class token gathers: models planted so that every accuracy can be worked out by hand; all else must stay as it was."""
+"""CLS isolated and CLS-only: models planted so that every accuracy can be worked out by hand; all else must stay as it was."""
 
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
+from pydoc import locate
 
 import pytest
 import torch
+from timm.models.resnet import BasicBlock
 from torch import Tensor, nn
 
 from vitviz_nb.datasets.emoji_world import EmojiWorld
@@ -13,10 +16,10 @@ from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.experiments.class_token import cls_isolation, cls_only, cls_only_from, head_on_tokens, isolate_cls, patch_logits
 from vitviz_nb.experiments.classification import correct_predictions
 from vitviz_nb.experiments.result import Result
-from vitviz_nb.models.cards import build
+from vitviz_nb.models import vision_model
 from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel
-from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.errors import NotApplicable, VitvizError
 
 ALL = [cls_isolation, cls_only_from, head_on_tokens]
 VIT, DEIT = "vision_transformer.VisionTransformer", "deit.VisionTransformerDistilled"
@@ -29,7 +32,7 @@ STAGES = {"img_size": 32, "patch_size": 4}
 
 
 def timm(path: str, **arguments) -> nn.Module:
-    return build({"class": f"timm.models.{path}", "arguments": {"num_classes": 6} | arguments})
+    return locate(f"timm.models.{path}")(**{"num_classes": 6} | arguments)
 
 
 def planted(family: str, reading: int | None) -> VisionModel:
@@ -71,9 +74,9 @@ def named(model: VisionModel, image: Tensor) -> list[list[int]]:
     return patch_logits(model, image).argmax(-1)[0].view(4, 4).tolist()
 
 
-def both(finding: Result) -> list[tuple[float, float]]:
+def both(result: Result) -> list[tuple[float, float]]:
     """(top-1, top-5) of each row of the figure, in percent."""
-    first, five = (finding.table.query("measure == @of")["value"].round(2) for of in ("top-1", "top-5"))
+    first, five = (result.where(measure=of).table["value"].round(2) for of in ("top-1", "top-5"))
     return list(zip(first, five, strict=True))
 
 
@@ -98,42 +101,72 @@ def test_only_the_block_that_reads_the_patches_matters(family, reading):
     assert both(cls_isolation(blind, SIX)) == both(cls_only_from(blind, SIX)) == [UNREAD] * 4
 
 
-def test_patches_still_read_each_other_when_kept_apart_and_stand_still_when_the_class_token_is_alone():
+def test_patches_still_read_each_other_when_cls_is_isolated_and_stay_as_they_are_when_only_cls_is_run():
     model = planted(VIT, 0)
     model.module.blocks[0].attn.proj.weight.data *= 10  # the mean over the patches, red, drowns what each of them shows
     with isolate_cls(model, 3):
         assert named(model, CORNER) == [[0] * 4] * 4
     with cls_only(model, 0):
         assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
-    for run, k in ((isolate_cls, -1), (isolate_cls, 4), (cls_only, -1), (cls_only, 4)):
-        with pytest.raises(VitvizError, match=f"planted has 3 blocks, so 0 to 3 can be chosen; got {k}"), run(model, k):
-            pass
 
 
-def test_answers_of_the_whole_model_are_not_taken_for_those_of_one_kept_apart():
-    """What is kept from one must not be found for the other, in whatever order they are asked."""
+@pytest.mark.parametrize("run", [isolate_cls, cls_only])
+@pytest.mark.parametrize("k", [-1, 4, 1.5, "all", None, True])
+def test_a_number_of_blocks_that_there_is_not_is_refused(run, k):
+    with pytest.raises(VitvizError, match="blocks of planted is a whole number from 0 to 3"), run(planted(VIT, 0), k):
+        pass
+
+
+def accuracy(model: VisionModel) -> int:
+    """Correct predictions of six, found in the cache if they were asked of the same model before."""
+    return int(correct_predictions(model, ImageSet(model, SIX), "the same words")[:, 0].sum())
+
+
+@pytest.mark.parametrize("reverse", [False, True])
+def test_a_context_inside_another_leaves_it_as_it_was_and_neither_is_cached_as_the_other(reverse):
+    """Of one inside the other, leaving the inner undid both, and the accuracy of the intact model was kept as the outer's."""
+    model = planted(VIT, 2)
+    outer, inner = (cls_only(model, 1), isolate_cls(model, 1)) if reverse else (isolate_cls(model, 3), cls_only(model, 1))
+    assert accuracy(model) == 6
+    with outer:
+        with inner:
+            assert accuracy(model) == 2
+        assert accuracy(model) == 2 and named(model, CORNER)[0] == [0] * 4
+    assert accuracy(model) == 6
+    with isolate_cls(model, 1):  # of blocks that read nothing
+        with isolate_cls(model, 2):
+            assert accuracy(model) == 6
+        assert accuracy(model) == 6
+    assert_untouched(model)
+
+
+def test_patches_stand_still_in_cls_only_blocks_whatever_contexts_are_inside_or_around():
     model = planted(VIT, 0)
-    stimuli = ImageSet(model, SIX)
-
-    def right() -> int:
-        return int(correct_predictions(model, stimuli, "the same words")[:, 0].sum())
-
-    assert right() == 6
-    with isolate_cls(model, 1):
-        assert right() == 2
-    with cls_only(model, 0):
-        assert right() == 2
-    assert right() == 6
+    model.module.blocks[0].attn.proj.weight.data *= 10
+    corner = [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
+    with cls_only(model, 0), isolate_cls(model, 3):
+        assert named(model, CORNER) == corner
+    with isolate_cls(model, 3), cls_only(model, 0):
+        assert named(model, CORNER) == corner
 
 
-def test_a_finding_says_what_was_measured_on_what():
-    for experiment, first in ((cls_isolation, "isolated blocks"), (cls_only_from, "class token alone from block")):
-        found = experiment(planted(VIT, 1), SIX, 5)  # without the sixth image, two of five are green
-        assert list(found.table.columns) == [first, "measure", "value", "low", "high", "n"]
-        assert found.table.query("measure == 'top-1'")["value"].drop_duplicates().sort_values().tolist() == [40, 100]
-        assert found.table[first].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and set(found.table["n"]) == {5}
-        assert found.title.startswith("planted: ") and found.title.endswith("(5 images)")
-    assert head_on_tokens(small(VIT, **SMALL), WORLD, 3).title.startswith("small (untrained): ")
+def test_a_context_acts_in_the_thread_that_entered_it_alone():
+    model = planted(VIT, 0)
+    inputs = model.normalize(SIX.images)
+    whole = model.module(inputs)
+    with isolate_cls(model, 3), ThreadPoolExecutor(1) as other:
+        assert not torch.allclose(model.module(inputs), whole)
+        assert torch.equal(other.submit(model.module, inputs).result(), whole)
+
+
+def test_a_result_says_what_was_measured_on_what():
+    for experiment, first in ((cls_isolation, "isolated blocks"), (cls_only_from, "CLS-only from block")):
+        result = experiment(planted(VIT, 1), SIX, n=5)  # without the sixth image, two of five are green
+        assert list(result.table.columns) == [first, "measure", "value", "low", "high", "n"]
+        assert result.where(measure="top-1").table["value"].drop_duplicates().sort_values().tolist() == [40, 100]
+        assert result.table[first].tolist() == [0, 0, 1, 1, 2, 2, 3, 3] and set(result.table["n"]) == {5}
+        assert result.title.startswith("planted: ") and result.title.endswith("(5 images)")
+    assert head_on_tokens(small(VIT, **SMALL), WORLD, n=3).title.startswith("small (untrained): ")
 
 
 @pytest.mark.parametrize(("family", "arguments"), [
@@ -144,7 +177,7 @@ def test_a_finding_says_what_was_measured_on_what():
 def test_any_model_with_a_class_token_is_as_trained_where_nothing_is_changed(family, arguments):
     model, scenes = small(family, **arguments), WORLD.batch(range(40))
     answers = model(scenes.images).topk(5).indices
-    right, found = answers == scenes.concept[:, None], [both(experiment(model, WORLD, 40)) for experiment in ALL]
+    right, found = answers == scenes.concept[:, None], [both(experiment(model, WORLD, n=40)) for experiment in ALL]
     assert len(answers[:, 0].unique()) > 1  # else any model would do
     assert found[0][0] == found[1][-1] == found[2][0] == (2.5 * right[:, 0].sum(), 2.5 * right.any(1).sum())
     assert [len(rows) for rows in found] == [4, 4, 4]  # 0 to 3 blocks; class token, mean, maximum, each
@@ -152,7 +185,7 @@ def test_any_model_with_a_class_token_is_as_trained_where_nothing_is_changed(fam
 
 def test_blocks_before_the_class_token_is_there_are_run_as_they_are():
     model = small("convit.ConVit", **SMALL, local_up_to_layer=2)
-    apart, single = both(cls_isolation(model, WORLD, 40)), both(cls_only_from(model, WORLD, 40))
+    apart, single = both(cls_isolation(model, WORLD, n=40)), both(cls_only_from(model, WORLD, n=40))
     assert apart[0] == apart[1] == apart[2] != apart[3]  # ConViT adds it after two of three blocks
     assert single == [apart[3]] * 3 + [apart[0]]
 
@@ -162,8 +195,9 @@ def test_a_model_trained_with_captions_works_too(monkeypatch: pytest.MonkeyPatch
     model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
     right = [NAMES[i] == label for i, label in zip(model(SIX.images).argmax(1), SIX.labels, strict=True)]
     assert both(cls_isolation(model, SIX))[0] == (round(100 * sum(right) / 6, 2), 100)
-    model._class_points = torch.eye(3, 8)  # as a tower that has learnt the names would have them
+    monkeypatch.setattr(vision_model, "class_points", lambda *_: torch.eye(3, 8))  # as a tower that has learnt the names has them
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "of the changed model"))  # whose weights' hash is that of before
+    model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
     assert both(cls_isolation(model, SIX)) == [SEEN, SEEN, (33.33, 100), (33.33, 100)]  # three classes are all in the first five
     assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]
 
@@ -178,8 +212,9 @@ def test_rows_of_the_head_on_tokens_are_what_they_are_by_hand():
     # Mean of all: red 0.78, green 0.65, others -0.09, blue -0.96, the last. Maximum: blue 1.88. Class token: reads nothing.
     model = planted(VIT, None)
     table = head_on_tokens(model, labeled(CORNER.expand(4, -1, -1, -1), ["blue"] * 4)).table
-    found = {name: rows["value"].tolist() for name, rows in table.groupby("the head reads", sort=False)}
-    assert found == {"class token": [0, 100], "mean of patches": [0, 0], "maximum of patches": [100, 100], "each patch": [25, 25]}
+    found = {name: rows["value"].tolist() for name, rows in table.groupby("head reads", sort=False)}
+    assert found == {"CLS": [0, 100], "mean of patch tokens": [0, 0], "maximum of patch tokens": [100, 100],
+                     "each patch token": [25, 25]}
     assert set(table["n"]) == {4} and table["measure"].tolist() == ["top-1", "top-5"] * 4
     assert named(model, CORNER) == [[0] * 4, [0] * 4, [0, 0, 2, 2], [0, 0, 2, 2]]  # patches are in raster order
 
@@ -201,14 +236,14 @@ def test_patch_logits_are_those_of_the_heads_on_each_patch_token(family, prefix)
     ("swin_transformer.SwinTransformer", {**STAGES, "embed_dim": 16, "depths": (1, 1), "num_heads": (2, 2), "window_size": 4}),
     ("twins.Twins", {**STAGES, "embed_dims": (16,) * 3, "num_heads": (2,) * 3, "mlp_ratios": (2,) * 3, "depths": (1,) * 3,
                      "sr_ratios": (4, 2, 1)}),
-    ("resnet.ResNet", {"block": "timm.models.resnet.BasicBlock", "layers": (1,) * 4, "channels": (8,) * 4}),
+    ("resnet.ResNet", {"block": BasicBlock, "layers": (1,) * 4, "channels": (8,) * 4}),
     ("coat.CoaT", {**STAGES, "embed_dims": (16,) * 4, "serial_depths": (1,) * 4, "parallel_depth": 1}),
 ], ids=["averaging ViT", "ViT without class token", "Swin", "Twins", "ResNet", "CoaT"])
 def test_models_without_a_class_token_after_the_last_block_say_so(family, arguments):
     model = VisionModel(timm(family, **arguments), "tokenless", 32, class_names=WORLD.concepts)
     for experiment in ALL:
-        with pytest.raises(VitvizError, match="tokenless does not read its answer from a class token of its last block"):
-            experiment(model, WORLD, 2)
+        with pytest.raises(NotApplicable, match="tokenless does not classify from a CLS token of its last block"):
+            experiment(model, WORLD, n=2)
     assert_untouched(model)
 
 
@@ -217,7 +252,7 @@ def test_models_whose_blocks_are_told_more_than_tokens_are_run_or_refused_in_a_s
     model = small(family, **SMALL, global_pool="token", **more)
     for experiment in ALL:
         try:
-            assert (experiment(model, WORLD, 2).table["n"] == 2).all()
+            assert (experiment(model, WORLD, n=2).table["n"] == 2).all()
         except VitvizError as error:
             assert "small" in str(error)
 
@@ -243,20 +278,32 @@ class Fused(nn.Linear):
 
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("experiment", ALL)
-def test_the_model_is_as_before_wherever_an_experiment_is_stopped(experiment, error):
+def test_the_model_is_as_before_wherever_an_experiment_is_stopped(experiment, error, tmp_path, monkeypatch):
+    head = Fused(8, 8)
+    for fuse in range(1, 6):  # in the search for sites, in the probe of the head, and in the passes on images
+        monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / str(fuse)))
+        model = planted(VIT, 1)
+        head.load_state_dict(model.module.head.state_dict())
+        model.module.head, head.fuse, head.error = head, fuse, error
+        with suppress(RuntimeError, KeyboardInterrupt, VitvizError):
+            experiment(model, SIX)
+        assert head.fuse <= 0
+        assert torch.equal(model(CORNER), planted(VIT, 1)(CORNER))
+        assert_untouched(model)
+
+
+def test_an_error_of_the_machine_is_not_taken_for_a_missing_class_token():
+    """Out of memory in the probe of the head was remembered as "no class token"."""
     model, head = planted(VIT, 1), Fused(8, 8)
     head.load_state_dict(model.module.head.state_dict())
-    model.module.head, before = head, model(CORNER)
-    # In the search for sites, in the probe, and in the passes on images. In the third pass, which asks whether the answer needs
-    # the patches, an error of the network's is an answer: PiT cannot do without them.
-    for fuse in {1, 2, 3, 4, 5} - {3 if error is RuntimeError else 0}:
-        head.fuse, head.error = fuse, error
-        model.memo.clear()
-        with pytest.raises((error, VitvizError)):
-            experiment(model, SIX)
-        head.fuse = 0
-        assert torch.equal(model(CORNER), before)
-        assert_untouched(model)
+    model.module.head, head.error = head, torch.OutOfMemoryError
+    head.fuse = 3  # the first pass finds the sites, the second is the whole model's, the third without patches
+    assert both(cls_isolation(model, SIX))[0] == SEEN
+    model = planted(VIT, 1)
+    model.module.head, head.fuse = head, 2
+    with pytest.raises(torch.OutOfMemoryError):
+        cls_isolation(model, SIX)
+    assert both(cls_isolation(model, SIX))[0] == SEEN
 
 
 @pytest.mark.parametrize("experiment", ALL)

@@ -1,4 +1,4 @@
-"""Right answers are counted as worked out by hand, and found again in the cache."""
+"""Correct predictions are counted as worked out by hand, and found again in the cache by the same model alone."""
 
 from pathlib import Path
 
@@ -46,17 +46,17 @@ def test_first_and_first_five_answers_are_counted():
 
 def test_a_change_is_seen_instead_and_a_second_run_asks_the_model_nothing():
     model = VisionModel(Levels(), "levels", 8, class_names=NAMES)
-    stimuli = ImageSet(model, images(0, 1, labels="ab"))
+    image_set = ImageSet(model, images(1, 1, labels="ab"))
     calls = []
 
     def darker(numbers, batch):
         calls.append(list(numbers))
         return batch - 0.1
 
-    found = [correct_predictions(model, stimuli, "a level darker", darker) for _ in range(2)]
+    correct = [correct_predictions(model, image_set, "a level darker", darker) for _ in range(2)]
     assert calls == [[0, 1]] and model.module.seen == 2
-    assert found[0].tolist() == found[1].tolist() == [[False, True], [False, True]]  # levels -1 and 0: first g, and first a
-    assert correct_predictions(model, stimuli, "as they are").tolist() == [[True, True], [True, True]]  # other words: another change
+    assert correct[0].tolist() == correct[1].tolist() == [[True, True], [False, True]]  # level 0: a, b, c, d, e
+    assert correct_predictions(model, image_set, "as they are").tolist() == [[False, False], [True, True]]  # another change
 
 
 def test_other_labels_of_the_same_images_are_counted_anew():
