@@ -25,7 +25,7 @@ def made(model: VisionModel, recipe: vv.Recipe, layer: int, neurons: list[int], 
     """The pictures, scored, and how many seconds each took."""
     viewer, now = vv.Visualizer(model, recipe, atlas=False, keep=False), time.process_time if busy else time.perf_counter
     start = now()
-    found = viewer.unscored(layer, neurons)
+    found = viewer.optimize(layer, neurons)
     took = (now() - start) / len(neurons)
     return viewer.score(found), took
 

@@ -111,11 +111,11 @@ def row(model: VisionModel, place: Site, steps: int, turns: int, clock: Clock) -
     """One layer's line of the table; its times are medians over turns, and its ratio is the median of the turns' ratios."""
     recipe = replace(vv.Recipe.paper(), steps=steps)
     here = vv.Visualizer(model, recipe, atlas=False, keep=False)
-    neurons = list(range(here.at_once))
+    neurons = list(range(here.batch_size))
     # The published side makes one after another: on a card, where this side makes 64 together, its time is that of 4, times 16.
     alone = neurons[:4]
     times = {"published": len(neurons) / len(alone), "here": 1.0}
-    ours = partial(here.unscored, place.layer, neurons)
+    ours = partial(here.optimize, place.layer, neurons)
     sides = {"published": lambda seed: published(model, place, alone, recipe), "here": lambda seed: ours(seed=seed)}
     flops, memory = {}, {}
     for name, side in sides.items():  # which is also the warm-up; counting keeps what is counted, so memory is read apart
@@ -162,7 +162,7 @@ def growth(model: VisionModel, clock: Clock) -> None:
 
     def seconds(neurons: int, steps: int) -> float:
         viewer = vv.Visualizer(model, replace(vv.Recipe.quick(model), steps=steps), atlas=False, keep=False)
-        return statistics.median(clock.seconds(lambda: viewer.unscored(layer, range(neurons))) for _ in range(5))
+        return statistics.median(clock.seconds(lambda: viewer.optimize(layer, range(neurons))) for _ in range(5))
 
     seconds(1, 8)
     line(["neurons", "steps", "s", "ms per neuron and step"])
@@ -171,7 +171,7 @@ def growth(model: VisionModel, clock: Clock) -> None:
         s = seconds(neurons, steps)
         line([str(neurons), str(steps), f"{s:.3g}", f"{1000 * s / neurons / steps:.2f}"])
     viewer = vv.Visualizer(model, replace(vv.Recipe.quick(model), steps=4), atlas=False, keep=False)
-    times = [clock.seconds(partial(viewer.unscored, layer, range(4), seed=seed)) for seed in range(200)]
+    times = [clock.seconds(partial(viewer.optimize, layer, range(4), seed=seed)) for seed in range(200)]
     print(f"\n200 renderings: median {1000 * statistics.median(times[:50]):.0f} ms of the first 50, "
           f"{1000 * statistics.median(times[-50:]):.0f} ms of the last 50.")
 
@@ -182,7 +182,7 @@ def elsewhere(model: VisionModel, turns: int) -> None:
 
     def step(viewer: vv.Visualizer) -> float:
         start = time.perf_counter()
-        viewer.unscored(layer, 0, seed=1)
+        viewer.optimize(layer, 0, seed=1)
         return 1000 * (time.perf_counter() - start) / viewer.recipe.steps
 
     def in_thread(viewer: vv.Visualizer) -> float:

@@ -65,7 +65,7 @@ def render_chunk(job: Job, layer: int, first: int, end: int, model: VisionModel 
     A worker loads the job's model by its name, once, unless it is given.
     """
     visualizer = Visualizer(model or _load(job), job.recipe, atlas=False, keep=False)
-    made = visualizer.unscored(layer, range(first, end), job.kind, job.seed)
+    made = visualizer.optimize(layer, range(first, end), job.kind, job.seed)
     return {"pictures": (made.pictures * 255).round().byte().numpy(), "curve_steps": np.int32(made.curve_steps),
             "curves": made.curves.numpy()}
 
@@ -73,7 +73,7 @@ def render_chunk(job: Job, layer: int, first: int, end: int, model: VisionModel 
 def probe(job: Job, layer: int, units: int, model: VisionModel | None = None) -> tuple[int, float]:
     """How many pictures this machine makes together, and how many seconds each will take; tried for a few steps."""
     model, seconds = model or _load(job), {}
-    together = Visualizer(model, job.recipe, atlas=False, keep=False).at_once
+    together = Visualizer(model, job.recipe, atlas=False, keep=False).batch_size
     some = min(units, together)
     for steps in (1, 1, 1 + _PROBE_STEPS):  # the first is to warm up
         begun = time.perf_counter()

@@ -46,8 +46,15 @@ class Rendering:
     def finished(self) -> bool:
         return all(done == self.recipe.steps for done in self.steps)
 
-    def with_scores(self, scores: Scores) -> "Rendering":
-        return replace(self, scores=scores)
+    def require_finished(self) -> "Rendering":
+        """The rendering itself; VitvizError if it was interrupted. Whatever measures pictures calls this first."""
+        if not self.finished:
+            steps = self.recipe.steps
+            left = sum(done < steps for done in self.steps)
+            raise VitvizError(f"{left} of {len(self.steps)} pictures of {self.model}, {self.kind} layer {self.layer}, are unfinished "
+                              f"({sum(self.steps):,} of {len(self.steps) * steps:,} steps done), so nothing is measured on them. "
+                              f"The same call continues from there.")
+        return self
 
     @property
     def title(self) -> str:

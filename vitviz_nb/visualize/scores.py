@@ -1,4 +1,4 @@
-"""How good a picture is, measured against reference images."""
+"""Scores of feature visualizations: their activation, percentile and rank relative to reference images."""
 
 from dataclasses import dataclass
 
@@ -8,10 +8,11 @@ from ..datasets.image_set import AT_ONCE, ImageSet
 from ..models.reading import activations, tokens
 from ..models.sites import Site, find_sites
 from ..models.vision_model import VisionModel
-from ..utils import cache
+from ..utils import cache, validate
+from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 
-ENOUGH = 8  # reference images, before a neuron that none of them moves is called dead
+ENOUGH = 8  # reference images, before a neuron whose activation does not vary over them is called dead
 STATUS = ("alive", "weak", "dead")
 WEAK_BELOW = 95.0  # a picture under this percentile of its neuron's reference activations says so in its caption
 
@@ -22,11 +23,11 @@ class Scores:
 
     Attributes:
         activation: (K,), mean over patch tokens, in the network's own units.
-        percentile: (K,), share of reference images, in percent, that raise the neuron less than its picture does.
-        rank: (K,), 1 where the picture raises its own neuron most of all units of the layer, counted in standard
-            deviations over the reference images.
-        status: "alive", "weak" (percentile below 95) or "dead" (the neuron does not vary over the reference images, and
-            its picture does not wake it).
+        percentile: (K,), percentage of reference images that activate the neuron less than its picture does.
+        rank: (K,), 1 where the picture activates its own neuron more than any other unit of the layer, in standard deviations
+            over the reference images.
+        status: "alive", "weak" (percentile below 95) or "dead" (the neuron does not vary over the reference images, and its
+            picture does not activate it).
         reference: what the percentiles refer to.
     """
 
@@ -37,55 +38,62 @@ class Scores:
     reference: str
 
 
-def _activations(model: VisionModel, kind: str, reference: ImageSet) -> list[torch.Tensor]:
-    """Per layer of a kind (n, units): from memory, else from the cache folder, else from the network."""
-    known = model.memo.setdefault("references", {})
-    key = kind, reference.key, reference.n
-    if key not in known:
-        known[key] = _read_or_measure(model, kind, reference)
-    return known[key]
+def reference_set(model: VisionModel, images=None) -> ImageSet:
+    """Reference images: an ``ImageSet`` as it is, or one of ``images``; by default Emoji World's validation scenes."""
+    if images is None:
+        return model.remember("reference set", lambda: ImageSet(model), weights=False)
+    return images if isinstance(images, ImageSet) else ImageSet(model, images)
+
+
+def reference_activations(model: VisionModel, site: Site, reference: ImageSet) -> torch.Tensor:
+    """Activations (n, units) at a site for all reference images, mean over patch tokens.
+
+    Measured once for all layers of a kind and state of the model, then from memory or the cache folder.
+    """
+    layers = model.remember(("references", site.kind, reference.key, reference.n),
+                            lambda: _read_or_measure(model, site.kind, reference))
+    return layers[site.layer]
 
 
 def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list[torch.Tensor]:
-    path = cache.path_of({"weights": model.weights_hash, "kind": kind, "images": reference.key, "n": reference.n}, "references")
-    wanted = {f"layer{p.layer}": (reference.n, p.units) for p in find_sites(model)[kind]}
-    stored = cache.read(path)
-    if stored and {name: values.shape for name, values in stored.items()} == wanted:
-        return [torch.from_numpy(stored[name]) for name in wanted]
+    facts = {"kind": kind, "images": reference.key, "n": reference.n}
+    path = cache.entry(model, facts, "references")
+    shapes = {f"layer{site.layer}": (reference.n, site.units) for site in find_sites(model)[kind]}
+    stored = cache.read(path, finite=True)
+    if stored and {name: values.shape for name, values in stored.items()} == shapes:
+        return [torch.from_numpy(stored[name]) for name in shapes]
     parts = [activations(model, kind, images) for _, images in reference.batches(f"{model.name} sees {reference.name}")]
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+    if cache.entry(model, facts, "references") != path:
+        raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while its activations for {reference.name} were "
+                          f"measured, so they are of no single network; measure them again.")
     cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
     del parts
     release_memory()
     return layers
 
 
-def default_reference(model: VisionModel) -> ImageSet:
-    """Emoji World's validation scenes at the model's size; made once a model."""
-    if "reference" not in model.memo:
-        model.memo["reference"] = ImageSet(model)
-    return model.memo["reference"]
-
-
-def reference_activations(model: VisionModel, site: Site, reference: ImageSet) -> torch.Tensor:
-    """Activations (n, units) of one site over the reference images; computed once for all layers of a kind, then cached."""
-    return _activations(model, site.kind, reference)[site.layer]
-
-
 def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Tensor, reference: ImageSet) -> Scores:
-    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``."""
+    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``; VitvizError where one is not finite."""
+    validate.images(f"Pictures for {model.name}", pictures, (3, model.image_size, model.image_size))
     known = reference_activations(model, site, reference)
     with torch.inference_mode():
         inputs = model.normalize(pictures.to(model.device))
-        found = torch.cat([tokens(model, site, part).float().mean(1).cpu() for part in inputs.split(AT_ONCE)])
+        values = torch.cat([tokens(model, site, part).float().mean(1).cpu() for part in inputs.split(AT_ONCE)])
     release_memory()
-    own = found[torch.arange(len(neurons)), neurons]
+    if not values.isfinite().all():
+        raise VitvizError(f"The {site} of {model.name} has NaN or infinite activations for its pictures; check its weights.")
+    rows = torch.arange(len(neurons))
+    own = values[rows, neurons]
     percentile = 100 * (known[:, neurons] < own).float().mean(0)
-    spread = known.std(0, correction=0)  # 0, not NaN, for a reference of one image
-    typical = spread.median().clamp_min(1e-12)
-    raised = (found - known.mean(0)) / spread.clamp_min(0.01 * typical)
-    rank = 1 + (raised > raised[torch.arange(len(neurons)), neurons][:, None]).sum(1)
-    still = (spread[neurons] < 0.01 * typical) & (raised[torch.arange(len(neurons)), neurons] < 1)
-    still &= len(known) >= ENOUGH  # a few images that are alike do not show that a neuron never moves
-    status = ["dead" if s else "alive" if p >= WEAK_BELOW else "weak" for s, p in zip(still, percentile, strict=True)]
+    deviation = known.std(0, correction=0)  # 0, not NaN, for a reference of one image
+    typical = deviation.median().clamp_min(1e-12)
+    z = (values - known.mean(0)) / deviation.clamp_min(0.01 * typical)
+    rank = 1 + (z > z[rows, neurons][:, None]).sum(1)
+    dead = (deviation[neurons] < 0.01 * typical) & (z[rows, neurons] < 1)
+    dead &= len(known) >= ENOUGH  # a few similar images do not show that a neuron never varies
+    status = ["dead" if d else "alive" if p >= WEAK_BELOW else "weak" for d, p in zip(dead, percentile, strict=True)]
     return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
+
+
+default_reference = reference_set  # until everybody has moved

@@ -1,4 +1,4 @@
-"""Which images raise a neuron most."""
+"""The images that activate a neuron most."""
 
 from dataclasses import dataclass
 
@@ -10,13 +10,15 @@ from ..models.reading import tokens
 from ..models.sites import check_neurons, find_site
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, bundle, contact_sheet, with_map
+from ..utils import validate
+from ..utils.errors import VitvizError
 from .atlas import STRONGEST, embedded
-from .scores import default_reference, reference_activations
+from .scores import reference_activations, reference_set
 
 
 @dataclass(frozen=True, eq=False)
 class TopImages:
-    """The reference images that raise a neuron most.
+    """The reference images that activate a neuron most. Shows itself in a notebook.
 
     Attributes:
         images: (k, 3, S, S) in [0, 1], the strongest first.
@@ -46,17 +48,18 @@ class TopImages:
         return bundle(self.sheet(columns=6), f"{self.title}, with activation maps")
 
 
-def top_images(model: VisionModel, layer: int, neuron: int, kind: str = "mlp", images=None, k: int = 6) -> TopImages:
-    """The ``k`` images that raise one neuron most, with its activation at every patch.
+def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = None, images=None, k: int = 6) -> TopImages:
+    """The ``k`` images that activate one neuron most, with its activation at every patch.
 
-    ``images`` is a ``Stimuli`` or what it takes; by default scenes of Emoji World.
+    ``images`` is an ``ImageSet`` or what it takes; by default scenes of Emoji World.
     """
-    site = find_site(model, layer, kind)
-    (neuron,) = check_neurons(site, neuron)
-    reference = default_reference(model)
-    if images is not None:
-        reference = images if isinstance(images, ImageSet) else ImageSet(model, images)
-    atlas = embedded(model.name) if reference is default_reference(model) and k <= STRONGEST else None
+    site, k = find_site(model, layer, kind), validate.whole("k", k, 1)
+    neurons = check_neurons(site, neuron)
+    if len(neurons) > 1:
+        raise VitvizError(f"Top images are of one neuron, got {len(neurons)}; call top_images once for each.")
+    (neuron,), default = neurons, reference_set(model)
+    reference = reference_set(model, images)
+    atlas = embedded(model.name) if reference is default and k <= STRONGEST else None
     if atlas and atlas.covers(model, site.kind, site.layer):
         numbers, values = (list(row)[:k] for row in atlas.strongest(site.layer, neuron))
     else:

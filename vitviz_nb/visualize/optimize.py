@@ -1,0 +1,87 @@
+"""Gradient descent on pixels: Adam with a cosine learning rate and a clamp to [0, 1], as pure steps over an immutable state."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from ..utils.errors import VitvizError
+
+BETA1, BETA2, EPSILON = 0.5, 0.99, 1e-8
+
+
+@dataclass(frozen=True, eq=False)
+class Adam:
+    """State of the optimization of K images after ``step`` updates; ``Adam.of(images)`` is the first.
+
+    Nothing is changed in place, so an interrupt always leaves a whole state, from which the same call continues to the same
+    bits::
+
+        state = Adam.of(images)
+        while state.step < steps:
+            state = state.update(losses, steps, lr)
+
+    Attributes:
+        images: (K, 3, S, S) in [0, 1].
+        first, second: Adam's running means of the gradient and of its square, shaped like ``images``.
+    """
+
+    images: torch.Tensor
+    first: torch.Tensor
+    second: torch.Tensor
+    step: int = 0
+
+    @classmethod
+    def of(cls, images: torch.Tensor) -> "Adam":
+        images = images.detach()
+        return cls(images, torch.zeros_like(images), torch.zeros_like(images))
+
+    def update(self, losses: Callable[[torch.Tensor], torch.Tensor], steps: int, lr: float,
+               change: Callable[[torch.Tensor], torch.Tensor] | None = None, scale: float = 1.0) -> "Adam":
+        """The state after one update that lowers the losses (betas 0.5 and 0.99).
+
+        Args:
+            losses: maps images (K, 3, S, S), which require a gradient, to their losses (K,), each of its own image alone.
+            steps: updates in all; the learning rate falls from ``lr`` to 0 along a cosine over them.
+            change: applied to the gradient (K, 3, S, S) before it is used, such as a blur.
+            scale: the losses are multiplied by it before backpropagation and the gradient divided by it after: float16 has too
+                little range for gradients this small.
+
+        Raises:
+            VitvizError: no gradient reaches the images, as under ``torch.no_grad``.
+        """
+        images = self.images.detach().requires_grad_()
+        with torch.enable_grad():
+            total = scale * losses(images).sum()  # a sum, so that no image's gradient depends on its neighbors in the batch
+        gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
+        if gradient is None:
+            raise no_gradient("The loss")
+        gradient = gradient / scale
+        gradient = gradient if change is None else change(gradient)
+        n = self.step + 1
+        first = self.first + (gradient - self.first) * (1 - BETA1)
+        second = self.second + (gradient.square() - self.second) * (1 - BETA2)
+        rate = float(lr * 0.5 * (1 + np.cos(np.pi * self.step / steps)))
+        move = first / (1 - BETA1**n) / ((second / (1 - BETA2**n)).sqrt() + EPSILON)
+        return Adam((self.images - rate * move).clamp(0, 1), first, second, n)
+
+    def to(self, device: torch.device) -> "Adam":
+        return Adam(self.images.to(device), self.first.to(device), self.second.to(device), self.step)
+
+    def __getitem__(self, k: int) -> "Adam":
+        """The state of image ``k`` alone."""
+        return Adam(self.images[k : k + 1], self.first[k : k + 1], self.second[k : k + 1], self.step)
+
+    @staticmethod
+    def join(states: list["Adam"]) -> "Adam":
+        """States at the same step as one, whose images are optimized together."""
+        return Adam(*(torch.cat([getattr(state, name) for state in states]) for name in ("images", "first", "second")),
+                    states[0].step)
+
+
+def no_gradient(what: str) -> VitvizError:
+    """The error for a network through which no gradient flows."""
+    return VitvizError(f"{what} does not depend differentiably on the image: somewhere the forward pass is cut off from the "
+                       f"gradient (torch.no_grad, inference_mode, detach, integers). Remove that; nothing can be optimized "
+                       f"through it.")
