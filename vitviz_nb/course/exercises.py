@@ -27,7 +27,7 @@ from ..models.vision_model import VisionModel
 from ..utils.errors import VitvizError, nearest
 from ..utils.statistics import class_selectivity, pearson
 from ..visualize.recipe import Recipe
-from ..visualize.scores import default_reference
+from ..visualize.scores import reference_set
 from ..visualize.top_images import top_images
 from ..visualize.visualizer import Visualizer
 from .exercises_further import FURTHER, whole_number
@@ -53,7 +53,7 @@ def _shared_context(answer, model: VisionModel) -> tuple[bool, str]:
     if isinstance(answer, bool) or not isinstance(answer, Integral):
         raise VitvizError(f"Exercise 00.1 wants the number of a neuron, 0 to {sites[-1].units - 1}, got {answer!r}.")
     best = top_images(model, sites[-1].layer, answer, sites[-1].kind)
-    contexts = default_reference(model).source.batch(best.indices).context.tolist()
+    contexts = reference_set(model).source.batch(best.indices).context.tolist()
     most = max(set(contexts), key=contexts.count)
     found = f"{contexts.count(most)} of the {len(contexts)} strongest scenes of neuron {answer} are on {CONTEXTS[most]}"
     return contexts.count(most) >= 5, found if contexts.count(most) >= 5 else f"{found}; at least 5 are needed."
@@ -92,7 +92,7 @@ def _invisible(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 01.3: the size of the change, to a fifth, from which scene 0 excites the most selective neuron above 99 %."""
     if isinstance(answer, bool) or not isinstance(answer, Real) or not 0 < answer <= 20:
         raise VitvizError(f"Exercise 01.3 wants the size of a change, above 0 and at most 20, got {answer!r}.")
-    scene, (neuron,) = default_reference(model).batch([0])[0], most_selective(model, 1)
+    scene, (neuron,) = reference_set(model).batch([0])[0], most_selective(model, 1)
     here, less = (adversarial_example(model, scene, neuron=neuron, distance=d).percentiles[1] for d in (answer, 0.8 * answer))
     said = f"a change of {answer:.3g} puts the scene above {here:.1f} % of scenes, one of {0.8 * answer:.3g} above {less:.1f} %"
     right, wanted = here >= 99 > less, "a smaller" if here >= 99 else "a larger"
@@ -166,7 +166,7 @@ def _named_picture(answer, model: VisionModel) -> tuple[bool, str]:
 def _period(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 03.3: the shift in pixels, 1 to 12, that layer 0 minds least."""
     wanted = whole_number("03.3", answer, "a shift in pixels", 12)
-    images = default_reference(model).batch(range(32))  # few, as all their tokens are in memory at once
+    images = reference_set(model).batch(range(32))  # few, as all their tokens are in memory at once
     plain = activations(model, next(iter(find_sites(model))), images)[0]
     found = [1.0]
     for shift in range(1, 13):
@@ -201,7 +201,7 @@ def _neighbors(answer, model: VisionModel) -> tuple[bool, str]:
         raise VitvizError(f"Exercise 04.3 wants a number of percent, got {answer!r}.")
     rows, columns = squares(model)
     middle = torch.full((96,), rows // 2 * columns + columns // 2)
-    layers = patch_perturbation(model, default_reference(model).batch(range(96)), middle)
+    layers = patch_perturbation(model, reference_set(model).batch(range(96)), middle)
     shares = layers[max(0, len(layers) // 2 - 1)]  # layer 2 of six
     own = shares[:, rows // 2, columns // 2]
     around = shares[:, rows // 2 - 1:rows // 2 + 2, columns // 2 - 1:columns // 2 + 2].sum((1, 2)) - own

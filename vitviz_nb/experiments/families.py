@@ -223,7 +223,7 @@ def wall(models: list[VisionModel], units: int = 2, best: int = 4) -> Image.Imag
         for k in range(4):
             site = sites[round(k * (len(sites) - 1) / 3)]
             some = torch.randperm(site.units, generator=lot)[:units].tolist()
-            make = viewer.render if viewer.at_hand(site.layer, kind) else viewer.unscored  # whose scores nobody would read
+            make = viewer.render if viewer.in_atlas(site.layer, kind) else viewer.optimize  # whose scores nobody would read
             made = make(site.layer, some, kind).pictures
             tiles += [Tile(picture, [model.name.removeprefix("emoji-"), f"layer {site.layer}, unit {neuron}"])
                       for picture, neuron in zip(made, some, strict=True)]

@@ -12,7 +12,7 @@ from ..models.sites import Site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..visualize.scores import default_reference, reference_activations
+from ..visualize.scores import reference_set, reference_activations
 from ..visualize.top_images import top_images
 from .result import Result, mean, share
 
@@ -128,7 +128,7 @@ def outline_of(model: VisionModel, layer: int, neuron: int) -> torch.Tensor:
     best = top_images(model, layer, neuron, next(iter(find_sites(model))))
     if best.maps is None:
         raise VitvizError(f"The windows of {model.name} do not lie in the order of the image, so its neurons have no maps.")
-    masks = F.adaptive_avg_pool2d(default_reference(model).masks(best.indices)[:, None].cpu(), best.maps.shape[1:])
+    masks = F.adaptive_avg_pool2d(reference_set(model).masks(best.indices)[:, None].cpu(), best.maps.shape[1:])
     return 100 * _over_patches(best.maps.flatten(1), masks.flatten(1)).square()
 
 

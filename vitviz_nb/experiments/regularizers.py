@@ -19,7 +19,7 @@ from ..utils.memory import release_memory
 from ..utils.spectrum import radial_spectrum, rings
 from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
-from ..visualize.scores import default_reference, reference_activations
+from ..visualize.scores import reference_set, reference_activations
 from ..visualize.visualizer import Visualizer
 from .faithfulness import check_recognizer, finished, recognition, selectivity
 from .result import Result, mean_of, proportion
@@ -40,7 +40,7 @@ def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Ten
     Args:
         images: see ``ImageSet``; or one. By default scenes of Emoji World.
     """
-    image_set = default_reference(model) if images is None else images
+    image_set = reference_set(model) if images is None else images
     image_set = image_set if isinstance(image_set, ImageSet) else ImageSet(model, image_set)
     n, parts = min(validate.whole("n", n, 1), image_set.n), []
     for i in range(0, n, AT_ONCE):
@@ -286,7 +286,7 @@ def adversarial_example(model: VisionModel, image: torch.Tensor, *, layer: int =
         return tokens(model, site, model.normalize(shown))[..., neuron].float().mean()
 
     perturbed = pgd(activation, image, distance, 2 * _STEPS)
-    reference = default_reference(model) if images is None else ImageSet(model, images)
+    reference = reference_set(model) if images is None else ImageSet(model, images)
     known = reference_activations(model, site, reference)[:, neuron]
     with torch.inference_mode():
         values = [activation(shown).item() for shown in (image, perturbed)]

@@ -195,7 +195,7 @@ class Explorer(widgets.VBox):
             if request != self._request:
                 return
             visualizer = self._visualizer()
-            yield 0 if visualizer.at_hand(layer, kind, seed) else _DEBOUNCE
+            yield 0 if visualizer.in_atlas(layer, kind, seed) else _DEBOUNCE
             if request != self._request:
                 return
             self._say(f"step 0 of {visualizer.recipe.steps}", request)

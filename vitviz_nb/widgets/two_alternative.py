@@ -21,7 +21,7 @@ from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet, to_image
 from ..utils import validate
 from ..utils.errors import VitvizError
-from ..visualize.scores import default_reference, reference_activations
+from ..visualize.scores import reference_set, reference_activations
 from ..visualize.visualizer import Visualizer
 from .elements import Picture, Status
 
@@ -73,7 +73,7 @@ class Task:
 
     def __init__(self, model: VisionModel, n: int = 20, seed: int = 0, images=None):
         self.model, self.site, self._images = model, find_site(model), images
-        self._reference = default_reference(model) if images is None else ImageSet(model, images)
+        self._reference = reference_set(model) if images is None else ImageSet(model, images)
         activations = reference_activations(model, self.site, self._reference)
         half = len(activations) // 2
         if half < 2 * _HINT_IMAGES:

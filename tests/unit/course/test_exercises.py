@@ -33,7 +33,7 @@ def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     monkeypatch.setattr(exercises, "default_world", lambda model: SimpleNamespace(concepts=concepts))
     # Layer 0 answers to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
     stripes = torch.arange(36).remainder(3).float()
-    monkeypatch.setattr(exercises, "default_reference", lambda model: SimpleNamespace(
+    monkeypatch.setattr(exercises, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: (torch.rand(8, 1, 1, 1) * stripes + 0.1 * torch.rand(8, 1, 1, 1)).expand(-1, 3, 36, 36)))
     monkeypatch.setattr(exercises, "activations", lambda model, kind, images: [images[:, 0, 0, :3]])
 
@@ -109,7 +109,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(exercises, "outline_of", lambda model, layer, neuron: explained[neuron] if layer == 0 else None)
     monkeypatch.setattr(exercises, "squares", lambda model: (8, 8))
     scenes = SimpleNamespace(batch=lambda numbers: torch.zeros(len(numbers), 3, 8, 8))
-    monkeypatch.setattr(exercises, "default_reference", lambda model: scenes)
+    monkeypatch.setattr(exercises, "reference_set", lambda model: scenes)
 
     def shares(model, images, changed):
         assert changed.tolist() == [36] * 96 and len(images) == 96
@@ -160,7 +160,7 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     monkeypatch.setattr(exercises, "Visualizer", render)
     monkeypatch.setattr(exercises, "most_selective", lambda model, n=16: [7] * n)
     monkeypatch.setattr(exercises, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
-    monkeypatch.setattr(exercises, "default_reference", lambda model: SimpleNamespace(
+    monkeypatch.setattr(exercises, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
     monkeypatch.setattr(exercises, "look_alike", lambda model, scene, layer, neuron, distance: SimpleNamespace(
         percentiles=(50.0, 99.0 if distance >= 0.5 else 98.9)))

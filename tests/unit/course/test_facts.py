@@ -15,7 +15,7 @@ from vitviz_nb.models.cards import embedded_names, models_dir, read_card
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.utils.paths import data_dir
-from vitviz_nb.visualize.scores import default_reference, reference_activations
+from vitviz_nb.visualize.scores import reference_set, reference_activations
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "00_start_here.ipynb"
 
@@ -51,7 +51,7 @@ def test_an_unknown_exercise_names_those_there_are(model):
 
 
 def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
-    reference = default_reference(model)
+    reference = reference_set(model)
     contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()
     best = reference_activations(model, find_site(model, 5), reference).topk(6, dim=0).indices
     passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
@@ -62,9 +62,9 @@ def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
 
 
 def test_neuron_376_answers_to_scenes_with_bullseyes_then_clowns(model):
-    concepts = default_reference(model).source.concepts
+    concepts = reference_set(model).source.concepts
     best = vv.top_images(model, 5, 376)
-    found = [concepts[i] for i in default_reference(model).source.batch(best.indices).concept]
+    found = [concepts[i] for i in reference_set(model).source.batch(best.indices).concept]
     assert found[:3] == ["bullseye"] * 3 and "clown face" in found[3:]
 
 
@@ -129,4 +129,4 @@ def test_weights_and_atlases_keep_to_their_size():
 def test_every_atlas_is_of_the_weights_and_the_quick_recipe_that_ship_so_that_sliders_find_it(folder):
     atlas = vv.Atlas.open(folder)
     shown = vv.load(folder.name, device="cpu")
-    assert all(vv.Visualizer(shown).at_hand(layer, atlas.facts["kind"]) for layer in atlas.facts["layers"])
+    assert all(vv.Visualizer(shown).in_atlas(layer, atlas.facts["kind"]) for layer in atlas.facts["layers"])

@@ -107,16 +107,16 @@ def test_neurons_whose_strongest_scenes_agree_come_first_and_dead_ones_not():
     assert families.agreeing(Known())["neuron"].tolist() == [1, 0]
 
 
-@pytest.mark.parametrize("at_hand", [True, False])
-def test_a_wall_has_a_row_a_model_of_the_units_named_and_measures_no_scores(monkeypatch, at_hand):
+@pytest.mark.parametrize("in_atlas", [True, False])
+def test_a_wall_has_a_row_a_model_of_the_units_named_and_measures_no_scores(monkeypatch, in_atlas):
     model, drawn, made = vv.load("emoji-vit"), [], []
     monkeypatch.setattr(families, "contact_sheet", lambda tiles, title, side, columns: drawn.extend(tiles) or columns)
-    monkeypatch.setattr(families.Visualizer, "at_hand", lambda self, layer, kind: at_hand)
-    for how in ("render", "unscored"):
+    monkeypatch.setattr(families.Visualizer, "in_atlas", lambda self, layer, kind: in_atlas)
+    for how in ("render", "optimize"):
         monkeypatch.setattr(families.Visualizer, how, lambda self, layer, neurons, kind, how=how: made.append(how) or type(
             "Made", (), {"pictures": torch.zeros(len(neurons), 3, 8, 8)}))
     assert families.wall([model, model], units=1, best=2) == 6
-    assert made == ["render" if at_hand else "unscored"] * 8
+    assert made == ["render" if in_atlas else "optimize"] * 8
     assert [tile.lines[1].split(",")[0] for tile in drawn[:4]] == ["layer 0", "layer 2", "layer 3", "layer 5"]
     assert len(drawn) == 12 and drawn[4].lines == drawn[10].lines and drawn[4].lines[0].startswith("unit ")
     monkeypatch.setattr(families, "embedded", lambda name: None)

@@ -31,14 +31,14 @@ def resident() -> float:
 
 
 WAYS: dict[str, Callable[[Visualizer, int], object]] = {
-    "unscored": lambda viewer, seed: viewer.unscored(-1, NEURONS, seed=seed),
+    "optimize": lambda viewer, seed: viewer.optimize(-1, NEURONS, seed=seed),
     "scored and cached": lambda viewer, seed: viewer.render(-1, 0, seed=seed),
 }
 
 
 @pytest.mark.parametrize("way", WAYS)
 def test_two_hundred_renderings_leave_no_hook_no_tensor_no_memory_and_no_pass_behind(tiny_vit, passes, way):
-    viewer = Visualizer(tiny_vit, Recipe(steps=1, copies=1), torch.rand(3, 3, 32, 32), keep=way != "unscored")
+    viewer = Visualizer(tiny_vit, Recipe(steps=1, copies=1), torch.rand(3, 3, 32, 32), keep=way != "optimize")
     seen = {}
     for seed in range(200):
         WAYS[way](viewer, seed)
