@@ -12,7 +12,7 @@ from ..models.sites import Site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..visualize.scores import reference_set, reference_activations
+from ..visualize.scores import reference_activations, reference_set
 from ..visualize.top_images import top_images
 from .result import Result, mean, share
 

@@ -19,7 +19,7 @@ from ..utils.memory import release_memory
 from ..utils.spectrum import radial_spectrum, rings
 from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
-from ..visualize.scores import reference_set, reference_activations
+from ..visualize.scores import reference_activations, reference_set
 from ..visualize.visualizer import Visualizer
 from .faithfulness import check_recognizer, finished, recognition, selectivity
 from .result import Result, mean_of, proportion

@@ -21,7 +21,7 @@ from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet, to_image
 from ..utils import validate
 from ..utils.errors import VitvizError
-from ..visualize.scores import reference_set, reference_activations
+from ..visualize.scores import reference_activations, reference_set
 from ..visualize.visualizer import Visualizer
 from .elements import Picture, Status
 

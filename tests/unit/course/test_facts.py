@@ -15,7 +15,7 @@ from vitviz_nb.models.cards import embedded_names, models_dir, read_card
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.utils.paths import data_dir
-from vitviz_nb.visualize.scores import reference_set, reference_activations
+from vitviz_nb.visualize.scores import reference_activations, reference_set
 
 NOTEBOOK = Path(__file__).parents[3] / "notebooks" / "00_start_here.ipynb"
 
