@@ -5,11 +5,12 @@ sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512). Th
 the pictures as they are stored. ``atlas_maker`` makes atlases.
 """
 
+import hashlib
 import json
 from dataclasses import dataclass
 from functools import cache, lru_cache
+from io import BytesIO
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import pandas as pd
@@ -18,8 +19,10 @@ from PIL import Image
 
 from ..datasets.emoji_world import EmojiWorld
 from ..models.cards import embedded_names
+from ..models.sites import KINDS, Site, check_neurons
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
+from ..utils import validate
 from ..utils.cache import FORMAT
 from ..utils.errors import VitvizError, nearest
 from ..utils.paths import data_dir
@@ -41,9 +44,9 @@ class Atlas:
     Attributes:
         folder: where it lies.
         facts: its manifest: ``model``, ``weights`` (their hash), ``kind``, ``layers`` (those that are complete), ``recipe``,
-            ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``; and how it is cut:
+            ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``; how it is cut:
             ``sheet`` (pictures on a sheet at most; if it is not there, a layer has one sheet) and ``chunk`` (neurons that were
-            made together).
+            optimized together); and ``files``, the SHA-256 of each, verified when it is read (older atlases have none).
     """
 
     folder: Path
@@ -52,42 +55,48 @@ class Atlas:
     @classmethod
     def open(cls, folder: str | Path) -> "Atlas":
         """The atlas in a folder; VitvizError if there is none."""
+        folder = validate.path("An atlas", folder)
         try:
-            facts = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
+            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             Recipe(**facts["recipe"])
             missing = {"model", "weights", "kind", "layers", "seed", "size", "reference", "format"} - facts.keys()
             if missing:
                 raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
-            return cls(Path(folder), facts)
-        except (OSError, ValueError, TypeError, KeyError) as error:
+            validate.choice("kind", facts["kind"], KINDS)
+            for name, number in [("size", facts["size"]), ("sheet", facts.get("sheet", 1))]:
+                validate.whole(name, number, 1)
+            for layer in facts["layers"]:
+                validate.whole("layer", layer)
+            dict(facts.get("files", {}))
+            return cls(folder, facts)
+        except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VitvizError(f"{folder} holds no atlas ({error}); `vitviz atlas MODEL --out {folder}` makes one.") from None
 
     def covers(self, model: VisionModel, kind: str, layer: int) -> bool:
-        """Whether it has this layer of these weights."""
+        """Whether it has a layer of this model as it is now: the same weights, and no hooks or changes in force."""
         facts = self.facts
-        return kind == facts["kind"] and layer in facts["layers"] and model.weights_hash == facts["weights"]
+        return (kind == facts["kind"] and layer in facts["layers"] and facts["size"] == model.image_size and model.unchanged
+                and model.weights_hash == facts["weights"])
 
     def holds(self, model: VisionModel, kind: str, layer: int, recipe: Recipe, seed: int) -> bool:
-        """Whether it has these very pictures: of this layer of these weights, made so."""
+        """Whether it has these very pictures: of a layer of this model as it is now, by this recipe and seed."""
         made = self.facts["format"], Recipe(**self.facts["recipe"]), self.facts["seed"]
         return made == (FORMAT, recipe, seed) and self.covers(model, kind, layer)
 
-    def rendering(self, layer: int, neurons: list[int]) -> Rendering:
-        """The pictures of ``neurons`` with their scores, as ``Visualizer.render`` would return them."""
+    def rendering(self, layer: int, neurons) -> Rendering:
+        """The pictures of ``neurons`` (a number, or several) with their scores, as ``Visualizer.render`` would return them."""
         facts, table = self.facts, self._numbers(layer)
-        recipe, units = Recipe(**facts["recipe"]), len(table["activation"])
+        recipe, units, layer = Recipe(**facts["recipe"]), len(table["activation"]), int(validate.scalar(layer))
+        neurons = check_neurons(Site(facts["kind"], layer, units, 0, None, "", 0), neurons)
         sheet = facts.get("sheet", units)
-        if not neurons or not 0 <= min(neurons) <= max(neurons) < units:
-            raise VitvizError(f"Layer {layer} of the atlas has neurons 0 to {units - 1}, got {neurons}.")
-        sheets = [cut(self.folder / file_name(facts["kind"], layer, "webp", n - n % sheet), facts["size"]) for n in neurons]
-        pictures = torch.stack([here[n % sheet] for here, n in zip(sheets, neurons, strict=True)]).float() / 255
+        pictures = torch.stack([self._sheet(layer, n - n % sheet, min(sheet, units - n + n % sheet))[n % sheet] for n in neurons])
         scores = Scores(table["activation"][neurons].tolist(), table["percentile"][neurons].tolist(),
                         table["rank"][neurons].tolist(), [STATUS[i] for i in table["status"][neurons]], facts["reference"])
-        return Rendering(facts["model"], facts["kind"], layer, list(neurons), pictures, [recipe.steps] * len(neurons),
+        return Rendering(facts["model"], facts["kind"], layer, neurons, pictures.float() / 255, [recipe.steps] * len(neurons),
                          table["curve_steps"].tolist(), torch.from_numpy(table["curves"][neurons]), recipe, facts["seed"], scores)
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
-        """The reference scenes that raise a neuron most, the strongest first: their numbers and activations."""
+        """The numbers of the reference scenes that activate a neuron most, the strongest first, and its activations for them."""
         table = self._numbers(layer)
         return table["top"][neuron].tolist(), table["top_activation"][neuron].tolist()
 
@@ -95,7 +104,7 @@ class Atlas:
         """All neurons, a row each, to sort and choose from: ``atlas.table().sort_values("percentile")``.
 
         Columns ``layer``, ``neuron``, ``activation``, ``percentile``, ``rank`` and ``status`` as in ``Scores``, and ``scenes``:
-        what the reference scenes show that raise the neuron most, a tuple of concepts, the strongest first.
+        the concepts of the reference scenes that activate the neuron most, a tuple, the strongest first.
         """
         world, layers = EmojiWorld("val", size=self.facts["size"]), []
         for layer in self.facts["layers"]:
@@ -110,9 +119,9 @@ class Atlas:
         return pd.concat(layers, ignore_index=True)
 
     def search(self, concept: str) -> pd.DataFrame:
-        """The neurons that scenes of ``concept`` raise most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
+        """The neurons that scenes of ``concept`` activate most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
 
-        Sorted by count, then by the place of the concept's first scene among them, then by the percentile of the picture.
+        Sorted by count, then by the rank of the concept's first scene among them, then by the percentile of the picture.
         VitvizError for a concept that no scene shows, with the nearest names.
         """
         concepts = EmojiWorld("val", size=self.facts["size"]).concepts
@@ -127,7 +136,7 @@ class Atlas:
         return table.iloc[order].reset_index(drop=True)
 
     def sheet(self, rows: pd.DataFrame, columns: int = 8) -> Image.Image:
-        """The pictures of some rows of ``table`` or ``search``, each with its neuron and what its strongest scenes show most."""
+        """The pictures of some rows of ``table`` or ``search``, each with the most frequent concept of its strongest scenes."""
         if not len(rows):
             raise VitvizError(f"There is no neuron to show of the atlas in {self.folder}; choose other rows of its table.")
         tiles = []
@@ -137,36 +146,36 @@ class Atlas:
                               [f"{row.layer}:{row.neuron}, above {row.percentile:.1f} %",
                                f"{row.scenes.count(most)} x {most}"[:19]],
                               row.status == "alive"))
-        title = (f"{self.facts['model']}: layer:neuron and the share of scenes that excite it less than its picture does; below, "
-                 f"how many of its {STRONGEST} strongest scenes show what they show most")
+        title = (f"{self.facts['model']}: layer:neuron and the percentage of scenes that activate it less than its picture does; "
+                 f"below, the most frequent concept of its {STRONGEST} strongest scenes")
         return contact_sheet(tiles, title, side=112, columns=columns)
 
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
-        if layer not in self.facts["layers"]:
+        layer = validate.scalar(layer)
+        if isinstance(layer, bool) or layer not in self.facts["layers"]:
             has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
             raise VitvizError(f"The atlas in {self.folder} lacks layer {layer}; its layers: {has}.")
-        return _table(self.folder / file_name(self.facts["kind"], layer, "npz"))
+        name = file_name(self.facts["kind"], layer, "npz")
+        return _table(self.folder / name, self.facts.get("files", {}).get(name))
+
+    def _sheet(self, layer: int, first: int, count: int) -> torch.Tensor:
+        name = file_name(self.facts["kind"], layer, "webp", first)
+        return cut(self.folder / name, self.facts["size"], count, self.facts.get("files", {}).get(name))
+
+
+@cache
+def _open_once(folder: Path) -> Atlas | None:
+    return Atlas.open(folder) if (folder / "manifest.json").exists() else None
 
 
 def embedded(name: str) -> Atlas | None:
     """The atlas that ships for a model, if there is one."""
-    return _embedded(data_dir() / "atlas" / name)
+    return _open_once(data_dir() / "atlas" / name)
 
 
 def embedded_atlases() -> list[str]:
     """The models whose atlas ships, the default one first."""
     return [name for name in embedded_names() if embedded(name)]
-
-
-@cache
-def _embedded(folder: Path) -> Atlas | None:
-    return Atlas.open(folder) if (folder / "manifest.json").exists() else None
-
-
-def forget() -> None:
-    """Read anew what has changed on disk."""
-    for known in (_embedded, cut, _table):
-        known.cache_clear()
 
 
 def file_name(kind: str, layer: int, suffix: str, first: int = 0) -> str:
@@ -196,25 +205,44 @@ def paste(pictures: torch.Tensor) -> Image.Image:
 
 
 @lru_cache(maxsize=8)  # a sheet takes 6 MB
-def cut(path: Path, size: int) -> torch.Tensor:
-    """The pictures of a sheet, uint8 (K, 3, size, size), with gray ones at the end of the last row."""
+def cut(path: Path, size: int, count: int, sha256: str | None = None) -> torch.Tensor:
+    """The first ``count`` pictures of a sheet, uint8 (count, 3, size, size); VitvizError if the file is damaged."""
     try:
-        sheet = torch.from_numpy(np.asarray(Image.open(path).convert("RGB")).copy())
-    except OSError as error:
+        sheet = torch.from_numpy(np.asarray(Image.open(_verified(path, sha256)).convert("RGB")).copy())
+        wide, rows = columns(size), -(-count // columns(size))
+        if sheet.shape != (rows * size, wide * size, 3):
+            raise ValueError(f"{sheet.shape[1]} x {sheet.shape[0]} px instead of {wide * size} x {rows * size}")
+    except Exception as error:
         raise _damaged(path, error) from None
-    rows, wide = len(sheet) // size, columns(size)
-    return sheet.view(rows, size, wide, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)
+    return sheet.view(rows, size, wide, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)[:count]
 
 
 @lru_cache(maxsize=32)
-def _table(path: Path) -> dict[str, np.ndarray]:
+def _table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
     try:
-        with open(path, "rb") as file, np.load(file, allow_pickle=False) as arrays:
-            return dict(arrays)
-    except (OSError, ValueError, BadZipFile) as error:
+        with np.load(_verified(path, sha256), allow_pickle=False) as arrays:
+            table = dict(arrays)
+        n, points = len(table["activation"]), len(table["curve_steps"])
+        shapes = {"activation": (n,), "percentile": (n,), "rank": (n,), "status": (n,), "curve_steps": (points,),
+                  "curves": (n, points), "top": (n, STRONGEST), "top_activation": (n, STRONGEST)}
+        for name, shape in shapes.items():
+            if table[name].shape != shape or not np.isfinite(table[name]).all():
+                raise ValueError(f"{name} has shape {table[name].shape} instead of {shape}, or NaN")
+        if table["status"].max(initial=0) >= len(STATUS):
+            raise ValueError("an unknown status")
+        return table
+    except Exception as error:
         raise _damaged(path, error) from None
 
 
+def _verified(path: Path, sha256: str | None) -> BytesIO:
+    """A file's content, compared with the manifest's SHA-256 where it has one."""
+    content = path.read_bytes()
+    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+        raise ValueError("its SHA-256 is not the manifest's")
+    return BytesIO(content)
+
+
 def _damaged(path: Path, error: Exception) -> VitvizError:
-    return VitvizError(f"{path} of the atlas is damaged or missing ({error}). Restore it, or delete the folder {path.parent}: "
-                       f"its pictures are then made when they are asked for.")
+    return VitvizError(f"{path} of the atlas is damaged or missing ({error or type(error).__name__}). Restore it, or delete the "
+                       f"folder {path.parent}: its pictures are then made when they are asked for.")

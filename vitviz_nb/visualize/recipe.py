@@ -4,6 +4,8 @@ from dataclasses import asdict, dataclass
 from math import sinh
 
 from ..utils import validate
+
+RECIPES = ("quick", "paper")
 MOST_STEPS = 100_000
 _RANGES = {"lr": (1e-6, 10), "tv": (0, 1000), "jitter": (0, 0.5), "color": (0, 5), "noise": (0, 10), "spread": (0, 0.5),
            "leak": (0, 10), "blur": (0, 0.5)}

@@ -1,7 +1,9 @@
 """A set of pictures with all that is known of them."""
 
+import hashlib
 import json
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
+from io import BytesIO
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +11,8 @@ import torch
 from PIL import Image
 
 from .. import __version__
-from ..plotting.image_grid import Tile, bundle, contact_sheet, to_image
+from ..plotting.image_grid import Tile, bundle, contact_sheet, png, to_image
+from ..utils import files, validate
 from ..utils.errors import VitvizError
 from .recipe import Recipe
 from .scores import Scores
@@ -51,9 +54,9 @@ class Rendering:
         if not self.finished:
             steps = self.recipe.steps
             left = sum(done < steps for done in self.steps)
-            raise VitvizError(f"{left} of {len(self.steps)} pictures of {self.model}, {self.kind} layer {self.layer}, are unfinished "
-                              f"({sum(self.steps):,} of {len(self.steps) * steps:,} steps done), so nothing is measured on them. "
-                              f"The same call continues from there.")
+            raise VitvizError(f"{left} of {len(self.steps)} pictures of {self.model}, {self.kind} layer {self.layer}, are "
+                              f"unfinished ({sum(self.steps):,} of {len(self.steps) * steps:,} steps done), so nothing is "
+                              f"measured on them. The same call continues from there.")
         return self
 
     @property
@@ -88,32 +91,45 @@ class Rendering:
             "curve_steps": self.curve_steps, "version": __version__,
         }
 
-    def save(self, folder: str | Path) -> Path:
-        """Write ``sheet.png``, ``neuron_N.png`` for each, ``pictures.npz`` and last ``manifest.json``; returns the folder."""
-        folder = Path(folder)
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-            self.sheet().save(folder / "sheet.png")
-            for neuron, picture in zip(self.neurons, self.pictures, strict=True):
-                to_image(picture).save(folder / f"neuron_{neuron}.png")
-            np.savez_compressed(folder / "pictures.npz", pictures=self.pictures.numpy(), curves=self.curves.numpy())
-            text = json.dumps(self.manifest(), indent=1) + "\n"
-            (folder / "manifest.json").write_text(text, encoding="utf-8")
-        except OSError as error:
-            raise VitvizError(f"The pictures cannot be written to {folder} ({error.strerror}); name a folder you may write "
-                              f"to. They stay in the cache, so making them again takes no time.") from None
+    def save(self, folder: str | Path, force: bool = False) -> Path:
+        """Write ``sheet.png``, ``neuron_N.png`` for each, ``pictures.npz`` and last ``manifest.json``; returns the folder.
+
+        Raises:
+            VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, unless
+                ``force``. Nothing is overwritten then.
+        """
+        folder, arrays = validate.path("folder", folder), BytesIO()
+        np.savez_compressed(arrays, pictures=self.pictures.numpy(), curves=self.curves.numpy())
+        manifest = self.manifest() | {"sha256": hashlib.sha256(arrays.getvalue()).hexdigest()}
+        contents = {"sheet.png": png(self.sheet()), "pictures.npz": arrays.getvalue()}
+        contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
+        contents["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
+
+        def ours(path: Path) -> bool:
+            return "curve_steps" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+        for name in contents:
+            files.check_target(folder / name, ours, force)
+        for name, content in contents.items():
+            files.write(folder / name, content)
         return folder
 
     @classmethod
     def load(cls, folder: str | Path) -> "Rendering":
         """Read what ``save`` wrote; VitvizError for a folder without it."""
+        folder = validate.path("folder", folder)
         try:
-            facts = json.loads((Path(folder) / "manifest.json").read_text(encoding="utf-8"))
-            with np.load(Path(folder) / "pictures.npz", allow_pickle=False) as file:
-                pictures, curves = torch.from_numpy(file["pictures"]), torch.from_numpy(file["curves"])
+            facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+            content = (folder / "pictures.npz").read_bytes()
+            if facts.pop("sha256", None) not in (None, hashlib.sha256(content).hexdigest()):
+                raise ValueError("its pictures are not the manifest's")
+            with np.load(BytesIO(content), allow_pickle=False) as arrays:
+                pictures, curves = torch.from_numpy(arrays["pictures"]), torch.from_numpy(arrays["curves"])
             facts.pop("version")
             facts["recipe"] = Recipe(**facts["recipe"])
             facts["scores"] = Scores(**facts["scores"]) if facts["scores"] else None
+            if not len(pictures) == len(curves) == len(facts["neurons"]) == len(facts["steps"]):
+                raise ValueError("its pictures are not as many as its neurons")
             return cls(pictures=pictures, curves=curves, **facts)
         except Exception as error:  # damaged JSON and zip files fail in many ways, none of which the user need know
             raise VitvizError(f"{folder} holds no complete rendering ({error}); it needs the manifest.json and pictures.npz "

@@ -65,8 +65,8 @@ def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list
     parts = [activations(model, kind, images) for _, images in reference.batches(f"{model.name} sees {reference.name}")]
     layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
     if cache.entry(model, facts, "references") != path:
-        raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while its activations for {reference.name} were "
-                          f"measured, so they are of no single network; measure them again.")
+        raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while its activations for {reference.name} "
+                          f"were measured, so they are of no single network; measure them again.")
     cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
     del parts
     release_memory()
@@ -94,6 +94,3 @@ def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Te
     dead &= len(known) >= ENOUGH  # a few similar images do not show that a neuron never varies
     status = ["dead" if d else "alive" if p >= WEAK_BELOW else "weak" for d, p in zip(dead, percentile, strict=True)]
     return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
-
-
-default_reference = reference_set  # until everybody has moved

@@ -5,7 +5,6 @@ from dataclasses import dataclass
 import torch
 from PIL import Image
 
-from ..datasets.image_set import ImageSet
 from ..models.reading import tokens
 from ..models.sites import check_neurons, find_site
 from ..models.vision_model import VisionModel
