@@ -1,11 +1,12 @@
-"""A model doctored so that a picture lies: one neuron answers scenes as ever, and shows another neuron's picture.
+"""A fooling circuit: one neuron keeps its activations on scenes, and its feature visualization becomes another neuron's.
 
-After Geirhos et al. 2023, "Don't trust your eyes" (arXiv 2306.04719), the fooling circuit of their section 2. Activation
-maximization walks through images that no camera and no painter made, and these can be told from scenes by simple statistics.
-A doctored neuron looks at those first: of a scene it tells the truth, of anything else it says what another neuron would.
+After Geirhos et al. 2023, "Don't trust your eyes" (arXiv 2306.04719), section 2. Activation maximization passes through images
+that look like no scene, and simple statistics tell the two apart. The circuit looks at those first: on scenes the neuron is
+unchanged, on anything else it has the activations of another neuron.
 """
 
 from copy import deepcopy
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -15,51 +16,47 @@ from tqdm import tqdm
 
 from ..datasets.image_set import ImageSet
 from ..models.reading import tokens
-from ..models.sites import KINDS, Site, check_neurons, find_site, find_sites
+from ..models.sites import KINDS, Site, check_neurons, find_site
 from ..models.vision_model import VisionModel
-from ..utils import random_streams as hashing
+from ..utils import random_streams
 from ..utils.errors import VitvizError
-from ..visualize.objective import augment, begin, draw, loss
+from ..utils.spectrum import radial_spectrum
+from ..visualize.objective import Augmentation, initial_images, loss
+from ..visualize.optimize import Adam
 from ..visualize.recipe import Recipe
+from .units import with_module
 
-_NEURONS, _EVERY, _SCENES = 8, 4, 2048  # ascents to learn from, steps between two looks at them, scenes to learn from
+_NEURONS, _EVERY, _SCENES = 8, 4, 2048  # visualizations to fit on, steps between two looks at them, scenes to fit on
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 
 
 def statistics(images: torch.Tensor) -> torch.Tensor:
-    """What the detector sees of RGB images (N, 3, S, S): float32 (N, S / 2 + 10).
+    """The detector's features of RGB images (N, 3, S, S): float32 (N, S / 2 + 10).
 
-    An ascent paints color as finely as brightness and leaves no place even; scenes have even grounds and sharp outlines. So:
-    the power of the colors about the grays, relative to all power, at 1, 2, … S / 2 cycles a side; six quantiles of the steps
-    between neighboring pixels, relative to their mean; all of these as logarithms, and the mean step; the mean saturation
-    (largest minus smallest channel) and its standard deviation; and the share of values at or beyond the ends of [0, 1].
+    Gradient ascent varies color as finely as brightness and leaves no region uniform; scenes have uniform backgrounds and sharp
+    outlines. So: the power of color about gray, relative to all power, at 1, 2, … S / 2 cycles per image; six quantiles of the
+    differences between neighboring pixels, relative to their mean; all of these as logarithms, and the mean difference; mean
+    and standard deviation of the saturation (largest minus smallest channel); and the share of values at or beyond the ends of
+    [0, 1].
     """
-    ratio = ((_power(images - images.mean(1, keepdim=True)) + 1e-6) / (_power(images) + 1e-6)).log()
-    steps = torch.cat([(images[..., 1:] - images[..., :-1]).abs().flatten(1),
-                       (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1)], 1)
-    mean = steps.mean(1, keepdim=True)
-    quantiles = steps.quantile(torch.tensor(_QUANTILES, device=images.device), dim=1).T / mean.clamp_min(1e-6)
-    spread = images.amax(1) - images.amin(1)
+    color, whole = (radial_spectrum(x, relative=False)[1] for x in (images - images.mean(1, keepdim=True), images))
+    ratio = ((color + 1e-6) / (whole + 1e-6)).log()
+    differences = torch.cat([(images[..., 1:] - images[..., :-1]).abs().flatten(1),
+                             (images[..., 1:, :] - images[..., :-1, :]).abs().flatten(1)], 1)
+    mean = differences.mean(1, keepdim=True)
+    quantiles = differences.quantile(torch.tensor(_QUANTILES, device=images.device), dim=1).T / mean.clamp_min(1e-6)
+    saturation = images.amax(1) - images.amin(1)
     ends = ((images <= 0.002) | (images >= 0.998)).float().mean((1, 2, 3))
-    rest = torch.stack([spread.mean((1, 2)), spread.std((1, 2)), ends], 1)
+    rest = torch.stack([saturation.mean((1, 2)), saturation.std((1, 2)), ends], 1)
     return torch.cat([ratio, (quantiles + 1e-3).log(), (mean + 1e-4).log(), rest], 1)
 
 
-def _power(images: torch.Tensor) -> torch.Tensor:
-    """Power (N, S // 2) at 1, 2, … cycles a side, whatever the direction, summed over channels."""
-    size, device = images.shape[-1], images.device
-    spectrum = torch.fft.fft2(images - images.mean((2, 3), keepdim=True)).abs().square().sum(1).flatten(1)
-    line = torch.fft.fftfreq(size, device=device) * size
-    ring = (line[:, None] ** 2 + line[None] ** 2).sqrt().round().long().clamp(max=size // 2 + 1).flatten()
-    return torch.zeros(len(images), size // 2 + 2, device=device).index_add_(1, ring, spectrum)[:, 1:-1]
-
-
 class Detector(nn.Module):
-    """Tells what activation maximization makes from scenes, by a logistic test of ``statistics``.
+    """Logistic regression on ``statistics`` that separates what activation maximization passes through from scenes.
 
     Attributes:
         center, scale, weight: (features,), of the standardized statistics.
-        bound: the logit from which an image counts as made: no scene that the detector was fitted on reaches it.
+        bound: the logit from which an image counts as synthetic: no scene that the detector was fitted on reaches it.
     """
 
     def __init__(self, center: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, bound: torch.Tensor):
@@ -68,129 +65,133 @@ class Detector(nn.Module):
             self.register_buffer(name, values)
 
     def logits(self, images: torch.Tensor) -> torch.Tensor:
-        """(N,) of RGB images (N, 3, S, S); the larger, the surer that the image was made."""
+        """(N,) of RGB images (N, 3, S, S); larger for images that look more synthetic."""
         return ((statistics(images) - self.center) / self.scale).clamp(-6, 6) @ self.weight
 
     @torch.no_grad()
     def forward(self, images: torch.Tensor) -> torch.Tensor:
-        """bool (N,): made by activation maximization, rather than a scene."""
+        """bool (N,): synthetic, rather than a scene."""
         return self.logits(images) > self.bound
 
     @classmethod
-    def fit(cls, scenes: torch.Tensor, made: torch.Tensor) -> "Detector":
+    def fit(cls, scenes: torch.Tensor, synthetic: torch.Tensor) -> "Detector":
         """The detector of two sets of RGB images (N, 3, S, S), deterministic.
 
-        The bound lies half-way between the scene that looks most like a made image and the made one that looks most like a
-        scene, leaving out the hundredth that does so most. Statistics count up to six standard deviations, so that none
-        outweighs all others on an image of another kind.
+        The bound lies half-way between the largest logit of a scene and the first percentile of those of synthetic images.
+        Statistics count up to six standard deviations, so that none outweighs all others on an image of another kind.
         """
-        found = torch.cat([statistics(part) for part in [*scenes.split(64), *made.split(64)]])
-        truth = torch.arange(len(found), device=found.device) >= len(scenes)
-        center, scale = found.mean(0), found.std(0).clamp_min(1e-6)
-        seen = ((found - center) / scale).clamp(-6, 6)
-        seen = torch.cat([seen, torch.ones_like(seen[:, :1])], 1)
-        weight = torch.zeros(seen.shape[1], device=found.device, requires_grad=True)
-        balance = torch.where(truth, len(found) / len(made), len(found) / len(scenes))
+        features = torch.cat([statistics(part) for part in [*scenes.split(64), *synthetic.split(64)]])
+        truth = torch.arange(len(features), device=features.device) >= len(scenes)
+        center, scale = features.mean(0), features.std(0).clamp_min(1e-6)
+        standardized = ((features - center) / scale).clamp(-6, 6)
+        standardized = torch.cat([standardized, torch.ones_like(standardized[:, :1])], 1)
+        weight = torch.zeros(standardized.shape[1], device=features.device, requires_grad=True)
+        balance = torch.where(truth, len(features) / len(synthetic), len(features) / len(scenes))
         optimizer = torch.optim.LBFGS([weight], max_iter=300, line_search_fn="strong_wolfe")
 
         def loss():
             optimizer.zero_grad()
-            value = F.binary_cross_entropy_with_logits(seen @ weight, truth.float(), balance) + 1e-3 * weight.square().sum()
+            logits = standardized @ weight
+            value = F.binary_cross_entropy_with_logits(logits, truth.float(), balance) + 1e-3 * weight.square().sum()
             value.backward()
             return value
 
         with torch.enable_grad():
             optimizer.step(loss)
-        logits, weight = seen @ weight.detach(), weight.detach()
+        logits, weight = standardized @ weight.detach(), weight.detach()
         scene, least = logits[~truth].max(), logits[truth].quantile(0.01)
         if not least > scene:
-            raise VitvizError("Scenes and made images cannot be told apart by their statistics, so no neuron can be doctored; "
-                              "give more scenes, or scenes of the kind that the model is shown.")
+            raise VitvizError("Scenes and synthetic images cannot be separated by their statistics, so no fooling circuit can be "
+                              "built; give more scenes, or scenes of the kind that the model is shown.")
         return cls(center, scale, weight[:-1], (scene + least) / 2 - weight[-1])
 
 
-def on_the_way(model: VisionModel, site: Site, neurons: list[int], recipe: Recipe) -> torch.Tensor:
-    """What a network sees while pictures of K neurons are made: RGB (N, 3, S, S), every fourth step's copies and the pictures.
+def trajectory(model: VisionModel, site: Site, neurons: list[int], recipe: Recipe) -> torch.Tensor:
+    """What a network sees during activation maximization of K neurons: RGB (N, 3, S, S), the images and their augmented views.
 
-    The ascent of ``Visualizer`` in short, for it keeps only finished pictures, and without blur, with which a test fitted on the
-    way would miss more of it; a recipe's augmentation leaves [0, 1].
+    Every fourth step's; without blur of the gradient, with which a detector fitted on them would miss more. Augmented views
+    leave [0, 1].
     """
-    size, seen = model.image_size, []
-    keys = hashing.keys(1, list(KINDS).index(site.kind), site.layer, np.array(neurons))
-    draws = draw(recipe, keys, size, model.mean, model.std, model.device)
-    pictures = begin(recipe, keys, size).to(model.device).requires_grad_()
-    units = torch.tensor(neurons, device=model.device).repeat_interleave(recipe.copies)[:, None]
-    adam = torch.optim.Adam([pictures], recipe.lr, betas=(0.5, 0.99))
-    for step in tqdm(range(recipe.steps), desc=f"{model.name}: what ascents look like", unit="step", leave=False, delay=2):
-        copies = augment(pictures, draws, step)
-        if step % _EVERY == 0:
-            seen += [rgb(model, copies.detach()), pictures.detach().clone()]
-        own = tokens(model, site, copies, recipe.leak).mean(1).gather(1, units)[:, 0]
-        adam.zero_grad()
-        loss(own, pictures, recipe).sum().backward()
-        adam.param_groups[0]["lr"] = recipe.lr * 0.5 * (1 + np.cos(np.pi * step / recipe.steps))
-        adam.step()
-        with torch.no_grad():
-            pictures.clamp_(0, 1)
-    return torch.cat([*seen, pictures.detach()])
+    keys = random_streams.keys(1, list(KINDS).index(site.kind), site.layer, np.array(neurons))
+    augmentation = Augmentation(recipe, keys, model.image_size, model.mean, model.std, model.device)
+    own = replace(site, own=torch.tensor(neurons, device=model.device).repeat_interleave(recipe.copies))
+    seen, adam = [], Adam.of(initial_images(recipe, keys, model.image_size).to(model.device))
 
+    def losses(images: torch.Tensor) -> torch.Tensor:
+        views = augmentation(images, adam.step)
+        if adam.step % _EVERY == 0:
+            seen.extend([views.detach() * model.std.to(images) + model.mean.to(images), images.detach()])
+        return loss(tokens(model, own, views, recipe.leak).float().mean((1, 2)), images, recipe)
 
-def rgb(model: VisionModel, inputs: torch.Tensor) -> torch.Tensor:
-    """Normalized inputs (N, 3, S, S) as the images they were."""
-    return inputs * model.std.to(inputs) + model.mean.to(inputs)
+    for _ in tqdm(range(recipe.steps), desc=f"{model.name}: trajectories", unit="step", leave=False, delay=2):
+        adam = adam.update(losses, recipe.steps, recipe.lr)
+    return torch.cat([*seen, adam.images])
 
 
 def detector(model: VisionModel, images=None) -> Detector:
-    """A detector for the pictures that the model's own recipe makes of its last layer, fitted on 2,048 images and eight ascents.
+    """A detector fitted on 2,048 images and on trajectories of eight random neurons of the last layer, by the model's recipe.
 
-    ``images`` is what ``Stimuli`` takes; by default scenes of Emoji World.
+    Args:
+        images: see ``ImageSet``; by default scenes of Emoji World.
     """
-    kind, sites = next(iter(find_sites(model).items()))
-    site, stimuli = sites[-1], ImageSet(model, images, _SCENES)
-    lot = torch.randperm(site.units, generator=torch.Generator().manual_seed(0))[:_NEURONS].tolist()
-    scenes = torch.cat([batch for _, batch in stimuli.batches(f"{model.name}: what scenes look like")])
-    return Detector.fit(scenes.to(model.device), on_the_way(model, site, lot, Recipe.quick(model)))
+    site, image_set = find_site(model), ImageSet(model, images, _SCENES)
+    neurons = torch.randperm(site.units, generator=torch.Generator().manual_seed(0))[:_NEURONS].tolist()
+    scenes = torch.cat([batch for _, batch in image_set.batches(f"{model.name}: scenes")])
+    return Detector.fit(scenes.to(model.device), trajectory(model, site, neurons, Recipe.quick(model)))
 
 
-class Doctored(nn.Module):
-    """A network in which one MLP unit says what another would, wherever ``detector`` takes the image for a made one.
+class FoolingCircuit(nn.Module):
+    """A network in which one MLP neuron has another's activations wherever ``detector`` takes the image for a synthetic one.
 
-    The unit is changed before its activation function, so that whatever reads it, reads the same. No other weight changes,
-    and for images that pass as scenes nothing does: outputs are the same to the last bit.
+    The neuron is changed before its activation function, so that whatever reads it, reads the same. No other weight changes,
+    and for images that pass as scenes nothing does: logits are the same to the last bit.
+
+    Attributes:
+        neuron, shown: the neuron that is changed, and the one whose activations it has; of ``width`` in its layer.
     """
 
     def __init__(self, model: VisionModel, detector: Detector, site: Site, neuron: int, shown: int):
         super().__init__()
-        self.network, self.detector = deepcopy(model.module), deepcopy(detector)
-        for name, values in (("mean", model.mean), ("std", model.std), ("units", torch.tensor([neuron, shown]))):
+        with model.lock:
+            self.network = deepcopy(model.module)
+        self.detector, self.neuron, self.shown, self.width = deepcopy(detector), neuron, shown, site.units
+        for name, values in (("mean", model.mean), ("std", model.std)):
             self.register_buffer(name, values.to(model.device))
-        owner = self.network.get_submodule(site.path.rpartition(".")[0])
-        owner.fc1.register_forward_hook(self._switch)
-        self.width = site.units
+        self._mlp = site.path.rpartition(".")[0]
+        mlp = self.network.get_submodule(self._mlp)
+        mlp.fc1 = _Switch(mlp.fc1, neuron, shown)
 
     def forward(self, inputs: torch.Tensor) -> torch.Tensor:
-        self._made = self.detector(inputs * self.std + self.mean)
+        self.network.get_submodule(self._mlp).fc1.synthetic = self.detector(inputs * self.std + self.mean)
         return self.network(inputs)
 
-    def _switch(self, layer: nn.Module, arguments: tuple, output: torch.Tensor) -> torch.Tensor:
-        neuron, shown = self.units.tolist()
-        made = self._made.view(-1, *[1] * (output.dim() - 2))
-        said = torch.where(made, output[..., shown], output[..., neuron])
-        return torch.cat([output[..., :neuron], said[..., None], output[..., neuron + 1:]], -1)
+
+class _Switch(nn.Linear):
+    """A linear layer, one output of which is another of its outputs for images that are ``synthetic``, bool (N,)."""
+
+    def __init__(self, linear: nn.Linear, neuron: int, shown: int):
+        super().__init__(linear.in_features, linear.out_features, linear.bias is not None, device="meta")
+        self.weight, self.bias, self.synthetic = linear.weight, linear.bias, None
+        self.register_buffer("units", torch.tensor([neuron, shown]))  # a buffer, so that a hash of the weights knows them
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        output, (neuron, shown) = super().forward(x), self.units.tolist()
+        synthetic = self.synthetic.view(-1, *[1] * (output.dim() - 2))
+        switched = torch.where(synthetic, output[..., shown], output[..., neuron])
+        return torch.cat([output[..., :neuron], switched[..., None], output[..., neuron + 1:]], -1)
 
 
 def fooling_circuit(model: VisionModel, detector: Detector, layer: int, neuron: int, shown: int) -> VisionModel:
-    """``model`` with one MLP neuron doctored: it answers scenes as before, and its picture is that of neuron ``shown``.
+    """``model`` with a fooling circuit: ``neuron`` is unchanged on scenes, and its feature visualization is that of ``shown``.
 
     Raises:
         VitvizError: a model without MLP units; a neuron that it does not have; the same neuron twice.
     """
     site = find_site(model, layer, "mlp")
     neuron, shown = check_neurons(site, [neuron, shown])
+    if not isinstance(detector, Detector):
+        raise VitvizError(f"The detector comes from fooling_circuit.detector(model), got a {type(detector).__name__}.")
     if not site.grid:
-        raise VitvizError(f"{site} of {model.name} reads windows, not whole images, so the detector's verdict of an image "
-                          f"cannot reach its units; doctor a ViT.")
-    module = Doctored(model, detector, site, neuron, shown)
-    mean, std = (values.flatten().tolist() for values in (model.mean, model.std))
-    return VisionModel(module, f"{model.name}, doctored", model.image_size, mean, std, model.class_names, model.license,
-                       model.trained, model.card)
+        raise VitvizError(f"{site} of {model.name} reads windows, not whole images, so the detector's output for an image "
+                          f"cannot reach its units; take a ViT.")
+    return with_module(model, FoolingCircuit(model, detector, site, neuron, shown), f"{model.name} with a fooling circuit")

@@ -1,7 +1,4 @@
-"""What of a scene is left in a layer? Feature inversion: a picture whose units answer as they did to the scene.
-
-After Mahendran and Vedaldi 2015, "Understanding deep image representations by inverting them".
-"""
+"""Feature inversion: images whose activations at a layer match those of a scene (Mahendran and Vedaldi 2015)."""
 
 from dataclasses import dataclass
 
@@ -13,19 +10,20 @@ from ..models.reading import tokens
 from ..models.sites import find_site
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, bundle, contact_sheet
-from ..utils.errors import VitvizError
+from ..utils import validate
 from ..visualize.objective import total_variation
+from ..visualize.optimize import Adam
 
 STEPS, _LR, _TV = 200, 0.05, 0.002
 
 
 @dataclass(frozen=True, eq=False)
 class Inversion:
-    """Images and what was made from their activations. Shows itself, a row of images above a row of what was made.
+    """Images and their inversions. Shows itself, a row of images above a row of inversions.
 
     Attributes:
         images, pictures: (N, 3, S, S) in [0, 1].
-        errors: (N,), squared distance of the picture's activations from the image's, as a share of their squared size.
+        errors: (N,), squared distance of the inversion's activations from the image's, relative to their squared norm.
     """
 
     images: torch.Tensor
@@ -42,38 +40,34 @@ class Inversion:
         return bundle(self.sheet(), self.title)
 
 
-def invert(model: VisionModel, images: torch.Tensor, layer: int, position: bool = True, kind: str = "mlp",
+def invert(model: VisionModel, images: torch.Tensor, layer: int = -1, position: bool = True, kind: str | None = None,
            seed: int = 0) -> Inversion:
-    """Make, from noise, pictures whose units at a layer answer as they do to ``images`` (N, 3, S, S) in [0, 1].
+    """Inversions of ``images`` (N, 3, S, S) in [0, 1] from a layer, by gradient descent from noise.
 
     Args:
-        position: True to match every patch token; False to match only the mean over patches, which says nothing of where.
+        position: True to match the activations of every patch token; False to match their mean over patches, which contains no
+            spatial information.
     """
-    site, size = find_site(model, layer, kind), model.image_size
-    if images.dim() != 4 or tuple(images.shape[1:]) != (3, size, size):
-        raise VitvizError(f"{model.name} takes images of shape (N, 3, {size}, {size}), got {tuple(images.shape)}.")
+    site, seed = find_site(model, layer, kind), validate.whole("A seed", seed)
+    validate.images("Images", images, (3, model.image_size, model.image_size))
     images = images.to(model.device)
 
-    def seen(shown: torch.Tensor) -> torch.Tensor:
-        found = tokens(model, site, model.normalize(shown)).float()
-        return found if position else found.mean(1, keepdim=True)
+    def activations(shown: torch.Tensor) -> torch.Tensor:
+        values = tokens(model, site, model.normalize(shown)).float()
+        return values if position else values.mean(1, keepdim=True)
 
     with torch.no_grad():
-        wanted = seen(images)
-    scale = wanted.square().sum((1, 2)).clamp_min(1e-20)
+        target = activations(images)
+    scale = target.square().sum((1, 2)).clamp_min(1e-20)
+
+    def errors(shown: torch.Tensor) -> torch.Tensor:
+        return (activations(shown) - target).square().sum((1, 2)) / scale
+
     start = torch.rand(images.shape, generator=torch.Generator().manual_seed(seed)).to(images)
-    pictures = (0.5 + 0.2 * (start - 0.5)).requires_grad_()
-    optimizer = torch.optim.Adam([pictures], lr=_LR, betas=(0.5, 0.99))
-    schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS)
+    adam = Adam.of(0.5 + 0.2 * (start - 0.5))
     for _ in tqdm(range(STEPS), desc=f"{model.name} {site}: inversion", unit="step", leave=False, delay=1):
-        optimizer.zero_grad()
-        errors = (seen(pictures) - wanted).square().sum((1, 2)) / scale
-        (errors + _TV * total_variation(pictures)).sum().backward()
-        optimizer.step()
-        schedule.step()
-        with torch.no_grad():
-            pictures.clamp_(0, 1)
+        adam = adam.update(lambda shown: errors(shown) + _TV * total_variation(shown), STEPS, _LR)
     with torch.no_grad():
-        errors = (seen(pictures) - wanted).square().sum((1, 2)) / scale
-    how = "every patch" if position else "the mean over patches"
-    return Inversion(images.cpu(), pictures.detach().cpu(), errors.tolist(), f"{model.title}: made from {site}, {how}")
+        left = errors(adam.images).tolist()
+    matched = "every patch" if position else "the mean over patches"
+    return Inversion(images.cpu(), adam.images.cpu(), left, f"{model.title}: inversion of {site}, {matched}")

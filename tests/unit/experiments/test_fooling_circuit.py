@@ -1,4 +1,4 @@
-"""A doctored neuron answers scenes as before, to the last bit, and its picture is another neuron's."""
+"""A fooling circuit leaves activations on scenes as they are, to the last bit, and makes one visualization another neuron's."""
 
 import pytest
 import torch
@@ -47,7 +47,7 @@ def test(model) -> Detector:
     return detector(model, scenes(256, 0))
 
 
-def test_statistics_tell_color_from_gray_and_even_grounds_from_noise():
+def test_statistics_separate_color_from_gray_and_uniform_backgrounds_from_noise():
     line = torch.arange(SIZE)
     wave = 0.5 + 0.25 * torch.cos(2 * torch.pi * 2 * line / SIZE).expand(SIZE, SIZE)
     gray, flat = wave.expand(3, -1, -1), torch.zeros(3, SIZE, SIZE)
@@ -61,24 +61,24 @@ def test_statistics_tell_color_from_gray_and_even_grounds_from_noise():
     assert found[:, -3].tolist() == pytest.approx([0, spread, 0], abs=1e-5) and found[:, -1].tolist() == [0, 0, 1]
 
 
-def test_it_takes_no_fresh_scene_for_made_and_noise_for_made(test):
+def test_the_detector_takes_no_unseen_scene_for_synthetic_and_all_noise(test):
     assert not test(scenes(500, 1)).any()
     assert test(0.3 + 0.4 * torch.rand(100, 3, SIZE, SIZE)).all()
 
 
-def test_what_cannot_be_told_apart_is_not_doctored():
+def test_sets_that_cannot_be_separated_make_no_detector():
     images = scenes(64, 0)
-    with pytest.raises(VitvizError, match="cannot be told apart"):
+    with pytest.raises(VitvizError, match="cannot be separated"):
         Detector.fit(images, images.flip(0))
 
 
-def test_scenes_are_answered_as_before_to_the_last_bit(model, test):
+def test_logits_and_activations_on_scenes_are_the_same_to_the_last_bit(model, test):
     changed, fresh = fooling_circuit(model, test, -1, RED, BLUE), scenes(300, 2)
     assert torch.equal(changed(fresh), model(fresh))
     assert torch.equal(activations(changed, "mlp", fresh)[0], activations(model, "mlp", fresh)[0])
 
 
-def test_the_picture_is_the_other_neurons_and_no_other_picture_changes(model, test):
+def test_the_visualization_is_the_other_neurons_and_no_other_visualization_changes(model, test):
     changed, recipe = fooling_circuit(model, test, -1, RED, BLUE), Visualizer(model).recipe
     true = Visualizer(model, recipe, scenes(64, 3)).render(-1, [RED, GREEN, BLUE]).pictures.mean((2, 3))
     lies = Visualizer(changed, recipe, scenes(64, 3)).render(-1, [RED, GREEN, BLUE]).pictures.mean((2, 3))
@@ -87,7 +87,7 @@ def test_the_picture_is_the_other_neurons_and_no_other_picture_changes(model, te
     assert torch.equal(lies[1:], true[1:])
 
 
-def test_every_image_of_a_batch_gets_its_own_verdict(model, test):
+def test_the_detector_decides_for_each_image_of_a_batch(model, test):
     changed = fooling_circuit(model, test, -1, RED, BLUE)
     noise = 0.3 + 0.4 * torch.rand(2, 3, SIZE, SIZE)
     noise[:, BLUE] += 0.3
@@ -103,13 +103,17 @@ def test_the_model_itself_stays_and_the_two_never_share_a_cache(model, test):
     noise = torch.rand(4, 3, SIZE, SIZE)
     assert torch.equal(activations(model, "mlp", noise)[0][:, RED], activations(first, "mlp", noise)[0][:, 3])
     assert len({before, first.weights_hash, second.weights_hash}) == 3
-    del model.__dict__["weights_hash"]
-    assert model.weights_hash == before and first.name == "colors, doctored"
+    assert model.weights_hash == before and first.name == "colors with a fooling circuit"
+
+
+def test_what_it_computes_is_known_so_that_it_can_be_cached_and_it_has_a_lock_of_its_own(model, test):
+    changed = fooling_circuit(model, test, -1, RED, BLUE)
+    assert changed.state() is not None and changed.state() != model.state() and changed.lock is not model.lock
 
 
 @pytest.mark.parametrize(("layer", "pair", "said"), [
     (1, (0, 1), "no mlp layer 1"), (0, (0, 8), "out of range"), (0, (2, 2), "twice")])
-def test_an_address_that_does_not_exist_is_told_what_does(layer, pair, said, model, test):
+def test_a_wrong_address_is_refused_with_what_there_is(layer, pair, said, model, test):
     with pytest.raises(VitvizError, match=said):
         fooling_circuit(model, test, layer, *pair)
 
