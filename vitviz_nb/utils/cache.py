@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 FORMAT = 2  # raise it when the same settings would make another picture
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
-_room: dict[Path, float] = {}  # bytes that this process may write before it looks at the cache's size again
+_room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be written before its size is looked at again
 
 
 def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
@@ -106,10 +106,10 @@ def write(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
     except VitvizError as error:
         warnings.warn(f"A result was not cached: {error}", stacklevel=2)
         return
-    root = cache_dir()
-    _room[root] = _room.get(root, 0) - len(packed.getvalue())
-    if _room[root] < 0:
-        _room[root] = _evict(root, limit())
+    key = cache_dir(), limit()
+    _room[key] = _room.get(key, 0) - len(packed.getvalue())
+    if _room[key] < 0:
+        _room[key] = _evict(*key)
 
 
 class Contents(NamedTuple):
