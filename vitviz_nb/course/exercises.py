@@ -10,7 +10,7 @@ from ..datasets.backgrounds import CONTEXTS
 from ..datasets.image_set import default_world
 from ..experiments.class_token import cls_only, depth, isolate_cls, patch_hits, top1
 from ..experiments.faithfulness import selectivity
-from ..experiments.localization import locality, outline_of, patch_perturbation, squares
+from ..experiments.localization import locality, mask_agreement_of, patch_grid, patch_perturbation
 from ..experiments.regularizers import (
     OFF,
     adversarial_example,
@@ -190,7 +190,7 @@ def _outline(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 04.2: a neuron of the last layer but one whose maps the masks explain to at least 60 %."""
     sites = next(iter(find_sites(model).values()))
     neuron = whole_number("04.2", answer, "a neuron", sites[-2].units - 1)
-    explained = outline_of(model, sites[-2].layer, neuron).mean().item()
+    explained = mask_agreement_of(model, sites[-2].layer, neuron).mean().item()
     return explained >= 60, (f"the masks explain {explained:.0f} % of the maps of neuron {neuron}"
                              + ("." if explained >= 60 else "; at least 60 % are needed."))
 
@@ -199,7 +199,7 @@ def _neighbors(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 04.3: what share of the change that leaves the middle square goes to the eight around, mid-network."""
     if isinstance(answer, bool) or not isinstance(answer, Real):
         raise VitvizError(f"Exercise 04.3 wants a number of percent, got {answer!r}.")
-    rows, columns = squares(model)
+    rows, columns = patch_grid(model)
     middle = torch.full((96,), rows // 2 * columns + columns // 2)
     layers = patch_perturbation(model, reference_set(model).batch(range(96)), middle)
     shares = layers[max(0, len(layers) // 2 - 1)]  # layer 2 of six

@@ -284,7 +284,7 @@ def _alike_on_photographs(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 11.2: mean cosine of the patch tokens of a photograph in the last layer, within 0.03."""
     if isinstance(answer, bool) or not isinstance(answer, Real):
         raise VitvizError(f"Exercise 11.2 wants a mean cosine, got {answer!r}.")
-    table = token_similarity(model, _photographs(model)).table.query("between == 'patches of an image'")
+    table = token_similarity(model, _photographs(model)).table.query("tokens == 'patches'")
     last = table.iloc[-1]
     near = abs(answer - last["value"]) <= 0.03
     return near, (f"{last['value']:.2f} in layer {last['layer']} (95 % interval {last['low']:.2f} to {last['high']:.2f}, "
