@@ -1,1 +1,10 @@
-"""models"""
+"""Models: any network from images to logits, and where its neurons are read.
+
+- ``loading``: ``load`` (embedded models, timm's, checkpoints), ``list_models``
+- ``vision_model``: ``VisionModel``, one door for every forward pass, which knows what it computes at this moment
+- ``sites``: ``find_sites``, ``find_site``, ``KINDS``: where activations can be read
+- ``reading``: ``tokens`` and ``activations`` at those sites
+- ``cards``, ``hub``: the embedded models' cards; trained weights from the Hugging Face hub
+- ``hooks``: forward hooks that only their own thread sees
+- ``text_tower``: the language half of ``emoji-clip``
+"""

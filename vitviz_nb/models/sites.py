@@ -1,8 +1,8 @@
-"""Sites: the places of a model that can be read, found by watching one forward pass.
+"""Sites: where activations of a model can be read, found by watching one forward pass.
 
-A site is a layer number and a kind. Nothing here knows a model family: MLP units are the ``act`` of every
-``timm.layers.Mlp``, in the order of their calls; queries, keys and values are the outputs of the linear layers that make
-them; a block is the module that owns an Mlp. Prefix tokens (class, distillation, registers) are those by which the
+A site is a layer number and a kind. Nothing here depends on a model family: MLP neurons are the outputs of the ``act`` of
+every ``timm.layers.Mlp``, in the order of their calls; queries, keys and values are the outputs of their linear layers;
+a block is the module that owns an Mlp. Prefix tokens (class, distillation, registers) are those by which the
 tokens outnumber a square, counted at each site, because the number changes within some models (ConViT).
 """
 
@@ -21,33 +21,33 @@ from ..utils.errors import VitvizError, nearest
 from .hooks import watch
 from .vision_model import VisionModel
 
-KINDS = {
-    "mlp": "hidden units of the MLP, after the activation",
-    "query": "what a token asks for, before the heads are split",
-    "key": "what a token answers to, before the heads are split",
-    "value": "what a token hands on, before the heads are split",
-    "attention": "what the attention layer adds to the residual stream",
-    "residual": "the residual stream after the block",
+KINDS = {  # the order is part of every picture's random stream
+    "mlp": "hidden neurons of the MLP, after the activation function",
+    "query": "query projection, heads concatenated",
+    "key": "key projection, heads concatenated",
+    "value": "value projection, heads concatenated",
+    "attention": "output of the attention layer, as it is added to the residual stream",
+    "residual": "residual stream after the block",
     "channel": "channels of a CNN, after each activation function",
 }
-# Linear layers that make queries, keys and values, by timm's names: what each share of their output is.
+# Query, key and value projections by timm's names: what each equal share of their output is.
 _PROJECTIONS = {
     "qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "q": ("query",), "k": ("key",),
     "v": ("value",), "q_proj": ("query",), "k_proj": ("key",), "v_proj": ("value",),
 }
 _MOST_PREFIX = 8  # class, distillation and up to a handful of register tokens
 _ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Tanh)
-# Activation functions that look at one unit at a time and treat all alike.
+# Activation functions that act on each unit alone, and on all in the same way.
 ELEMENTWISE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
 
 
 @dataclass(frozen=True)
 class Site:
-    """One place of a model.
+    """One address at which activations can be read.
 
     Attributes:
         kind, layer: its address; ``layer`` counts from 0 in forward order within the kind.
-        units: how many neurons it has.
+        units: number of scalars that can be read: neurons, channels or dimensions.
         prefix: tokens before the patch tokens (0 for CNNs and windows).
         grid: (rows, columns) of the patch tokens, in raster order over the image; None where they are not in that order.
         path: the module's name in the timm model; ``call`` says which of its calls (CoaT calls one Mlp several times).
@@ -147,20 +147,19 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
     size = model.image_size
     with model.lock, watch({path: named[path] for path in candidates}, lambda path, call, output: output) as calls:
         model.forward(torch.zeros(1, 3, size, size, device=model.device))
-    found: dict[str, list[Site]] = {}
+    sites: dict[str, list[Site]] = {}
     for path, call, output in calls:
         if not isinstance(output, torch.Tensor):  # CoaT's parallel blocks return one tensor a scale
             continue
-        role = candidates[path]
-        for part, kind in enumerate(_PROJECTIONS[path.rpartition(".")[2]] if role == "projection" else [role]):
-            parts = len(_PROJECTIONS[path.rpartition(".")[2]]) if role == "projection" else 1
-            site = _describe(kind, len(found.get(kind, [])), path, call, output, (part, parts), width.get(path))
+        kinds = _PROJECTIONS[path.rpartition(".")[2]] if candidates[path] == "projection" else (candidates[path],)
+        for part, kind in enumerate(kinds):
+            site = _describe(kind, len(sites.get(kind, [])), path, call, output, (part, len(kinds)), width.get(path))
             if site:
-                found.setdefault(kind, []).append(site)
-    if not found:
-        raise VitvizError(f"{model.name} has no units this kit can read: it looks for timm.layers.Mlp modules (transformers) "
+                sites.setdefault(kind, []).append(site)
+    if not sites:
+        raise VitvizError(f"{model.name} has no neurons this kit can read: it looks for timm.layers.Mlp modules (transformers) "
                           f"or activation functions (CNNs), and {type(model.module).__name__} has neither.")
-    return {kind: found[kind] for kind in KINDS if kind in found}
+    return {kind: sites[kind] for kind in KINDS if kind in sites}
 
 
 def _describe(kind, layer, path, call, output, part, width) -> Site | None:

@@ -1,4 +1,4 @@
-"""The text tower of ``emoji-clip``: captions as points that scenes can be compared with."""
+"""The text tower of ``emoji-clip``: captions embedded in the space of its images (Radford et al. 2021)."""
 
 import re
 
@@ -9,17 +9,17 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PROMPTS = {"3d": "a 3D model of {}", "cartoon": "a cartoon of {}", "flat": "a flat icon of {}", "line": "a line drawing of {}",
            "word": "a written word of {}"}
-_FIRST = re.compile(r"(a|two|three) (?:(small|large) )?(\S+(?: \S+)? of) (.+)")  # count, size, style, thing
+_FIRST = re.compile(r"(a|two|three) (?:(small|large) )?(\S+(?: \S+)? of) (.+)")  # count, size, style, concept
 _LENGTH = 32  # words of a caption that are read; the longest of Emoji World has 30
 _UNKNOWN = 1  # 0 fills a caption up
 
 
 class TextTower(nn.Module):
-    """Two transformer layers over whole words; a caption's point is the mean of what its words became.
+    """Two transformer layers over whole words; a caption's embedding is the mean over its tokens.
 
     Args:
-        words: the vocabulary; others are read as unknown.
-        width: of a point, the same as the image tower's.
+        words: the vocabulary; other words map to one unknown token.
+        width: of an embedding, the same as the image tower's.
 
     Attributes:
         log_scale: logarithm of the factor between a cosine and a logit.
@@ -39,7 +39,7 @@ class TextTower(nn.Module):
         nn.init.normal_(self.embed.weight, std=0.02)
 
     def forward(self, captions: list[str]) -> torch.Tensor:
-        """Points (N, width) of length 1."""
+        """Embeddings (N, width) of unit length."""
         rows = [[self._number.get(word, _UNKNOWN) for word in split(caption)][:_LENGTH] or [_UNKNOWN] for caption in captions]
         longest = max(map(len, rows))
         numbers = torch.tensor([row + [0] * (longest - len(row)) for row in rows], device=self.place.device)
@@ -56,22 +56,22 @@ def split(caption: str) -> list[str]:
 
 
 def shorten(caption: str, said: float = 0.3) -> str:
-    """What is in a scene and how many; each further fact (size, style, turn, place, context, …) with probability ``said``.
+    """A caption reduced to concept and count; each further fact (size, style, rotation, …) stays with probability ``said``.
 
-    As people caption pictures. With every fact in every caption, a tower can find a scene's own without knowing the thing.
+    As people caption pictures. With every fact in every caption, a scene's own can be found without knowing its concept.
     """
     first, *others = caption.split(", ")
-    count, size, style, thing = _FIRST.fullmatch(first).groups()
+    count, size, style, concept = _FIRST.fullmatch(first).groups()
     u = torch.rand(2 + len(others)).tolist()
-    words = [count, *[size] * bool(size and u[0] < said), *[style] * (u[1] < said), thing]
+    words = [count, *[size] * bool(size and u[0] < said), *[style] * (u[1] < said), concept]
     return ", ".join([" ".join(words), *(fact for fact, v in zip(others, u[2:], strict=True) if v < said)])
 
 
 def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
-    """Loss of N scenes' points (N, width) and M >= N captions' points (M, width), the first N of which are the scenes' own.
+    """Contrastive loss of N images' embeddings (N, width) and M >= N captions' (M, width), the first N being the images' own.
 
-    Each scene must find its caption among the M, and each of the first N captions its scene (CLIP, 2021). Scenes with the same
-    caption count as each other's own.
+    Each image is matched with its caption among the M, and each of the first N captions with its image. Images with equal
+    captions count as each other's matches.
     """
     logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
     n = len(points)
@@ -84,7 +84,7 @@ def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log
 
 @torch.no_grad()
 def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
-    """Points (classes, width) of class names, each the mean over a plain prompt and one a style, times the factor to logits."""
+    """Zero-shot classifier (classes, width): each name embedded in a plain prompt and one per style, averaged, times the logit scale."""
     prompts = ["a {}", *(PROMPTS[style] for style in styles)]
     points = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
     return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()

@@ -51,7 +51,6 @@ def server(weights: bytes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> I
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
         monkeypatch.setenv("NO_PROXY", "127.0.0.1")
         monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz"))
-        monkeypatch.setattr(models, "embedded_names", lambda: ["emoji-vit", "emoji-clip"])
         yield server
         getattr(huggingface_hub.utils, "reset_sessions", lambda: None)()
 
@@ -98,7 +97,7 @@ def test_as_a_user_sets_it_up(server: StandIn, tmp_path: Path, weights: bytes):
     expected = tmp_path / "expected.safetensors"
     expected.write_bytes(weights)
     code = (
-        "import sys, torch; from safetensors.torch import load_file; from vitviz_nb.hub import create_pretrained;"
+        "import sys, torch; from safetensors.torch import load_file; from vitviz_nb.models.hub import create_pretrained;"
         f"have = create_pretrained({NAME!r}).state_dict(); want = load_file(sys.argv[1]);"
         "assert all(torch.equal(have[key], want[key]) for key in want)"
     )
@@ -125,7 +124,7 @@ def test_cut_download_is_resumed(server: StandIn, weights: bytes):
 def test_cut_downloads_that_cannot_resume_end_and_leave_nothing(server: StandIn, weights: bytes, tmp_path: Path):
     server.cuts, server.resumes = -1, False
     start = time.monotonic()
-    with pytest.raises(VitvizError, match=rf"download of {NAME} from repository {REPO} on {server.endpoint} failed"):
+    with pytest.raises(VitvizError, match=rf"Could not fetch the weights of {NAME} from repository {REPO} on {server.endpoint}"):
         hub.create_pretrained(NAME)
     assert time.monotonic() - start < 15
     assert not [file for file in tmp_path.rglob("*.safetensors")]
@@ -143,6 +142,18 @@ def test_cut_that_nobody_notices_is_not_kept(server: StandIn, weights: bytes, tm
     assert same(hub.create_pretrained(NAME), weights)
 
 
+def test_a_blob_that_was_damaged_in_the_cache_is_told_by_its_name(server: StandIn, weights: bytes, tmp_path: Path):
+    """One bit of one weight: it would load, and be another network."""
+    hub.create_pretrained(NAME)
+    (blob,) = [file for file in (tmp_path / "hub").rglob("blobs/*") if file.is_file()]
+    content = bytearray(blob.read_bytes())
+    content[-1] ^= 1
+    blob.write_bytes(content)
+    with pytest.raises(VitvizError, match="arrived damaged .*SHA-256"):
+        hub.create_pretrained(NAME)
+    assert same(hub.create_pretrained(NAME), weights)
+
+
 @pytest.mark.parametrize(("name", "repo"), [
     (NAME, REPO), ("vit_base_patch32_clip_quickgelu_224.openai", "timm/vit_base_patch32_clip_224.openai"),
 ])
@@ -153,20 +164,11 @@ def test_dead_hub(server: StandIn, tmp_path: Path, name: str, repo: str):
         hub.create_pretrained(name)
     assert time.monotonic() - start < 15
     message = str(caught.value)
-    assert f"Could not reach repository {repo} on {server.endpoint}" in message
+    assert f"Could not fetch the weights of {name} from repository {repo} on {server.endpoint}" in message
     assert "work offline: emoji-vit, emoji-clip" in message
     assert f"{server.endpoint}/{repo}/resolve/main/model.safetensors" in message
     assert str(tmp_path / "vitviz" / "weights" / f"{name}.safetensors") in message
     assert "\n" not in message
-
-
-def test_silent_hub_is_given_up(server: StandIn, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_ETAG_TIMEOUT", 0.5)
-    monkeypatch.setattr(hub, "get_hf_file_metadata", lambda url: time.sleep(5))
-    start = time.monotonic()
-    with pytest.raises(VitvizError, match="Could not reach .* no answer within 0.5 s"):
-        hub.create_pretrained(NAME)
-    assert time.monotonic() - start < 3
 
 
 def test_offline_mode(server: StandIn, monkeypatch: pytest.MonkeyPatch):
@@ -177,10 +179,10 @@ def test_offline_mode(server: StandIn, monkeypatch: pytest.MonkeyPatch):
 
 
 @pytest.mark.parametrize(("status", "says"), [
-    ((404, "RepoNotFound"), rf"repository {REPO} on .* is missing, private"),
+    ((404, "RepoNotFound"), rf"repository {REPO} on .* is missing or private"),
     ((404, "EntryNotFound"), rf"repository {REPO} on .* has no such file"),
     ((403, "GatedRepo"), r"gated repository .* `hf auth login`"),
-    ((503, ""), r"Could not reach repository .*(503|no answer)"),
+    ((503, ""), r"Could not fetch the weights .*503"),
 ])
 def test_refusals(server: StandIn, tmp_path: Path, status: tuple[int, str], says: str):
     server.status = status
@@ -242,7 +244,7 @@ def test_weights_outside_the_hub(server: StandIn, weights: bytes, tmp_path: Path
     )
     kept = tmp_path / "vitviz" / "weights" / f"{NAME}.pth"
     server.cuts = 1
-    with pytest.raises(VitvizError, match=rf"download of {NAME} from {url} failed .*got \d+ of \d+ bytes.*{kept}"):
+    with pytest.raises(VitvizError, match=rf"weights of {NAME} from {url} arrived damaged .* removed from the cache"):
         hub.create_pretrained(NAME)
     assert not kept.exists()
     assert same(hub.create_pretrained(NAME), weights) and kept.exists()

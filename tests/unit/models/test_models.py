@@ -10,9 +10,10 @@ import torch
 from timm.models.resnet import BasicBlock
 from torch import nn
 
+from vitviz_nb.models import cards
 from vitviz_nb.models import loading as models
 from vitviz_nb.models.cards import build
-from vitviz_nb.models.loading import list_models, load, load_from
+from vitviz_nb.models.loading import imagenet_names, list_models, load, load_from
 from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel, plain_attention
 from vitviz_nb.utils.errors import VitvizError
@@ -126,15 +127,48 @@ def test_a_device_that_is_not_there_is_refused(shelf, device: str):
         load(device=device)
 
 
-@pytest.mark.parametrize("name", ["torch.nn.Linear", "os.system", "timm.layers.Mlp", "timm.models_evil.Class", "system"])
-def test_a_card_can_only_build_classes_of_timm_models(name: str):
-    with pytest.raises(VitvizError, match=rf"must come from timm\.models, not '{name}'"):
-        build({"class": name, "arguments": {"command": "true"}})
+_FOREIGN = ["torch.nn.Linear", "os.system", "timm.layers.Mlp", "timm.models_evil.Class", "system", "timm.create_model",
+            "timm.models._builder.load_state_dict_from_url", "timm.models.vision_transformer.build_model_with_cfg"]
 
 
-def resnet(block: str) -> dict:
+def resnet(block) -> dict:
     return {"class": "timm.models.resnet.ResNet",
             "arguments": {"block": block, "layers": [1, 1, 1, 1], "channels": [8, 8, 8, 8], "num_classes": 4}}
+
+
+@pytest.mark.parametrize("name", _FOREIGN)
+def test_a_card_can_only_build_classes_of_the_closed_list(name: str):
+    with pytest.raises(VitvizError, match=rf"can only build .*not '{name}'"):
+        build({"class": name, "arguments": {"url": "http://127.0.0.1:9/x.pth", "weights_only": False}})
+    with pytest.raises(VitvizError, match=rf"can only build .*not '{name}'"):
+        build(resnet(name))
+
+
+def test_a_model_file_runs_no_code(tmp_path: Path):
+    """A card that named timm's downloader with ``weights_only: false`` once fetched a pickle and ran it."""
+    ran, evil = tmp_path / "ran", tmp_path / "evil.pth"
+    torch.save(_Touch(ran), evil)
+    card = _card({"class": "timm.models._builder.load_state_dict_from_url",
+                  "arguments": {"url": evil.as_uri(), "weights_only": False, "model_dir": str(tmp_path)}})
+    (tmp_path / "x.json").write_text(json.dumps(card))
+    with pytest.raises(VitvizError, match="can only build"):
+        load(str(tmp_path / "x.json"), pretrained=False)
+    assert not ran.exists()
+
+
+class _Touch:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, path: Path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def _card(architecture) -> dict:
+    return {"architecture": architecture, "image_size": 32, "mean": [0.5] * 3, "std": [0.5] * 3, "class_names": ["a"],
+            "license": "none", "recipe": {}, "sha256": ""}
 
 
 def test_a_class_among_a_cards_arguments_is_named_by_its_path():
@@ -142,17 +176,36 @@ def test_a_class_among_a_cards_arguments_is_named_by_its_path():
     assert type(module.layer1[0]) is BasicBlock and module.eval()(torch.rand(1, 3, 32, 32)).shape == (1, 4)
 
 
-@pytest.mark.parametrize("name", ["timm.layers.Mlp", "timm.models_evil.Block", "timm.create_model"])
-def test_a_class_among_a_cards_arguments_can_only_come_from_timm_models(name: str):
-    with pytest.raises(VitvizError, match=rf"must come from timm\.models, not '{name}'"):
-        build(resnet(name))
+@pytest.mark.parametrize(("content", "says"), [
+    ("", "cannot be read"), ("[]", "no valid architecture"), ("{}", "no valid architecture, image_size"),
+    (json.dumps(_card({})), "A card's architecture is"),
+    (json.dumps(_card({"class": SWIN["class"], "arguments": {"nonsense": 1}})), "arguments do not fit"),
+    (json.dumps(_card({"class": SWIN["class"], "arguments": {"embed_dim": 10**9}})), "numbers up to 4096"),
+])
+def test_a_card_that_lacks_something_is_told_in_one_sentence(content: str, says: str, tmp_path: Path):
+    (tmp_path / "x.json").write_text(content)
+    with pytest.raises(VitvizError, match=says):
+        load(str(tmp_path / "x.json"), pretrained=False)
+
+
+def test_weights_of_another_architecture_than_the_cards_are_refused(shelf):
+    shelf.put({"head.weight": torch.zeros(2, 2)})
+    with pytest.raises(VitvizError, match="do not fit its card"):
+        load(device="cpu")
+
+
+def test_imagenet_has_a_thousand_different_names():
+    names = imagenet_names()
+    assert len({name.casefold() for name in names}) == 1000
+    assert names[134] != names[517] and "crane" in names[134] and "crane" in names[517]
+    assert names[0] == "tench" and names[264].startswith("Cardigan") and names[474] == "cardigan"
 
 
 def test_a_model_can_be_read_from_any_folder(shelf, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(models, "models_dir", lambda: Path("/nowhere"))
+    monkeypatch.setattr(cards, "models_dir", lambda: Path("/nowhere"))
     found = load_from(shelf.folder, "emoji-vit")
     assert torch.equal(found.module.head.weight, shelf.module.head.weight.half().float()) and found.trained
-    assert found.card == json.loads(shelf.card.read_text()) == models.check_embedded("emoji-vit", shelf.folder)
+    assert found.card == json.loads(shelf.card.read_text()) == cards.check_embedded("emoji-vit", shelf.folder)
     shelf.weights.write_bytes(b"changed")
     with pytest.raises(VitvizError, match="is not the file its card describes"):
         load_from(shelf.folder, "emoji-vit")
@@ -220,7 +273,6 @@ def test_a_text_tower_moves_with_its_model_also_after_its_first_answer(tiny_vit:
     model(torch.rand(1, 3, 32, 32))
     model.to("meta")  # a device that every machine has
     assert model.text.place.device.type == "meta" == model(torch.rand(1, 3, 32, 32)).device.type
-    assert model._class_points.device.type == "meta"
 
 
 def test_the_hash_follows_the_text_tower_too(tiny_vit: VisionModel):

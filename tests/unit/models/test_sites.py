@@ -410,7 +410,7 @@ def test_a_kind_the_model_lacks_is_told_which_it_has(tiny_vit: VisionModel, resn
     with pytest.raises(VitvizError, match=r"'channel'; it has mlp, query, key, value, attention, residual\.$"):
         find_site(tiny_vit, 0, "channel")
     with pytest.raises(VitvizError, match=r"resnet has no sites of kind 'mlp'; it has channel\.$"):
-        find_site(resnet_model, 0)
+        find_site(resnet_model, 0, "mlp")
     with pytest.raises(VitvizError, match=r"'querry'.*Did you mean query"):
         find_site(tiny_vit, 0, "querry")
 
