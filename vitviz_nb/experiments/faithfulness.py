@@ -202,7 +202,7 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     site = find_site(visualizer.model, layer, kind)
     rendering = finished(visualizer.render(site.layer, neurons, site.kind))
     reference = reference_activations(visualizer.model, site, visualizer.reference)
-    top = [visualizer.reference.batch(reference[:, n].topk(6).indices.tolist()) for n in rendering.neurons]
+    top = [visualizer.reference.batch(reference[:, n].topk(min(6, len(reference))).indices.tolist()) for n in rendering.neurons]
     with torch.inference_mode():
         shown = torch.cat([recognizer(part).float().cpu() for part in rendering.pictures.split(AT_ONCE)])
         natural = torch.stack([recognizer(images).float().mean(0).cpu() for images in top])
@@ -216,7 +216,7 @@ def with_top_images(visualizer: Visualizer, layer: int, neurons, kind: str | Non
     rendering = visualizer.render(site.layer, neurons, site.kind)
     reference = reference_activations(visualizer.model, site, visualizer.reference)
     for k, neuron in enumerate(rendering.neurons):
-        top = reference[:, neuron].topk(5)
+        top = reference[:, neuron].topk(min(5, len(reference)))
         tiles.append(Tile(rendering.pictures[k], rendering.caption(k), rendering.scores.status[k] == "alive"))
         images = visualizer.reference.batch(top.indices.tolist()).cpu()
         tiles += [Tile(image, [f"{value:.3g}"]) for image, value in zip(images, top.values.tolist(), strict=True)]
@@ -241,7 +241,7 @@ def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], 
     """
     rows, n = [], len(hits)
     for name, values in scores.items():
-        varies = values.float().std() > 0 and 0 < int(hits.sum()) < n
+        varies = values.max() > values.min() and 0 < int(hits.sum()) < n
         r = pearson(values.double()[:, None], hits.double()[:, None]).item() if varies else 0.0
         middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (n - 3) ** 0.5
         low, high = (np.tanh(middle - half), np.tanh(middle + half)) if varies else (np.nan, np.nan)

@@ -1,4 +1,4 @@
-"""Faithfulness: selectivity of units whose answers to concepts are known, and a judge whose logits are known."""
+"""Selectivity of units whose activations are known by hand, and cross-model recognition by logits that are known."""
 
 import math
 from types import SimpleNamespace
@@ -8,18 +8,32 @@ import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
-from vitviz_nb.datasets import image_set as stimuli_module
-from vitviz_nb.experiments import faithfulness as faithfulness_module
-from vitviz_nb.experiments.faithfulness import Named, named, selectivity
+from vitviz_nb.datasets import image_set as image_set_module
+from vitviz_nb.experiments import faithfulness
+from vitviz_nb.experiments.faithfulness import (
+    Recognition,
+    evenly_spaced,
+    excess_activation,
+    excess_by_layer,
+    logit_correlation,
+    recognition,
+    recognition_by_layer,
+    recognition_predictors,
+    selectivity,
+)
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.visualize.optimize import Adam
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.visualizer import Visualizer
 
-SIZE, PATCH = 16, 8
+SIZE, PATCH, SCENES = 16, 8, 2048
 RED, GREEN, BLUE, STILL = range(4)
 
 
 class Colors(nn.Module):
-    """Layer 0: units answer to red, green, blue and nothing. Layer 1: to blue and red."""
+    """Layer 0: units respond to red, green, blue and nothing. Layer 1: to blue and red."""
 
     def __init__(self):
         super().__init__()
@@ -64,7 +78,8 @@ def make_model() -> VisionModel:
 
 
 @pytest.fixture
-def model() -> VisionModel:
+def model(monkeypatch: pytest.MonkeyPatch) -> VisionModel:
+    monkeypatch.setattr(faithfulness, "_SCENES", SCENES)
     return make_model()
 
 
@@ -82,7 +97,7 @@ def test_selectivity_is_that_of_the_layer_asked_for(model):
     assert found.concept.tolist() == [1, 2] and found.strength.tolist() == pytest.approx([3 / 7**0.5, 7**0.5], abs=1e-3)
 
 
-def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(model):
+def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(model, monkeypatch: pytest.MonkeyPatch):
     class Noise(Flags):
         concepts = [str(i) for i in range(256)]
 
@@ -91,6 +106,7 @@ def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(m
             images = torch.rand(len(indices), 3, 1, 1, generator=dice).expand(-1, 3, SIZE, SIZE)
             return SimpleNamespace(images=images, concept=torch.tensor(list(indices)) % 256)
 
+    monkeypatch.setattr(faithfulness, "_SCENES", 8192)
     found = selectivity(model, find_site(model, 0), Noise())
     assert all(0.4 < found.strength[unit] < 0.65 for unit in (RED, GREEN, BLUE)), found.strength
 
@@ -98,154 +114,200 @@ def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(m
 def test_scenes_are_seen_once_for_all_layers_of_the_same_weights(model):
     world = Flags()
     first = selectivity(model, find_site(model, 0), world)
-    assert world.drawn == 8192
+    assert world.drawn == SCENES
     again = make_model()  # as in another session
     assert torch.equal(selectivity(again, find_site(again, 0), world).strength, first.strength)
     selectivity(again, find_site(again, 1), world)
-    assert world.drawn == 8192
+    assert world.drawn == SCENES
     other = make_model()
     other.module.first.fc1.weight.data[STILL, 0] = 0.1
     assert selectivity(other, find_site(other, 0), world).strength[STILL] == pytest.approx(7**0.5, abs=1e-3)
-    assert world.drawn == 2 * 8192
+    assert world.drawn == 2 * SCENES
 
 
 def test_scenes_are_by_default_those_of_the_validation_split_in_the_styles_of_the_card(model, monkeypatch):
     asked = []
-    monkeypatch.setattr(stimuli_module, "EmojiWorld", lambda *a, **k: asked.append((a, k)) or Flags())
+    monkeypatch.setattr(image_set_module, "EmojiWorld", lambda *a, **k: asked.append((a, k)) or Flags())
     model.card = {"recipe": {"styles": ["3d", "flat"]}}
     assert selectivity(model, find_site(model, 0)).concept[RED] == 2
     assert asked == [(("val",), {"styles": ["3d", "flat"], "size": SIZE})]
 
 
-def test_shuffled_concepts_tell_a_unit_nothing_though_every_concept_has_as_many_scenes(model):
+def test_shuffled_labels_leave_a_unit_the_selectivity_of_chance(model):
     strength = selectivity(model, find_site(model, 0), Flags(), shuffled=True).strength
-    # The best of four means, of at least 1,024 scenes each, lies by chance about 1 / sqrt(1024) = 0.03 deviations above.
-    assert all(0 < strength[unit] < 0.15 for unit in (RED, GREEN, BLUE)) and strength[STILL] == pytest.approx(0, abs=1e-3)
-    counts = [faithfulness_module._moments(model, "mlp", Flags(), shuffled)[0][2].tolist() for shuffled in (False, True)]
-    assert counts == [[4096, 2048, 1024, 1024]] * 2
+    # The best of four means, of at least 256 scenes each, lies by chance about 1 / sqrt(256) = 0.06 deviations above.
+    assert all(0 < strength[unit] < 0.25 for unit in (RED, GREEN, BLUE)) and strength[STILL] == pytest.approx(0, abs=1e-3)
+
+
+def test_a_changed_network_has_its_own_selectivity_and_a_foreign_hook_no_cache(model):
+    world, site = Flags(), find_site(model, 0)
+    before = selectivity(model, site, world).strength
+    model.module.first.fc1.weight.data[RED] = 0  # in place, after it was measured
+    assert selectivity(model, site, world).strength[RED] == 0 < before[RED]
+    handle = model.module.first.act.register_forward_hook(lambda module, arguments, output: output.flip(-1))
+    hooked = [selectivity(model, site, world).strength[STILL] for _ in range(2)]
+    handle.remove()
+    assert world.drawn == 4 * SCENES and hooked[0] == hooked[1] == 0  # STILL's position now shows RED, whose weights are 0
+    model.module.first.fc1.weight.data[RED, 0] = 1
+    assert torch.equal(selectivity(model, site, world).strength, before) and world.drawn == 4 * SCENES
 
 
 def test_shuffled_and_true_selectivity_are_each_kept_and_never_taken_for_the_other(model):
     world = Flags()
     first = [selectivity(model, find_site(model, 0), world, shuffled).strength for shuffled in (False, True)]
-    assert world.drawn == 8192  # once for both
+    assert world.drawn == SCENES  # once for both
     again = [selectivity(make_model(), find_site(model, 0), world, shuffled).strength for shuffled in (False, True)]
-    assert world.drawn == 8192 and torch.equal(torch.stack(first), torch.stack(again))
-    assert first[0][RED] > 10 * first[1][RED]
+    assert world.drawn == SCENES and torch.equal(torch.stack(first), torch.stack(again))
+    assert first[0][RED] > 5 * first[1][RED]
 
 
-# A judge
+# Cross-model recognition
 
 
-def judge(pictures: Tensor) -> Tensor:
+def recognizer(pictures: Tensor) -> Tensor:
     """Takes the first row of red as logits of 16 classes."""
     return pictures[:, 0, 0]
 
 
-judge.class_names = [f"class {i}" for i in range(16)]
+recognizer.class_names = [f"class {i}" for i in range(16)]
 
 
 def ranked(*orders: list[int]) -> Tensor:
-    """Pictures in which the judge sees these classes, the likeliest first, and the others far below."""
+    """Pictures in which the recognizer sees these classes, the likeliest first, and the others far below."""
     pictures = torch.zeros(len(orders), 3, SIZE, SIZE)
     for picture, order in zip(pictures, orders, strict=True):
-        for place, number in enumerate(order):
-            picture[0, 0, number] = 1 - 0.1 * place
+        for rank, number in enumerate(order):
+            picture[0, 0, number] = 1 - 0.1 * rank
     return pictures
 
 
 ORDER = [3, 9, 0, 15, 7, 4, 1]
 
 
-def test_a_concept_among_the_five_best_of_the_judge_is_a_hit_and_the_sixth_is_not():
+def test_a_concept_in_the_top_5_is_recognized_and_the_sixth_is_not():
     concepts = [3, 9, 7, 4, 1, 12]
-    found = named(ranked(*[ORDER] * 6), torch.tensor(concepts), torch.ones(6), judge, 0.5)
-    assert found.hits.tolist() == [True, True, True, False, False, False]
-    assert found.share == 0.5 and found.chance == 5 / 16
+    recognized = recognition(ranked(*[ORDER] * 6), torch.tensor(concepts), torch.ones(6), recognizer, 0.5)
+    assert recognized.hits.tolist() == [True, True, True, False, False, False]
+    assert recognized.share == 0.5 and recognized.chance == 5 / 16
 
 
-def test_every_picture_is_judged_by_its_own_neuron_however_many_there_are():
+def test_every_picture_is_compared_with_its_own_neuron_however_many_there_are():
     orders = [[i % 16, (i + 1) % 16, (i + 2) % 16, (i + 3) % 16, (i + 4) % 16] for i in range(150)]
     concepts = torch.tensor([(i + 4) % 16 if i % 3 else (i + 5) % 16 for i in range(150)])
-    found = named(ranked(*orders), concepts, torch.ones(150), judge, 0.5)
-    assert found.hits.tolist() == [i % 3 > 0 for i in range(150)]
+    recognized = recognition(ranked(*orders), concepts, torch.ones(150), recognizer, 0.5)
+    assert recognized.hits.tolist() == [i % 3 > 0 for i in range(150)]
 
 
 def test_neurons_below_the_bound_are_not_counted():
     strength = torch.tensor([2.0, 1.99, 2.5, 9.0, 0.0, 3.0])
-    found = named(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 0, 12]), strength, judge, 2.0)
-    assert found.counted.tolist() == [True, False, True, True, False, True]
-    assert found.share == 0.5  # 2 of 4; of all six it would be 4
+    recognized = recognition(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 0, 12]), strength, recognizer, 2.0)
+    assert recognized.counted.tolist() == [True, False, True, True, False, True]
+    assert recognized.share == 0.5  # 2 of 4; of all six it would be 4
     # Wilson with z^2 = 3.8415: (0.5 + z^2 / 8 -+ z * sqrt(0.25 / 4 + z^2 / 64)) / (1 + z^2 / 4)
-    assert found.interval == pytest.approx((0.1500, 0.8500), abs=1e-4)
+    assert recognized.interval == pytest.approx((0.1500, 0.8500), abs=1e-4)
 
 
 def test_where_no_neuron_counts_there_is_no_share_and_the_interval_says_nothing():
-    found = Named(torch.tensor([True, False]), torch.tensor([False, False]), 5 / 16)
-    assert math.isnan(found.share) and found.interval == (0.0, 1.0)
+    recognized = Recognition(torch.tensor([True, False]), torch.tensor([False, False]), 5 / 16)
+    assert math.isnan(recognized.share) and recognized.interval == (0.0, 1.0)
 
 
-# Pictures against images, by depth, and what tells of them
+def test_recognition_needs_two_embedded_models_of_the_same_concepts(model):
+    with pytest.raises(VitvizError, match="needs two embedded models"):
+        recognition_by_layer(Visualizer(model), model)
+
+
+# Visualizations against images, by layer
 
 
 class Painter:
-    """A visualizer whose pictures are known: unit k's picture is flat, of the color given; its reference, a ramp of grays."""
+    """A visualizer whose pictures are known: unit k's picture has the color given; its reference, a ramp of grays."""
 
     def __init__(self, model, colors, images):
         self.model, self.colors = model, torch.tensor(colors)
-        self.reference = stimuli_module.Stimuli(model, images)
+        self.reference = image_set_module.ImageSet(model, images)
 
-    def render(self, layer, neurons, kind="mlp"):
+    def render(self, layer, neurons, kind=None):
         assert not torch.is_inference_mode_enabled()  # where none could be made
         neurons = list(neurons)
         pictures = self.colors[neurons][:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
-        return SimpleNamespace(neurons=neurons, pictures=pictures)
+        return SimpleNamespace(neurons=neurons, pictures=pictures, finished=True, require_finished=lambda: SimpleNamespace(
+            neurons=neurons, pictures=pictures))
 
 
 def grays() -> Tensor:
     return torch.tensor([0.0, 0.2, 0.4]).view(3, 1, 1, 1).expand(-1, 3, SIZE, SIZE).clone()
 
 
-def test_the_faithfulness_score_is_how_far_a_picture_beats_the_strongest_image(model):
+def test_the_excess_is_how_far_a_picture_lies_above_the_largest_activation_of_images(model):
     painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 0.4]], grays())
-    found = faithfulness_module.raised(painter, 0, [RED, GREEN, BLUE])
+    excess = excess_activation(painter, 0, [RED, GREEN, BLUE])
     spread = (0.08 / 3) ** 0.5  # of 0, 0.2 and 0.4
-    assert found.own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
-    assert found.other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the color
-    with pytest.raises(faithfulness_module.VitvizError, match="at least two neurons"):
-        faithfulness_module.raised(painter, 0, [RED])
+    assert excess.own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
+    assert excess.other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the color
+    with pytest.raises(VitvizError, match="at least two neurons"):
+        excess_activation(painter, 0, [RED])
 
 
-def test_shares_by_depth_count_pictures_that_beat_every_image(model):
+@pytest.mark.parametrize("experiment", [
+    lambda viewer: excess_activation(viewer, 0, [RED, GREEN]), lambda viewer: excess_by_layer(viewer),
+    lambda viewer: logit_correlation(viewer, 0, [RED, GREEN], lambda pictures: pictures.mean((2, 3)))])
+def test_an_interrupted_rendering_is_refused_and_a_second_call_goes_on(experiment, model, monkeypatch: pytest.MonkeyPatch):
+    viewer, update, calls = Visualizer(model, Recipe(steps=4, copies=1), grays()), Adam.update, []
+
+    def interrupted(*arguments, **named):
+        calls.append(None)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+        return update(*arguments, **named)
+
+    monkeypatch.setattr(Adam, "update", interrupted)
+    with pytest.raises(VitvizError, match="interrupted|unfinished"):
+        experiment(viewer)
+    again, fresh = experiment(viewer), experiment(Visualizer(model, Recipe(steps=4, copies=1), grays(), keep=False))
+    values = [x.table["value"].tolist() if hasattr(x, "table") else x.own.tolist() if hasattr(x, "own") else x.tolist()
+              for x in (again, fresh)]
+    assert values[0] == pytest.approx(values[1], nan_ok=True)
+
+
+def test_the_percentage_by_layer_counts_pictures_above_every_image(model):
     painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 1.0], [0, 0, 0]], grays())
-    table = faithfulness_module.raised_by_depth(painter).table
+    table = excess_by_layer(painter).table
     own = table[table["the picture is of"] == "the neuron itself"].set_index("layer")["value"]
-    # Layer 0: red and blue of four beat them. Layer 1: unit 0 answers to blue and is shown red, unit 1 to red and is shown green.
+    # Layer 0: red and blue of four lie above. Layer 1: unit 0 responds to blue, shown red; unit 1 to red, shown green.
     assert own.tolist() == [50, 0]
     other = table[table["the picture is of"] == "another neuron"].set_index("layer")["value"]
-    assert other[1] == 50  # unit 1 likes the red picture of unit 0
+    assert other[1] == 50  # unit 1 responds to the red picture of unit 0
 
 
-def test_a_score_that_tells_is_told_from_one_that_does_not_with_fishers_interval():
+def test_scores_that_predict_recognition_have_its_correlation_with_fishers_interval():
     hits = torch.tensor([True, False] * 50)
-    told = torch.where(hits, 1.0, 0.0)
-    mixed = told.clone()
+    exact = torch.where(hits, 1.0, 0.0)
+    mixed = exact.clone()
     mixed[:20] = 1 - mixed[:20]  # 80 of 100 agree: correlation 0.6
-    scores = {"exact": told, "mixed": mixed, "no matter": torch.tensor([1.0, 1, 0, 0] * 25), "still": torch.ones(100)}
-    table = faithfulness_module.tells(hits, scores, "").table.set_index("score")
+    scores = {"exact": exact, "mixed": mixed, "independent": torch.tensor([1.0, 1, 0, 0] * 25),
+              "constant": torch.full((100,), 0.1)}
+    table = recognition_predictors(hits, scores, "").table.set_index("score")
     assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
     assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
-    assert table.loc["still", ["low", "high"]].isna().all()
+    assert table.loc["constant", ["low", "high"]].isna().all()
 
 
-def test_a_picture_that_shows_its_top_images_agrees_with_them_and_a_false_one_does_not(model):
+def test_logits_on_a_picture_correlate_with_those_on_its_top_images_unless_it_shows_something_else(model):
     colors = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
     images = torch.tensor(colors).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
 
-    def eye(pictures):
+    def colors_of(pictures):
         return pictures.mean((2, 3))
 
-    honest = faithfulness_module.agreement(Painter(model, colors, images), 0, [RED, GREEN, BLUE], eye)
+    honest = logit_correlation(Painter(model, colors, images), 0, [RED, GREEN, BLUE], colors_of)
     assert honest.tolist() == pytest.approx([1, 1, 1], abs=1e-4)
-    liar = faithfulness_module.agreement(Painter(model, [colors[1], colors[1], colors[2]], images), 0, [RED, GREEN, BLUE], eye)
-    assert abs(liar[0]) < 1e-4 and min(liar[1:]) > 0.4
+    false = logit_correlation(Painter(model, [colors[1], colors[1], colors[2]], images), 0, [RED, GREEN, BLUE], colors_of)
+    assert abs(false[0]) < 1e-4 and min(false[1:]) > 0.4
+
+
+@pytest.mark.parametrize("n", [0, -3, 2.5, "many", None, True])
+def test_a_number_of_neurons_that_is_none_is_refused(n, model):
+    with pytest.raises(VitvizError, match="n is a whole number from 1"):
+        evenly_spaced(4, n)
+    assert evenly_spaced(4, torch.tensor(2)) == [0, 3] and evenly_spaced(4, 9) == [0, 1, 2, 3]
