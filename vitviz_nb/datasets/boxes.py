@@ -1,11 +1,11 @@
-"""Bounding boxes from a CSV file, as masks over images as models see them."""
+"""Bounding boxes from a CSV file."""
 
 import csv
+import math
 import os
 from pathlib import Path
 
-import torch
-
+from ..utils import validate
 from ..utils.errors import VitvizError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px of the image as it is shown
@@ -15,7 +15,7 @@ _ALLOWED = ("a CSV file whose first line is file,left,top,right,bottom (pixels; 
 
 
 class Boxes:
-    """The boxes of many images, found by their files.
+    """The boxes of many images, by file.
 
     Args:
         path: CSV with the columns file, left, top, right, bottom (px), ``file`` relative to the images' folder or a bare name;
@@ -26,14 +26,14 @@ class Boxes:
     """
 
     def __init__(self, path: str | os.PathLike[str]):
-        self.path, self._boxes = Path(path).expanduser(), {}
+        self.path, self._boxes = validate.path("boxes", path), {}
         try:
             with open(self.path, newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file)
                 columns = set(rows.fieldnames or ())
                 if not (_OWN <= columns or _IMAGENET <= columns):
-                    found = ", ".join(sorted(columns)) or "(none)"
-                    raise VitvizError(f"{self.path} has the columns {found}. Boxes are {_ALLOWED}.")
+                    shown = ", ".join(sorted(columns)) or "(none)"
+                    raise VitvizError(f"{self.path} has the columns {shown}. Boxes are {_ALLOWED}.")
                 for row in rows:
                     self._add(row, rows.line_num, own=_OWN <= columns)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
@@ -48,8 +48,10 @@ class Boxes:
                 words = row["PredictionString"].split()
                 name = row["ImageId"]
                 boxes = [tuple(map(float, words[i + 1:i + 5])) for i in range(0, len(words), 5)]
-            if not name or not all(len(box) == 4 and box[0] < box[2] and box[1] < box[3] for box in boxes):
-                raise ValueError
+            for box in boxes:
+                left, top, right, bottom = box
+                if not name or not all(map(math.isfinite, box)) or not (left < right and top < bottom):
+                    raise ValueError
         except (ValueError, TypeError, AttributeError):
             raise VitvizError(f"Line {line} of {self.path} is not a box: left must be less than right, and top less than bottom, "
                               f"all in pixels, with the file's name.") from None
@@ -61,14 +63,3 @@ class Boxes:
             if name in self._boxes:
                 return self._boxes[name]
         return []
-
-
-def box_mask(boxes: list[Box], width: int, height: int, size: int) -> torch.Tensor:
-    """Boxes in an image of ``width`` x ``height`` px as a mask (size, size) of 0 and 1 over its middle square, scaled."""
-    side = min(width, height)
-    mask = torch.zeros(size, size)
-    for left, top, right, bottom in boxes:
-        x0, x1 = (round((x - (width - side) / 2) * size / side) for x in (left, right))
-        y0, y1 = (round((y - (height - side) / 2) * size / side) for y in (top, bottom))
-        mask[max(y0, 0):max(y1, 0), max(x0, 0):max(x1, 0)] = 1
-    return mask

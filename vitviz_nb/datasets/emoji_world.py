@@ -130,8 +130,8 @@ class EmojiWorld:
         else:
             names = _names("concepts", concepts)
             if unknown := [name for name in names if not isinstance(name, str) or name not in number]:
-                raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or a list of names in data/emoji_world/concepts.csv, got "
-                                  f"{unknown[0]!r}.{nearest(str(unknown[0]), number)}")
+                raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or names of data/emoji_world/concepts.csv, "
+                                  f"got {unknown[0]!r}.{nearest(str(unknown[0]), number)}")
             chosen = [number[name] for name in dict.fromkeys(names)]
         if len(chosen) < 2:
             raise VitvizError("Emoji World needs at least two concepts: a scene may show a second one beside the first.")
@@ -232,7 +232,8 @@ class EmojiWorld:
         pyramid, backgrounds = self._assets(images.device)
         for i in range(0, n, _CHUNK):
             chunk = slice(i, i + _CHUNK)
-            images[chunk], masks[chunk] = draw({k: v[chunk] for k, v in facts.items()}, self.styles, self.size, pyramid, backgrounds)
+            part = {k: v[chunk] for k, v in facts.items()}
+            images[chunk], masks[chunk] = draw(part, self.styles, self.size, pyramid, backgrounds)
         return images, masks
 
     def _assets(self, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
@@ -245,18 +246,17 @@ class EmojiWorld:
 
 
 def index_array(name: str, values, high: int, most: int = 2**24) -> np.ndarray:
-    """``values`` (up to ``most`` whole numbers from 0 to ``high``, as range, list, array or tensor) as int64 (N,); else VitvizError."""
+    """Whole numbers from 0 to ``high`` (a range, list, array or tensor of up to ``most``) as int64 (N,); else VitvizError."""
+    if getattr(values, "ndim", 1) == 1 and hasattr(values, "__len__") and len(values) > most:
+        raise VitvizError(f"{name} holds {len(values):,} numbers; at most {most:,} can be taken at once.")
     try:
-        if hasattr(values, "__len__") and len(values) > most:
-            raise VitvizError(f"{name} holds {len(values):,} numbers; at most {most:,} can be taken at once.")
         numbers = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values if isinstance(values, np.ndarray)
                              else list(values))
         if numbers.ndim != 1 or len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > high):
             raise ValueError
-    except (TypeError, ValueError, RuntimeError, OverflowError) as error:
-        if isinstance(error, VitvizError):
-            raise
-        raise VitvizError(f"{name} are whole numbers from 0 to {high}, such as range(16) or [3], got {repr(values)[:80]}.") from None
+    except (TypeError, ValueError, RuntimeError, OverflowError):
+        raise VitvizError(f"{name} are whole numbers from 0 to {high}, such as range(16) or [3], got "
+                          f"{repr(values)[:80]}.") from None
     return numbers.astype(np.int64)
 
 

@@ -1,24 +1,31 @@
-"""Photographs of one's own, as tensors: every function that takes Emoji World scenes takes these too."""
+"""Images of one's own, as tensors: every function that takes Emoji World scenes takes these too."""
 
 import os
 import threading
 import warnings
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING, Union
 
-import numpy as np
 import torch
 from PIL import Image, ImageOps
 
+from ..utils import validate
 from ..utils.errors import VitvizError
-from .boxes import Boxes, box_mask
+from .boxes import Boxes
+from .preprocessing import Preprocessing
+
+if TYPE_CHECKING:  # models are a room above
+    from ..models.vision_model import VisionModel
 
 _FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
 _OTHERS = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg"}  # named, not silently left out
 _ALLOWED = "JPEG, PNG, WebP or BMP"
 _HINT = f"Give a folder of {_ALLOWED} images, flat or with a subfolder per class."
 _ORIENTATION = 0x0112  # EXIF
-_MEGAPIXELS = 100  # a picture of that size takes 400 MB while it is decoded
+_MEGAPIXELS = 100  # an image of that size takes 400 MB while it is decoded
+_DRAFT = 16  # megapixels; a larger JPEG is decoded at a half, a quarter or an eighth of its size where that is enough
+_MOST_BYTES = 16 * 2**30  # of all images together
 _NAMED = 5  # skipped files that the summary names; .skipped has all
 _OPENING = threading.Lock()
 
@@ -28,7 +35,7 @@ class ImageFolder:
     """What ``image_folder`` read.
 
     ``images``: (N, 3, S, S) float32 RGB in [0, 1]. ``paths``: the N files. ``labels``: for each, the name of the
-    subfolder of the given folder that it lies in, "" when it lies in none. ``skipped``: (file, why) of the others.
+    subfolder of the given folder that it lies in, "" when it lies in none. ``skipped``: (file or folder, why) of the others.
     ``masks``: (N, S, S) of 0 and 1, the inside of each image's bounding boxes; None if no boxes were given.
     """
 
@@ -39,88 +46,95 @@ class ImageFolder:
     masks: torch.Tensor | None = None
 
 
-def image_folder(path: str | os.PathLike[str], size: int, limit: int | None = None,
+def image_folder(path: str | os.PathLike[str], size: Union[int, "VisionModel"], limit: int | None = None,
                  boxes: str | os.PathLike[str] | Boxes | None = None) -> ImageFolder:
-    """Read the images in a folder and its subfolders, sorted by path: the first ``limit`` of them, or all.
+    """The images in a folder and its subfolders, sorted by path.
 
-    Each is turned as its EXIF says, laid over white where transparent, resized (bicubic, antialiased) until its
-    shorter side has ``size`` px, and cropped to the center. Files that are not images by name and hidden ones are
-    passed over; images that cannot be read, or of more than 100 megapixels, are skipped with one warning; with ``boxes``, a
-    CSV file as ``boxes.Boxes`` reads it, so are images that have no box inside the crop.
-    The result takes 12 * size**2 bytes per image. Raises VitvizError when there is no image to be had.
+    Each is turned as its EXIF says and laid over white where transparent. Files that are not images by name and hidden ones are
+    passed over; images that cannot be read, or of more than 100 megapixels, and folders that cannot be read are skipped with one
+    warning; with ``boxes``, so are images that have no box inside the crop. The result takes 12 * size**2 bytes per image.
+
+    Args:
+        size: a model, whose preprocessing (timm's) is applied but for its normalization; or px, for the whole middle square.
+        limit: the first so many of them; by default all.
+        boxes: a CSV file as ``boxes.Boxes`` reads it.
+
+    Raises:
+        VitvizError: there is no image to be had; a size beyond 4,096 px; more images than fit into 16 GB.
     """
-    folder = Path(path).expanduser()
-    known = boxes if boxes is None or isinstance(boxes, Boxes) else Boxes(boxes)
-    if not folder.is_dir():
-        problem = "is a file, not a folder" if folder.exists() else "does not exist"
-        raise VitvizError(f"{folder} {problem}. {_HINT}")
-    if size < 1 or (limit is not None and limit < 1):
-        raise VitvizError(f"size and limit must be at least 1, not size={size} and limit={limit}.")
-    pictures, paths, skipped, masks = [], [], [], []
-    for file in _image_files(folder):
+    folder, preprocessing = validate.path("path", path), Preprocessing.of(size)
+    limit = limit if limit is None else validate.whole("limit", limit, 1)
+    boxes = boxes if boxes is None or isinstance(boxes, Boxes) else Boxes(boxes)
+    if not os.path.isdir(folder):
+        problem = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
+        raise VitvizError(f"{_printable(folder)} {problem}. {_HINT}")
+    files, unread = _image_files(folder)
+    check_memory(len(files) if limit is None else min(limit, len(files)), preprocessing.size)
+    pixels, paths, masks, failed = [], [], [], []
+    for file in files:
         if len(paths) == limit:
             break
         try:
-            picture, (width, height) = _read(file, size)
-            if known:
-                mask = box_mask(known.of(file, folder), width, height, size)
-                if not mask.any():
-                    raise VitvizError(f"no box in its middle square, in {known.path.name}")
-                masks.append(mask)
-            pictures.append(picture)
-            paths.append(file)
+            seen, mask = _read(file, preprocessing, boxes and boxes.of(file, folder))
+            if mask is not None and not mask.any():
+                raise VitvizError(f"no box in what the model sees of it, in {boxes.path.name}")
         except Exception as error:  # on damaged files Pillow raises anything from OSError to struct.error
-            skipped.append((file, _reason(error)))
-    summary = _summary(folder, skipped, len(paths) + len(skipped))
+            failed.append((file, _reason(error)))
+            continue
+        pixels.append(seen)
+        masks.append(mask)
+        paths.append(file)
+    summary = _summary(folder, unread, failed, len(paths) + len(failed))
     if not paths:
-        raise VitvizError(f"No image in {folder} can be read. {_HINT} {summary}".rstrip())
-    if skipped:
+        raise VitvizError(f"No image in {_printable(folder)} can be read. {_HINT} {summary}".rstrip())
+    if summary:
         warnings.warn(summary, stacklevel=2)
-    images = torch.stack(pictures).float().div_(255)
     relative = [file.relative_to(folder).parts for file in paths]
-    labels = [parts[0] if len(parts) > 1 else "" for parts in relative]
-    return ImageFolder(images, paths, labels, skipped, torch.stack(masks) if known else None)
+    labels = [_printable(parts[0]) if len(parts) > 1 else "" for parts in relative]
+    images = torch.stack(pixels).float().div_(255)
+    return ImageFolder(images, paths, labels, unread + failed, torch.stack(masks) if boxes else None)
 
 
-def _image_files(folder: Path) -> list[Path]:
-    """Files that are images by name, none of them hidden, in an order that is the same on every system."""
-    files = {file.relative_to(folder).parts: file for file in folder.rglob("*")}
-    return [
-        file
-        for parts, file in sorted(files.items())
-        if file.suffix.lower() in _FORMATS.keys() | _OTHERS
-        and not any(part.startswith(".") for part in parts)
-        and file.is_file()
-    ]
+def check_memory(n: int, size: int) -> None:
+    """VitvizError if ``n`` images of ``size`` px would not fit into 16 GB."""
+    if n * 12 * size**2 > _MOST_BYTES:
+        raise VitvizError(f"{n:,} images of {size} px take {n * 12 * size**2 / 2**30:,.0f} GB; the limit is "
+                          f"{_MOST_BYTES / 2**30:.0f} GB. Take fewer of them, or smaller ones.")
 
 
-def _read(file: Path, size: int) -> tuple[torch.Tensor, tuple[int, int]]:
-    """One image as (3, size, size) uint8, and the width and height of the whole as it is shown."""
+def _image_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+    """Files that are images by name, none of them hidden, in an order that is the same on every system; (folder, why) unread."""
+    files, unread, errors = [], [], []
+    for here, subfolders, names in os.walk(folder, onerror=errors.append):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        unread += [(Path(here, name), "a link; links to folders are not followed") for name in subfolders
+                   if os.path.islink(os.path.join(here, name))]
+        for file in (Path(here, name) for name in names if not name.startswith(".")):
+            if file.is_symlink() and not os.path.exists(file):
+                unread.append((file, "a link to nothing"))
+            elif file.suffix.lower() in _FORMATS.keys() | _OTHERS and os.path.isfile(file):
+                files.append(file)
+    unread += [(Path(error.filename), _reason(error)) for error in errors]
+    return sorted(files, key=lambda file: file.relative_to(folder).parts), sorted(unread)
+
+
+def _read(file: Path, preprocessing: Preprocessing, boxes: list | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+    """One image as uint8 (3, size, size), and the mask (size, size) of its boxes if there are boxes."""
     if file.suffix.lower() not in _FORMATS:
         raise VitvizError(f"not {_ALLOWED}")
     with _open(file) as image:
         width, height = image.size
         if width * height > _MEGAPIXELS * 1e6:
-            raise VitvizError(
-                f"{width} x {height} px = {width * height / 1e6:.0f} megapixels, the limit is {_MEGAPIXELS}"
-            )
-        image.draft("RGB", (2 * size, 2 * size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is enough
-        lying = image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8)
+            raise VitvizError(f"{width} x {height} px = {width * height / 1e6:.0f} megapixels, the limit is {_MEGAPIXELS}")
+        scaled = preprocessing.resized(width, height)
+        if not 0 < scaled[0] * scaled[1] <= _MEGAPIXELS * 1e6:
+            raise VitvizError(f"{width} x {height} px is too narrow to be resized")
+        if width * height > _DRAFT * 1e6:
+            image.draft("RGB", (2 * scaled[0], 2 * scaled[1]))
+        if image.getexif().get(_ORIENTATION, 1) in (5, 6, 7, 8):
+            width, height = height, width
         ImageOps.exif_transpose(image, in_place=True)
-        return fit(image, size), (height, width) if lying else (width, height)
-
-
-def fit(image: Image.Image, size: int) -> torch.Tensor:
-    """An image as models see it: over white where transparent, its middle square, ``size`` px a side; uint8 (3, size, size)."""
-    if image.mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
-        image = Image.fromarray((np.asarray(image) / 257).astype(np.uint8))
-    transparent = "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA")
-    mode = "RGBA" if transparent else "RGB"
-    image = image if image.mode == mode else image.convert(mode)  # convert() always copies, up to 400 MB
-    image = ImageOps.fit(image, (size, size), Image.Resampling.BICUBIC)
-    if transparent:
-        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image).convert("RGB")
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+        return preprocessing(image), None if boxes is None else preprocessing.box_mask(boxes, width, height)
 
 
 def _open(file: Path) -> Image.Image:
@@ -138,13 +152,17 @@ def _reason(error: Exception) -> str:
         return str(error)
     if isinstance(error, Image.UnidentifiedImageError):  # its message is the path once more
         return f"its content is not {_ALLOWED}"
-    return f"damaged: {error}"
+    return f"cannot be read: {error.strerror}" if getattr(error, "strerror", None) else f"damaged: {error}"
 
 
-def _summary(folder: Path, skipped: list[tuple[Path, str]], tried: int) -> str:
+def _printable(path: str | Path) -> str:
+    """A path as text that can be printed, also where its name is not UTF-8."""
+    return os.fsencode(path).decode("utf-8", "backslashreplace")
+
+
+def _summary(folder: Path, unread: list[tuple[Path, str]], failed: list[tuple[Path, str]], tried: int) -> str:
     """One sentence that counts and names what was skipped, "" when nothing was."""
-    if not skipped:
-        return ""
-    named = "; ".join(f"{file.relative_to(folder)} ({why})" for file, why in skipped[:_NAMED])
+    counted = [f"{len(failed)} of {tried} images"] * bool(failed) + [f"{len(unread)} folders or links"] * bool(unread)
+    skipped = [f"{_printable(os.path.relpath(path, folder))} ({why})" for path, why in [*unread, *failed]]
     more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return f"{len(skipped)} of {tried} images in {folder} skipped: {named}{more}."
+    return f"{' and '.join(counted)} in {_printable(folder)} skipped: {'; '.join(skipped[:_NAMED])}{more}." if skipped else ""

@@ -62,5 +62,5 @@ def sheet(style: str) -> torch.Tensor:
 
 def _damaged(path: Path, error: Exception) -> VitvizError:
     why = getattr(error, "strerror", None) or (f"no column {error}" if isinstance(error, KeyError) else error)
-    return VitvizError(f"Emoji World cannot be drawn, because {path} is missing or damaged ({why}). Restore it with git checkout, "
-                       f"or install the kit again.")
+    return VitvizError(f"Emoji World cannot be drawn, because {path} is missing or damaged ({why}). Restore it with git "
+                       f"checkout, or install the kit again.")

@@ -7,8 +7,9 @@ import torch
 from PIL import Image
 
 import vitviz_nb as vv
-from vitviz_nb.datasets.boxes import Boxes, box_mask
+from vitviz_nb.datasets.boxes import Boxes
 from vitviz_nb.datasets.image_set import ImageSet
+from vitviz_nb.datasets.preprocessing import Preprocessing
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
 
@@ -21,12 +22,13 @@ def csv(folder: Path, text: str) -> Path:
 
 def test_a_box_is_cropped_to_the_middle_square_and_scaled():
     # 40 x 20 px: the middle square begins at x = 10; 20 px become 10, so all halves.
-    mask = box_mask([(0, 4, 20, 10)], 40, 20, 10)
+    square = Preprocessing(10)
+    mask = square.box_mask([(0, 4, 20, 10)], 40, 20)
     wanted = torch.zeros(10, 10)
     wanted[2:5, 0:5] = 1
     assert torch.equal(mask, wanted)
-    assert not box_mask([(0, 0, 9, 20)], 40, 20, 10).any()  # wholly cut away
-    two = box_mask([(10, 0, 12, 2), (28, 18, 30, 20)], 40, 20, 10)
+    assert not square.box_mask([(0, 0, 9, 20)], 40, 20).any()  # wholly cut away
+    two = square.box_mask([(10, 0, 12, 2), (28, 18, 30, 20)], 40, 20)
     assert two.sum() == 2 and two[0, 0] == two[9, 9] == 1
 
 
@@ -46,13 +48,15 @@ def test_both_kinds_of_file_are_read(tmp_path: Path):
     ("file,left,top,right,bottom\na.png,1,2,3\n", "Line 2 of .* is not a box"),
     ("file,left,top,right,bottom\na.png,1,2,x,4\n", "Line 2 of"),
     ("ImageId,PredictionString\nn01_1,n01440764 1 2 3\n", "Line 2 of"),
+    ("file,left,top,right,bottom\na.png,-inf,2,inf,4\n", "Line 2 of"),
+    ("file,left,top,right,bottom\na.png,nan,2,3,4\n", "Line 2 of"),
 ])
-def test_a_bad_file_is_told_by_its_line(text, sentence, tmp_path: Path):
+def test_a_bad_file_is_refused_with_its_line(text, sentence, tmp_path: Path):
     with pytest.raises(VitvizError, match=sentence):
         Boxes(csv(tmp_path, text))
 
 
-def test_a_missing_file_is_told(tmp_path: Path):
+def test_a_missing_file_is_named(tmp_path: Path):
     with pytest.raises(VitvizError, match="cannot be read .*LOC_train_solution"):
         Boxes(tmp_path / "none.csv")
 
@@ -65,7 +69,8 @@ def test_a_folder_with_boxes_has_masks_and_skips_what_has_no_box(tmp_path: Path)
     lying[0x0112] = 6  # turned: shown as 20 x 40
     Image.new("RGB", (40, 20)).save(tmp_path / "dog/4.jpg", exif=lying)
     boxes = csv(tmp_path, "file,left,top,right,bottom\n1.png,10,0,20,10\n3.jpg,0,0,40,20\n4.jpg,0,10,10,20\n")
-    with pytest.warns(UserWarning, match=r"1 of 4 images in .* skipped: cat/2.png \(no box in its middle square, in boxes.csv\)"):
+    why = r"1 of 4 images in .* skipped: cat/2.png \(no box in what the model sees of it, in boxes.csv\)"
+    with pytest.warns(UserWarning, match=why):
         folder = vv.image_folder(tmp_path, 10, boxes=boxes)
     assert [path.name for path in folder.paths] == ["1.png", "3.jpg", "4.jpg"] and folder.masks.shape == (3, 10, 10)
     assert folder.masks[0, :5, :5].all() and folder.masks[0].sum() == 25
@@ -91,8 +96,8 @@ def test_masks_of_a_folder_and_of_a_data_set_reach_the_experiments(tmp_path: Pat
             mask.paste(1, (4, 0, 8, 8))
             return Image.new("RGB", (8, 8)), (i, mask)
 
-    stimuli = ImageSet(model, Pets())
-    assert stimuli.labels([0, 1]).tolist() == [0, 1]
-    assert stimuli.masks([1])[0].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 8
-    with pytest.raises(VitvizError, match="not known where .* boxes=.*class number, mask"):
+    images = ImageSet(model, Pets())
+    assert images.labels([0, 1]).tolist() == [0, 1]
+    assert images.masks([1])[0].tolist() == [[0, 0, 0, 0, 1, 1, 1, 1]] * 8
+    with pytest.raises(VitvizError, match="1 images have no masks.* boxes=.*class number, mask"):
         ImageSet(model, torch.zeros(1, 3, 8, 8)).masks([0])

@@ -1,6 +1,7 @@
 """Emoji World: what is in it, that a scene is fixed by (split, index, seed), and that its truth is true."""
 
 import math
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
-from vitviz_nb.datasets import emoji_world
+from vitviz_nb.datasets import backgrounds, sprites
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.datasets.emoji_world import P_USUAL_CONTEXT, SPLITS, STYLES, EmojiWorld
 from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.paths import data_dir
 
-DATA = Path(emoji_world.__file__).parents[2] / "data" / "emoji_world"
+DATA = data_dir() / "emoji_world"
 STEP = 1 / 255
 DRAWN = ("3d", "cartoon", "flat")  # the styles in color
 
@@ -28,7 +30,7 @@ def world() -> EmojiWorld:
 def facts_of(world: EmojiWorld, **changes) -> dict[str, np.ndarray]:
     """Facts of one scene, all known: one upright object in full size in the middle of a background in plain light."""
     known = {
-        "concept": 3, "style": 0, "context": 0, "count": 1, "companion": -1, "turn": 0, "place": 0, "size": 2,
+        "concept": 3, "style": 0, "context": 0, "count": 1, "companion": -1, "rotation": 0, "position": 0, "size": 2,
         "occluded": False, "blurred": False, "objects": 1, "x": 0.0, "y": 0.0, "scale": 1.0, "tilt": 0.0, "flip": 1.0,
         "gain": 1.0, "ink": 0.0, "cut_angle": 0.0, "cut_at": 0.0, "variant": 2, "window": [10, 20], "mirror": False,
         "light": 1.0,
@@ -41,7 +43,7 @@ def facts_of(world: EmojiWorld, **changes) -> dict[str, np.ndarray]:
 
 def drawn(world: EmojiWorld, facts: dict[str, np.ndarray]) -> tuple[torch.Tensor, torch.Tensor]:
     """Images (N, 3, S, S) and masks (N, S, S)."""
-    return world._draw(facts, torch.device("cpu"))
+    return world.draw(facts)
 
 
 def one(world: EmojiWorld, **changes) -> tuple[torch.Tensor, torch.Tensor]:
@@ -52,13 +54,12 @@ def one(world: EmojiWorld, **changes) -> tuple[torch.Tensor, torch.Tensor]:
 
 def background(world: EmojiWorld) -> torch.Tensor:
     """What lies behind the scenes of ``one``: rows 10 to 73 and columns 20 to 83 of a tile."""
-    tiles = emoji_world._split_tiles(SPLITS.index(world.split), world.seed)
-    return tiles[0, 2, :, 10:74, 20:84].float() / 255
+    return backgrounds.tiles(16, world.seed * 3 + SPLITS.index(world.split))[0, 2, :, 10:74, 20:84].float() / 255
 
 
 def sprite(world: EmojiWorld, concept: int, style: str) -> tuple[torch.Tensor, torch.Tensor]:
     """Color (3, 64, 64) and opacity (64, 64), cut from the committed sheet by hand."""
-    row = int(world._rows[concept])
+    row = [row["name"] for row in sprites.concept_table()].index(world.concepts[concept])
     cell = (row % 30 * 64, row // 30 * 64, row % 30 * 64 + 64, row // 30 * 64 + 64)
     with Image.open(DATA / f"{style}.webp") as sheet:
         pixels = torch.from_numpy(np.array(sheet.convert("RGBA").crop(cell))).permute(2, 0, 1) / 255
@@ -73,7 +74,7 @@ def test_there_are_600_concepts_in_five_styles_and_ten_contexts():
     assert len(set(everything.concepts)) == len(everything.concepts) >= 600
     assert everything.styles == STYLES and len(set(STYLES)) == 5
     assert len(set(CONTEXTS)) == len(CONTEXTS) >= 10
-    for row in emoji_world._concept_table():
+    for row in sprites.concept_table():
         assert all(row[field] for field in ("name", "codepoint", "category", "subcategory")) and row["context"] in CONTEXTS
 
 
@@ -90,11 +91,11 @@ def test_trained_and_unseen_share_nothing_and_are_all(world: EmojiWorld):
 
 @pytest.mark.parametrize("style", STYLES)
 def test_every_sprite_can_be_seen_and_is_of_its_concept_alone(style: str):
-    sprites = emoji_world._sheet(style)
-    assert sprites.shape == (len(emoji_world._concept_table()), 4, 64, 64)
-    opaque = (sprites[:, 3] > 127).flatten(1).sum(1)
+    drawn = sprites.sheet(style)
+    assert drawn.shape == (len(sprites.concept_table()), 4, 64, 64)
+    opaque = (drawn[:, 3] > 127).flatten(1).sum(1)
     assert opaque.min() >= 100  # of 4,096 px
-    assert len({picture.numpy().tobytes() for picture in sprites}) == len(sprites)
+    assert len({picture.numpy().tobytes() for picture in drawn}) == len(drawn)
 
 
 # A scene is fixed by (split, index, seed)
@@ -107,7 +108,7 @@ def test_a_scene_does_not_depend_on_its_batch(world: EmojiWorld):
         alone = world.batch([numbers[k]])
         assert (alone.images[0] - together.images[k]).abs().max() <= STEP
         assert (alone.masks[0] - together.masks[k]).abs().max() <= STEP
-        for fact in ("concept", "style", "context", "count", "size", "turn", "place", "occluded", "blurred", "companion"):
+        for fact in ("concept", "style", "context", "count", "size", "rotation", "position", "occluded", "blurred", "companion"):
             assert getattr(alone, fact)[0] == getattr(together, fact)[k], fact
         assert alone.captions == [together.captions[k]]
     assert together.indices.tolist() == numbers
@@ -137,19 +138,15 @@ def test_splits_and_seeds_share_no_scene():
 
 
 def test_splits_and_seeds_share_no_background():
-    tiles = [emoji_world._split_tiles(k, seed).flatten(0, 1) for k, seed in ((0, 0), (1, 0), (2, 0), (1, 1))]
+    tiles = [backgrounds.tiles(16, seed * 3 + k).flatten(0, 1) for k, seed in ((0, 0), (1, 0), (2, 0), (1, 1))]
     seen = [tile.numpy().tobytes() for group in tiles for tile in group]
     assert len(set(seen)) == len(seen)
 
 
 @pytest.mark.parametrize("held_out", STYLES)
-def test_a_held_out_style_is_never_drawn(held_out: str, monkeypatch: pytest.MonkeyPatch):
-    opened = []
-    sprites = emoji_world._sprites
-    monkeypatch.setattr(emoji_world, "_sprites", lambda style, rows: (opened.append(style), sprites(style, rows))[1])
+def test_a_held_out_style_is_never_drawn(held_out: str):
     world = EmojiWorld("train", concepts=["dog face", "pizza"], styles=[s for s in STYLES if s != held_out])
-    scenes = world.batch(range(40))
-    assert {world.styles[i] for i in scenes.style} == set(STYLES) - {held_out} == set(opened)
+    assert {world.styles[i] for i in world.batch(range(40)).style} == set(STYLES) - {held_out}
 
 
 # Its truth is true
@@ -286,7 +283,7 @@ def test_a_caption_names_concept_context_and_count(world: EmojiWorld):
         assert scenes.size[i] != 1 or caption.split()[1] not in ("small", "large")
         assert ("half hidden" in caption) == scenes.occluded[i]
         assert ("blurred" in caption) == scenes.blurred[i]
-        assert ("upside down" in caption) == (scenes.turn[i] == 2)
+        assert ("upside down" in caption) == (scenes.rotation[i] == 2)
         if scenes.companion[i] >= 0:
             assert f"with {world.concepts[scenes.companion[i]]}" in caption and scenes.companion[i] != scenes.concept[i]
     assert set(scenes.count.tolist()) == {1, 2, 3}
@@ -308,30 +305,107 @@ def test_another_size_shows_the_same_scenes(world: EmojiWorld, size: int):
 # Bad input
 
 
-@pytest.mark.parametrize(("arguments", "says"), [
-    ({"split": "valid"}, r"no split 'valid'; it has train, val, test"),
-    ({"styles": ["flat", "oil"]}, r"styles 3d, cartoon, flat, line, word; got \['flat', 'oil'\]"),
-    ({"styles": []}, r"styles 3d, cartoon, flat, line, word; got \[\]"),
-    ({"size": 4}, r"at least 8 px, got 4"),
-    ({"concepts": "seen"}, r"'trained', 'unseen', 'all' or a list of names, got 'seen'"),
-    ({"concepts": ["dog face", "dog fase"]}, r"no concept 'dog fase'.*Did you mean dog face"),
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"split": "valid"}, r"split is one of train, val, test; got 'valid'"),
+    ({"split": 1}, r"split is one of train, val, test; got 1"),
+    ({"styles": ["flat", "oil"]}, r"styles is one of 3d, cartoon, flat, line, word; got 'oil'"),
+    ({"styles": []}, r"styles is a list of names, with at least one, got \[\]"),
+    ({"styles": None}, r"styles is a list of names"),
+    ({"size": 4}, r"size is a whole number from 8 to 2048, got 4"),
+    ({"size": 64.5}, r"size is a whole number from 8 to 2048, got 64.5"),
+    ({"size": 10**6}, r"size is a whole number from 8 to 2048"),
+    ({"seed": -1}, r"seed is a whole number from 0"),
+    ({"seed": 2**64}, r"seed is a whole number from 0"),
+    ({"seed": "0"}, r"seed is a whole number from 0"),
+    ({"concepts": "seen"}, r"'trained', 'unseen', 'all' or names of .*concepts.csv, got 'seen'"),
+    ({"concepts": ["dog face", "dog fase"]}, r"got 'dog fase'.*Did you mean dog face"),
+    ({"concepts": ["dog face", 3]}, r"got 3\."),
+    ({"concepts": 7}, r"concepts is a list of names"),
     ({"concepts": ["dog face"]}, r"at least two concepts"),
+    ({"concepts": "dog face"}, r"at least two concepts"),
 ])
-def test_bad_arguments_are_told_what_is_allowed(arguments: dict, says: str):
-    with pytest.raises(VitvizError, match=says):
+def test_arguments_out_of_range_are_refused_with_what_is_allowed(arguments: dict, message: str):
+    with pytest.raises(VitvizError, match=message):
         EmojiWorld(**arguments)
 
 
-def test_negative_scene_numbers_are_refused(world: EmojiWorld):
-    with pytest.raises(VitvizError, match="start at 0, got -3"):
-        world.batch([4, -3])
+def test_one_style_may_be_given_by_its_name_and_numbers_as_numpys():
+    assert EmojiWorld(styles="3d").styles == ("3d",)
+    assert repr(EmojiWorld(size=np.int64(32), seed=torch.tensor(3))) == repr(EmojiWorld(size=32, seed=3))
+
+
+@pytest.mark.parametrize("indices", [3, None, "abc", [2.0], [True], [[1, 2]], [4, -3], [2**63], torch.tensor(5), {1: 2}.values,
+                                     np.array([1.5]), range(10**9)])
+def test_indices_that_are_no_scene_numbers_are_refused(world: EmojiWorld, indices):
+    for read in (world.batch, world.captions, world.facts):
+        with pytest.raises(VitvizError, match="indices"):
+            read(indices)
+
+
+def test_indices_may_be_any_list_of_whole_numbers(world: EmojiWorld):
+    expected = world.facts([4, 2])["concept"].tolist()
+    for indices in (np.array([4, 2], np.uint8), torch.tensor([4, 2]), (i for i in (4, 2)), (torch.tensor(4), np.int32(2))):
+        assert world.facts(indices)["concept"].tolist() == expected
+
+
+@pytest.mark.parametrize("contexts", ["grass", [0], [0, 12], [0, -1], 3, [0.0, 1.0], ["grass", "sky"]])
+def test_contexts_are_one_number_a_scene(world: EmojiWorld, contexts):
+    with pytest.raises(VitvizError, match="contexts"):
+        world.batch([0, 1], contexts=contexts)
+
+
+@pytest.mark.parametrize("device", ["nowhere", 3.5, "cuda:99"])
+def test_a_device_that_is_not_there_is_refused(world: EmojiWorld, device):
+    with pytest.raises(VitvizError, match="cannot be drawn on the device"):
+        world.batch([0], device)
 
 
 def test_an_empty_batch_is_empty(world: EmojiWorld):
     scenes = world.batch([])
     assert len(scenes) == 0 and scenes.captions == [] and scenes.images.shape == (0, 3, 64, 64)
+    assert "image/png" in scenes._repr_mimebundle_()[0]
 
 
 def test_captions_need_no_pictures():
     world = EmojiWorld("val", size=16)
     assert world.captions([5, 900, 2**41]) == world.batch([5, 900, 2**41]).captions
+
+
+# Damaged data
+
+
+@pytest.fixture
+def damaged(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """A copy of Emoji World's data, to be damaged."""
+    shutil.copytree(DATA, tmp_path / "emoji_world", ignore=shutil.ignore_patterns("*.py"))
+    monkeypatch.setattr(sprites, "data_dir", lambda: tmp_path)
+    caches = (sprites.concept_table, sprites.sprites)
+    for cached in caches:
+        cached.cache_clear()
+    yield tmp_path / "emoji_world"
+    for cached in caches:
+        cached.cache_clear()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"name,context\ndog,grass\n", b"\xff\xfe\x00",
+                                     b"name,category,context,trained\na,b,moon,1\n"])
+def test_a_concept_table_that_is_missing_or_damaged_is_named_with_the_mend(damaged: Path, content: bytes | None):
+    (damaged / "concepts.csv").unlink()
+    if content is not None:
+        (damaged / "concepts.csv").write_bytes(content)
+    with pytest.raises(VitvizError, match=r"concepts\.csv is missing or damaged .*Restore it with git checkout"):
+        EmojiWorld()
+
+
+@pytest.mark.parametrize(("style", "file"), [("flat", "flat.webp"), ("line", "line.png")])
+@pytest.mark.parametrize("damage", ["missing", "empty", "cut off", "wrong shape"])
+def test_sprites_that_are_missing_or_damaged_are_named_with_the_mend(damaged: Path, style: str, file: str, damage: str):
+    path = damaged / file
+    content = path.read_bytes()
+    path.unlink()
+    if damage == "wrong shape":
+        Image.new("RGBA" if style == "flat" else "L", (1920, 64)).save(path)
+    elif damage != "missing":
+        path.write_bytes(content[:len(content) // 2] if damage == "cut off" else b"")
+    with pytest.raises(VitvizError, match=rf"{file} is missing or damaged .*Restore it with git checkout"):
+        EmojiWorld(styles=style).batch([0])

@@ -18,7 +18,7 @@ def test_every_photograph_has_its_source_and_rights():
 def test_they_are_read_with_and_without_boxes():
     assert vv.image_folder(FOLDER, 64).images.shape == (8, 3, 64, 64)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # three show a texture, not a thing
+        warnings.simplefilter("ignore")  # three show a texture, no object
         boxed = vv.image_folder(FOLDER, 64, boxes=FOLDER / "boxes.csv")
     assert [path.stem for path in boxed.paths] == ["astronaut", "cat", "coffee", "photographer", "rocket"]
     shares = boxed.masks.mean((1, 2))

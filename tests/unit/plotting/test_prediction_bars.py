@@ -51,7 +51,7 @@ def test_the_figure_has_a_row_for_each_model(count):
 
 def test_the_sheet_says_which_predictions_are_correct(monkeypatch):
     shown = []
-    monkeypatch.setattr("vitviz_nb.plotting.prediction_bars.contact_sheet", lambda tiles, title, side, columns: shown.extend(tiles))
+    monkeypatch.setattr("vitviz_nb.plotting.prediction_bars.contact_sheet", lambda tiles, *_, **__: shown.extend(tiles))
     prediction_sheet([colors("emoji-one"), colors("two")], IMAGES, ["first", "second", "third"], "green", "title")
     assert [tile.lines for tile in shown] == [["first", "one: red", "two: red"],
                                               ["second", "one: green (correct)", "two: green (correct)"],

@@ -1,6 +1,9 @@
 """Image folders: what is read, how it is resized, and what is skipped."""
 
+import errno
+import os
 import struct
+import sys
 import warnings
 import zlib
 from pathlib import Path
@@ -191,7 +194,78 @@ def test_no_images(tmp_path: Path):
         image_folder(tmp_path, 16)  # the error says it all: no warning
 
 
-@pytest.mark.parametrize(("size", "limit"), [(0, None), (-3, None), (8, 0)])
-def test_numbers_out_of_range(tmp_path: Path, size: int, limit: int | None):
-    with pytest.raises(VitvizError, match="at least 1"):
-        image_folder(save(tmp_path / "a.png").parent, size, limit)
+@pytest.mark.parametrize("size", [0, -3, 2.5, 10**6, None, "64", True])
+def test_a_size_out_of_range_is_refused_at_once(tmp_path: Path, size):
+    with pytest.raises(VitvizError, match="size .* is a whole number from 1 to 4096"):
+        image_folder(save(tmp_path / "a.png").parent, size)
+
+
+@pytest.mark.parametrize("limit", [0, -1, 1.5, "2"])
+def test_a_limit_is_a_whole_number(tmp_path: Path, limit):
+    with pytest.raises(VitvizError, match="limit is a whole number from 1"):
+        image_folder(save(tmp_path / "a.png").parent, 8, limit)
+
+
+@pytest.mark.parametrize("path", ["", None, 3, "a\0b", "x" * 5000])
+def test_a_path_that_is_none_is_refused(path):
+    with pytest.raises(VitvizError, match="path is a path|does not exist"):
+        image_folder(path, 8)
+
+
+def test_more_images_than_fit_into_memory_are_refused_before_any_is_read(tmp_path: Path):
+    for i in range(90):
+        (tmp_path / f"{i}.png").touch()  # damaged, which would be found out by reading one
+    with pytest.raises(VitvizError, match="90 images of 4096 px take 17 GB; the limit is 16 GB"):
+        image_folder(tmp_path, 4096)
+
+
+def test_folders_that_cannot_be_read_are_counted_and_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    for name in ("ant/0.png", "bee/0.png", "bee/deep/0.png"):
+        save(tmp_path / name)
+    scandir = os.scandir
+
+    def closed(path):  # tests may run as root, whom no mode keeps out
+        if Path(path) in (tmp_path / "ant", tmp_path / "bee" / "deep"):
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scandir(path)
+
+    monkeypatch.setattr(os, "scandir", closed)
+    named = r"2 folders or links in .* skipped: ant \(cannot be read: Permission denied\); bee/deep \(cannot be read: Perm"
+    with pytest.warns(UserWarning, match=named):
+        result = image_folder(tmp_path, 8)
+    assert result.labels == ["bee"] and [path for path, _ in result.skipped] == [tmp_path / "ant", tmp_path / "bee" / "deep"]
+    with pytest.raises(VitvizError, match="No image in .* can be read.* 1 folders or links in .* skipped"):
+        image_folder(tmp_path / "ant", 8)
+
+
+def test_links_that_lead_to_nothing_or_to_a_folder_are_named(tmp_path: Path):
+    save(tmp_path / "zoo" / "ant" / "0.png")
+    (tmp_path / "zoo" / "bee").symlink_to(tmp_path / "lost")
+    (tmp_path / "zoo" / "cat.png").symlink_to(tmp_path / "lost.png")
+    (tmp_path / "zoo" / "dog").symlink_to(tmp_path / "zoo")  # a loop, if it were followed
+    (tmp_path / "zoo" / "elk.png").symlink_to(tmp_path / "zoo" / "ant" / "0.png")
+    with pytest.warns(UserWarning, match=r"3 folders or links .*bee \(a link to nothing\); cat.png \(a link to nothing\); dog"):
+        result = image_folder(tmp_path / "zoo", 8)
+    assert [path.name for path in result.paths] == ["0.png", "elk.png"]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="names of other systems are text")
+def test_names_that_are_not_utf_8_can_be_read_and_printed(tmp_path: Path):
+    folder = os.fsdecode(os.fsencode(tmp_path) + b"/caf\xe9")
+    os.makedirs(folder)
+    save(Path(folder, "0.png"))
+    Path(folder, os.fsdecode(b"\xe9.png")).touch()
+    with pytest.warns(UserWarning) as caught:
+        result = image_folder(tmp_path, 8)
+    assert result.labels == [r"caf\xe9"]
+    str(caught[0].message).encode()  # a surrogate would not encode
+    with pytest.raises(VitvizError) as error:
+        image_folder(Path(folder, "none"), 8)
+    str(error.value).encode()
+
+
+def test_an_image_too_narrow_to_be_resized_is_skipped(tmp_path: Path):
+    save(tmp_path / "good.png")
+    save(tmp_path / "line.png", size=(30_000, 1))
+    with pytest.warns(UserWarning, match="line.png .30000 x 1 px is too narrow"):
+        assert len(image_folder(tmp_path, 256).paths) == 1

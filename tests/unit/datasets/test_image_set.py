@@ -6,12 +6,14 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from timm.data import ImageNetInfo
 from torch import Tensor, nn
 from torchvision import datasets
 
 import vitviz_nb as vv
 from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld
 from vitviz_nb.datasets.image_set import ImageSet, derangement
+from vitviz_nb.models.loading import imagenet_names
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
@@ -57,10 +59,10 @@ class Zoo:
 
 
 def test_by_default_they_are_1024_validation_scenes_at_the_models_size(tiny_vit):
-    stimuli, world = ImageSet(tiny_vit), EmojiWorld("val", size=32)
-    assert stimuli.n == 1024 and stimuli.name == "1,024 Emoji World scenes" and stimuli.source.styles == STYLES
-    assert torch.equal(stimuli.batch([0, 1023]), world.batch([0, 1023]).images)
-    assert stimuli.key == ImageSet(tiny_vit, world).key
+    image_set, world = ImageSet(tiny_vit), EmojiWorld("val", size=32)
+    assert image_set.n == 1024 and image_set.name == "1,024 Emoji World scenes" and image_set.source.styles == STYLES
+    assert torch.equal(image_set.batch([0, 1023]), world.batch([0, 1023]).images)
+    assert image_set.key == ImageSet(tiny_vit, world).key
 
 
 def test_an_embedded_model_sees_the_styles_it_was_trained_on(shelf):
@@ -74,9 +76,9 @@ def test_models_that_see_more_than_96_px_are_shown_128(size, n):
 
 def test_a_world_and_the_number_of_scenes_can_be_chosen(tiny_vit):
     world = EmojiWorld("test", concepts=["ant", "cat"], size=32, seed=3)
-    stimuli = ImageSet(tiny_vit, world, 5)
-    assert stimuli.source is world and stimuli.n == 5 and stimuli.name == "5 Emoji World scenes"
-    assert torch.equal(stimuli.batch(range(5)), world.batch(range(5)).images)
+    image_set = ImageSet(tiny_vit, world, 5)
+    assert image_set.source is world and image_set.n == 5 and image_set.name == "5 Emoji World scenes"
+    assert torch.equal(image_set.batch(range(5)), world.batch(range(5)).images)
 
 
 def test_a_folder_is_taken_whole_or_as_far_as_asked(tiny_vit, tmp_path):
@@ -90,8 +92,8 @@ def test_a_folder_is_taken_whole_or_as_far_as_asked(tiny_vit, tmp_path):
 
 def test_a_tensor_is_taken_as_it_is(tiny_vit):
     images = torch.rand(7, 3, 32, 32)
-    stimuli = ImageSet(tiny_vit, images)
-    assert stimuli.n == 7 and torch.equal(stimuli.batch([6, 2]), images[[6, 2]])
+    image_set = ImageSet(tiny_vit, images)
+    assert image_set.n == 7 and torch.equal(image_set.batch([6, 2]), images[[6, 2]])
     assert ImageSet(tiny_vit, images, 4).n == 4
 
 
@@ -104,9 +106,9 @@ def test_floats_of_any_precision_can_be_seen_by_the_model(tiny_vit):
 
 def test_a_data_set_is_read_at_the_models_size_and_no_further_than_needed(tiny_vit):
     zoo = Zoo(9)
-    stimuli = ImageSet(tiny_vit, zoo, 4)
-    assert stimuli.n == 4 and zoo.read == [0, 1, 2, 3]
-    assert torch.equal(stimuli.batch(range(4)), pixels("ant", "bee", "dog", "ant"))
+    image_set = ImageSet(tiny_vit, zoo, 4)
+    assert image_set.n == 4 and zoo.read == [0, 1, 2, 3]
+    assert torch.equal(image_set.batch(range(4)), pixels("ant", "bee", "dog", "ant"))
     assert ImageSet(tiny_vit, Zoo(3)).n == ImageSet(tiny_vit, Zoo(3), 99).n == 3
     assert ImageSet(tiny_vit, Zoo(1030)).n == 1024  # ImageNet's 50,000 would take hours
 
@@ -159,10 +161,10 @@ def test_what_was_measured_on_more_scenes_of_a_world_is_not_taken_for_fewer(tiny
 def test_labels_are_the_models_class_numbers_by_name_in_any_case(tiny_vit, tmp_path):
     # Folders come in the order Cat, DOG, ant.
     model = VisionModel(tiny_vit.module, "shouting", 32, class_names=["ANT", "BEE", "cat", "dog"])
-    stimuli = ImageSet(model, vv.image_folder(write(tmp_path / "zoo", "DOG", "ant", "Cat"), 32))
-    assert torch.equal(stimuli.batch(range(3)), pixels("cat", "dog", "ant"))
-    assert stimuli.labels(range(3)).tolist() == [2, 3, 0] and stimuli.labels([2]).tolist() == [0]
-    assert stimuli.labels(range(3)).dtype == torch.int64
+    image_set = ImageSet(model, vv.image_folder(write(tmp_path / "zoo", "DOG", "ant", "Cat"), 32))
+    assert torch.equal(image_set.batch(range(3)), pixels("cat", "dog", "ant"))
+    assert image_set.labels(range(3)).tolist() == [2, 3, 0] and image_set.labels([2]).tolist() == [0]
+    assert image_set.labels(range(3)).dtype == torch.int64
 
 
 @pytest.mark.parametrize("classes", [["dog", "ant", "bee"], [("Dog", "domestic dog"), ("ant", "emmet"), ("bee",)]])
@@ -171,24 +173,26 @@ def test_labels_of_a_data_set_go_by_the_name_or_first_synonym_of_its_classes(tin
 
 
 def test_a_data_set_of_torchvision_is_read_and_labeled(tiny_vit, tmp_path):
-    stimuli = ImageSet(tiny_vit, datasets.ImageFolder(write(tmp_path / "zoo", "dog", "bee", "cat")))  # numbers bee 0, cat 1, dog 2
-    assert torch.equal(stimuli.batch(range(3)), pixels("bee", "cat", "dog")) and stimuli.labels(range(3)).tolist() == [1, 2, 3]
+    folder = datasets.ImageFolder(write(tmp_path / "zoo", "dog", "bee", "cat"))  # numbers bee 0, cat 1, dog 2
+    image_set = ImageSet(tiny_vit, folder)
+    assert torch.equal(image_set.batch(range(3)), pixels("bee", "cat", "dog"))
+    assert image_set.labels(range(3)).tolist() == [1, 2, 3]
 
 
 def test_labels_of_a_world_are_its_scenes_concepts(tiny_vit):
     world = EmojiWorld(concepts=["dog", "ant", "cat"], size=32)  # another order than the model's
     concept = world.batch(range(20)).concept
     expected = [tiny_vit.class_names.index(world.concepts[i]) for i in concept]
-    stimuli = ImageSet(tiny_vit, world, 20)
-    assert stimuli.labels(range(20)).tolist() == expected and len(set(expected)) == 3
-    assert stimuli.labels([7, 3]).tolist() == [expected[7], expected[3]]
+    image_set = ImageSet(tiny_vit, world, 20)
+    assert image_set.labels(range(20)).tolist() == expected and len(set(expected)) == 3
+    assert image_set.labels([7, 3]).tolist() == [expected[7], expected[3]]
 
 
 def test_a_class_the_model_does_not_know_is_named(tiny_vit):
-    stimuli = ImageSet(tiny_vit, Zoo(3, ["wolf", "ant", "bee"]))
-    assert stimuli.labels([0, 1]).tolist() == [0, 1]
+    image_set = ImageSet(tiny_vit, Zoo(3, ["wolf", "ant", "bee"]))
+    assert image_set.labels([0, 1]).tolist() == [0, 1]
     with pytest.raises(VitvizError, match=r"knows no class 'wolf' \(1 of the labels"):
-        stimuli.labels(range(3))
+        image_set.labels(range(3))
 
 
 def test_images_without_labels_say_which_images_have_some(tiny_vit, tmp_path):
@@ -208,45 +212,124 @@ def test_masks_are_the_worlds_own_and_no_other_images_have_any(tiny_vit):
     world = EmojiWorld(size=32)
     masks = ImageSet(tiny_vit, world).masks([4, 2])
     assert torch.equal(masks, world.batch([4, 2]).masks) and masks.shape == (2, 32, 32) and masks.max() > 0
-    with pytest.raises(VitvizError, match="where the 3 images show their things; use an EmojiWorld"):
+    with pytest.raises(VitvizError, match="The 3 images have no masks; use an EmojiWorld"):
         ImageSet(tiny_vit, Zoo(3)).masks([0])
+
+@pytest.fixture(scope="module")
+def imagenet() -> VisionModel:
+    return VisionModel(nn.Identity(), "of ImageNet", 32, class_names=imagenet_names())
+
+
+class Thousand(Zoo):
+    """Eight items of ImageNet as torchvision has it, its classes tuples of synonyms: cranes twice, cardigans, maillots, …"""
+
+    numbers = (134, 517, 264, 474, 638, 639, 0, 999)
+
+    def __init__(self):
+        info = ImageNetInfo("imagenet-1k")
+        super().__init__(8, [tuple(info.index_to_description(i).split(", ")) for i in range(1000)])
+
+    def __getitem__(self, i: int):
+        return picture("ant"), self.numbers[i]
+
+
+def test_classes_of_imagenet_that_share_a_name_keep_their_numbers(imagenet):
+    assert ImageSet(imagenet, Thousand()).labels(range(8)).tolist() == list(Thousand.numbers)
+
+
+@pytest.mark.parametrize(("folder", "index"), [
+    ("n02012849", 134), ("n03126707", 517), ("134", 134), ("tench", 0), ("Tinca tinca", 0), ("tench, Tinca tinca", 0),
+    ("maillot, tank suit", 639), ("Cardigan Welsh corgi", 264), ("crane (n03126707)", 517)])
+def test_a_folder_of_imagenet_goes_by_wordnet_id_number_or_any_name_of_one_class(imagenet, tmp_path, folder, index):
+    picture("ant").save((tmp_path / folder).mkdir() or tmp_path / folder / "0.png")
+    assert ImageSet(imagenet, tmp_path).labels([0]).tolist() == [index]
+
+
+@pytest.mark.parametrize(("folder", "named"), [
+    ("crane", r"134 \(n02012849, crane\) and 517 \(n03126707, crane\)"),
+    ("cardigan", r"264 \(n02113186, Cardigan, Cardigan Welsh corgi\) and 474 \(n02963159, cardigan\)"),
+    ("maillot", r"638 \(n03710637, maillot\) and 639 \(n03710721, maillot, tank suit\)")])
+def test_a_folder_whose_name_fits_two_classes_is_refused_with_both(imagenet, tmp_path, folder, named):
+    picture("ant").save((tmp_path / folder).mkdir() or tmp_path / folder / "0.png")
+    with pytest.raises(VitvizError, match=f"'{folder}' fits 2 classes of the model: {named}. Name its folder by WordNet id"):
+        ImageSet(imagenet, tmp_path).labels([0])
+
+
+def test_a_models_own_repeated_names_are_told_apart_by_position_only(tiny_vit, tmp_path):
+    model = VisionModel(tiny_vit.module, "cranes", 32, class_names=["bird", "crane", "machine", "Crane"])
+    items = Zoo(6, ["bird", "crane", "machine", "Crane"])
+    assert ImageSet(model, items).labels(range(6)).tolist() == [1, 2, 0, 1, 2, 0]
+    with pytest.raises(VitvizError, match=r"1 \(crane\) and 3 \(Crane\). Name its folder by number"):
+        ImageSet(model, Zoo(3, ["crane", "bird", "machine"])).labels([2])
+
+
+@pytest.mark.parametrize("label", [3, -1, "ant", 1.5, None])
+def test_a_label_that_is_no_class_of_the_data_set_is_refused(tiny_vit, label):
+    class Mislabeled(Zoo):
+        def __getitem__(self, i: int):
+            return picture("ant"), label
+
+    with pytest.raises(VitvizError, match="The class of item 0 of Mislabeled is a whole number from 0 to 2"):
+        ImageSet(tiny_vit, Mislabeled())
 
 
 # What is refused
 
 
-@pytest.mark.parametrize(("images", "said"), [
+@pytest.mark.parametrize(("images", "message"), [
     (EmojiWorld(size=24), r"tiny-vit sees 32 px; make the world with EmojiWorld\(size=32\)"),
-    (torch.rand(4, 3, 24, 24), r"images of shape \(N, 3, 32, 32\), got \(4, 3, 24, 24\)"),
-    (torch.rand(0, 3, 32, 32), r"got \(0, 3, 32, 32\)"),
-    (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), r"a tensor of floats in \[0, 1\], got Tensor"),
+    (torch.rand(4, 3, 24, 24), r"shape \(N, 3, 32, 32\) in \[0, 1\], got shape \(4, 3, 24, 24\)"),
+    (torch.rand(0, 3, 32, 32), r"At least one image .* \(0, 3, 32, 32\)"),
+    (torch.zeros(4, 3, 32, 32, dtype=torch.uint8), r"floats of shape .* got Tensor of torch.uint8"),
+    (torch.rand(4, 3, 32, 32) * 255, "Divide 0-255 images by 255"),
+    (torch.randn(4, 3, 32, 32) * 2, "not normalized"),
+    (torch.rand(4, 3, 32, 32).index_fill(0, torch.tensor([2]), float("nan")), "NaN is no pixel"),
+    (torch.rand(4, 3, 32, 32).index_fill(0, torch.tensor([2]), float("inf")), "got .* to inf"),
     ([torch.rand(3, 32, 32)], "got list"),
     (np.zeros((4, 3, 32, 32), np.float32), "got ndarray"),
-    ("photos", "got str"),
-    (Zoo(0), r"\(0, 3, 32, 32\)|[Aa]t least one image|no image|empty"),  # a data set that holds nothing
+    ("", "path is a path"),
+    ("no such folder", "no such folder does not exist"),
+    (3, "got int"),
+    (Zoo(0), "The data set Zoo is empty"),
 ])
-def test_other_images_are_refused_with_what_is_taken(tiny_vit, images, said):
-    with pytest.raises(VitvizError, match=said):
+def test_other_images_are_refused_with_what_is_taken(tiny_vit, images, message):
+    with pytest.raises(VitvizError, match=message):
         ImageSet(tiny_vit, images)
 
 
 @pytest.mark.parametrize("images", [None, torch.rand(4, 3, 32, 32), Zoo(4)])
-@pytest.mark.parametrize("n", [0, -1])
-def test_fewer_than_one_image_is_refused(tiny_vit, images, n):
-    with pytest.raises(VitvizError, match=f"At least one image is needed, got n={n}"):
+@pytest.mark.parametrize("n", [0, -1, 2.5, "3", 10**9, True])
+def test_a_number_of_images_out_of_range_is_refused(tiny_vit, images, n):
+    with pytest.raises(VitvizError, match="n is a whole number from 1 to"):
         ImageSet(tiny_vit, images, n)
 
 
-def test_a_data_set_with_transforms_is_refused_with_what_to_do(tiny_vit):
+@pytest.mark.parametrize("numbers", [[4], [-1], 2, [0.5], "0"])
+def test_numbers_of_images_that_are_not_there_are_refused(tiny_vit, numbers):
+    for images in (torch.rand(4, 3, 32, 32), EmojiWorld(size=32), Zoo(4)):
+        with pytest.raises(VitvizError, match="numbers are whole numbers from 0 to 3"):
+            ImageSet(tiny_vit, images, 4).batch(numbers)
+
+
+def test_something_that_is_no_model_is_refused():
+    with pytest.raises(VitvizError, match="for a model, .* got str"):
+        ImageSet("emoji-vit")
+
+
+@pytest.mark.parametrize("item", [(torch.rand(3, 32, 32), 0), (picture("ant"),), picture("ant"), None,
+                                  (picture("ant"), (0, torch.rand(32, 32)))])
+def test_a_data_set_of_other_items_is_refused_with_what_to_do(tiny_vit, item):
     class Transformed(Zoo):
         def __getitem__(self, i: int):
-            return torch.rand(3, 32, 32), 0
+            return item
 
-    with pytest.raises(VitvizError, match="item 0 of Transformed has a Tensor. Make the data set without transforms"):
+    with pytest.raises(VitvizError, match="item 0 of Transformed has a .* without transforms"):
         ImageSet(tiny_vit, Transformed())
 
 
-def test_every_image_gets_another_and_each_is_given_once():
-    lots = [derangement(16, seed) for seed in range(20)]
-    assert all(sorted(lot.tolist()) == list(range(16)) and (lot != torch.arange(16)).all() for lot in lots)
-    assert torch.equal(derangement(16, 3), lots[3]) and len({tuple(lot.tolist()) for lot in lots}) == 20
+def test_a_derangement_gives_every_image_another_and_each_once():
+    orders = [derangement(16, seed) for seed in range(20)]
+    assert all(sorted(order.tolist()) == list(range(16)) and (order != torch.arange(16)).all() for order in orders)
+    assert torch.equal(derangement(16, 3), orders[3]) and len({tuple(order.tolist()) for order in orders}) == 20
+    with pytest.raises(VitvizError, match="n is a whole number from 2"):
+        derangement(1, 0)

@@ -1,0 +1,91 @@
+"""How a model sees an image file: resized and cropped as timm does it for that model, and the same for masks and boxes."""
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING, Union
+
+import numpy as np
+import torch
+from PIL import Image
+from timm.data import create_transform
+
+from ..utils import validate
+
+if TYPE_CHECKING:  # models are a room above
+    from ..models.vision_model import VisionModel
+
+MOST_PX = 4096  # a side
+
+
+@dataclass(frozen=True)
+class Preprocessing:
+    """timm's evaluation transform without its normalization: from a PIL image to pixels, a mask or a box in them.
+
+    Attributes:
+        size: side of the result, px.
+        crop_pct: which fraction of the resized image's (shorter) side is seen.
+        interpolation: "bicubic", "bilinear", … (antialiased).
+        crop_mode: "center" crops the longer side, "squash" changes the aspect ratio, "border" pads the shorter side.
+        mean: RGB in [0, 1], the color of the padding.
+    """
+
+    size: int
+    crop_pct: float = 1.0
+    interpolation: str = "bicubic"
+    crop_mode: str = "center"
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+
+    @classmethod
+    def of(cls, size: Union[int, "VisionModel"]) -> "Preprocessing":
+        """A model's own; for a size in px, the whole middle square. VitvizError for anything else."""
+        if not hasattr(size, "image_size"):
+            return cls(validate.whole("size (px; or a model, for its preprocessing)", size, 1, MOST_PX))
+        settings = {name: value for name in ("crop_pct", "interpolation", "crop_mode") if (value := getattr(size, name, None))}
+        return cls(size.image_size, **settings, mean=tuple(size.mean.flatten().tolist()))
+
+    def __call__(self, image: Image.Image) -> torch.Tensor:
+        """An image of any mode, over white where it is transparent, as uint8 RGB (3, size, size)."""
+        return _transform(self, self.mean)(_rgb(image))
+
+    def mask(self, image: Image.Image) -> torch.Tensor:
+        """A mask, which is not 0 where the class is shown, as float32 (size, size) of 0 and 1."""
+        shown = image.convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
+        return (_transform(self, (0.0, 0.0, 0.0))(shown)[0] > 127).float()
+
+    def resized(self, width: int, height: int) -> tuple[int, int]:
+        """Width and height of an image once it is resized, before it is cropped or padded to the size."""
+        target = math.floor(self.size / self.crop_pct)
+        if self.crop_mode == "squash":
+            return target, target
+        if self.crop_mode == "border":
+            ratio = max(width, height) / target
+            return round(width / ratio), round(height / ratio)
+        short = min(width, height)
+        return tuple(target if side == short else int(target * side / short) for side in (width, height))
+
+    def box_mask(self, boxes: list[tuple[float, float, float, float]], width: int, height: int) -> torch.Tensor:
+        """The inside of boxes (left, top, right, bottom; px) of an image of that size as float32 (size, size) of 0 and 1."""
+        mask = torch.zeros(self.size, self.size)
+        scaled = self.resized(width, height)
+        crop = [round((side - self.size) / 2) if side >= self.size else -((self.size - side) // 2) for side in scaled]
+        for box in boxes:
+            left, top, right, bottom = (min(max(round(end * scaled[i % 2] / (width, height)[i % 2] - crop[i % 2]), 0), self.size)
+                                        for i, end in enumerate(box))
+            mask[top:bottom, left:right] = 1
+        return mask
+
+
+@cache
+def _transform(settings: Preprocessing, fill: tuple[float, ...]):
+    return create_transform(settings.size, is_training=False, interpolation=settings.interpolation, mean=fill,
+                            crop_pct=settings.crop_pct, crop_mode=settings.crop_mode, normalize=False)
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    if image.mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
+        image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
+    if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
+        layer, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
+        image.paste(layer, mask=layer.getchannel("A"))
+    return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies, up to 300 MB
