@@ -84,7 +84,7 @@ def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log
 
 @torch.no_grad()
 def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
-    """Zero-shot classifier (classes, width): each name embedded in a plain prompt and one per style, averaged, times the logit scale."""
+    """Zero-shot classifier (classes, width): mean embedding of each name in a plain prompt and one per style, times the scale."""
     prompts = ["a {}", *(PROMPTS[style] for style in styles)]
     points = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
     return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()

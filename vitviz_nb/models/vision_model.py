@@ -96,8 +96,8 @@ class VisionModel:
             if self.text:
                 logits = F.normalize(logits, dim=-1) @ self._class_points().T
         if self.class_names and isinstance(logits, torch.Tensor) and logits.shape[-1] != len(self.class_names):
-            raise VitvizError(f"{self.name} has {len(self.class_names)} class names, but {logits.shape[-1]} logits; give one name "
-                              f"for each logit, or class_names=None.")
+            raise VitvizError(f"{self.name} has {len(self.class_names)} class names, but {logits.shape[-1]} logits; give one "
+                              f"name for each logit, or class_names=None.")
         if isinstance(logits, torch.Tensor) and logits.device.type != "meta" and not logits.isfinite().all():
             check_finite(self.module, self.name, self.text)
             raise VitvizError(f"{self.name} answers these images with NaN or infinite numbers, although its weights are finite; "
