@@ -18,7 +18,6 @@ from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from ..utils.statistics import ClassSums, pearson, wilson
-from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
 from .result import Result, proportion
@@ -120,14 +119,6 @@ def check_recognizer(model: VisionModel, recognizer: VisionModel) -> None:
                           "shows. Load them with vv.load('emoji-…').")
 
 
-def finished(rendering: Rendering) -> Rendering:
-    """The rendering itself; VitvizError for one that was interrupted, which measures nothing."""
-    if not rendering.finished:
-        raise VitvizError(f"The rendering of {rendering.kind} layer {rendering.layer} was interrupted, and unfinished pictures "
-                          f"measure nothing; run the cell again: it goes on from there.")
-    return rendering
-
-
 @dataclass(frozen=True, eq=False)
 class ExcessActivation:
     """Activations of K neurons on feature visualizations above their largest on reference images, in standard deviations.
@@ -144,7 +135,7 @@ class ExcessActivation:
 def excess_activation(visualizer: Visualizer, layer: int, neurons, kind: str | None = None) -> ExcessActivation:
     """The faithfulness score of at least two neurons' visualizations, against the visualizer's reference images."""
     site = find_site(visualizer.model, layer, kind)
-    rendering = finished(visualizer.render(site.layer, neurons, site.kind))
+    rendering = visualizer.render(site.layer, neurons, site.kind).require_finished()
     if len(rendering.neurons) < 2:
         raise VitvizError("The score needs at least two neurons: the visualization of another one is its control.")
     reference = reference_activations(visualizer.model, site, visualizer.reference)[:, rendering.neurons]
@@ -183,7 +174,7 @@ def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int
     rows = []
     for site in _own_sites(visualizer.model):
         neurons, selective = evenly_spaced(site.units, n), selectivity(visualizer.model, site)
-        pictures = finished(visualizer.render(site.layer, neurons, site.kind)).pictures
+        pictures = visualizer.render(site.layer, neurons, site.kind).require_finished().pictures
         concept = selective.concept[neurons]
         for name, whose in (("the neuron itself", concept), ("another neuron", concept[derangement(len(concept), 0)])):
             recognized = recognition(pictures, whose, selective.strength[neurons], recognizer, -np.inf)
@@ -200,7 +191,7 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     0 for a visualization that has nothing in common with the images that activate its neuron.
     """
     site = find_site(visualizer.model, layer, kind)
-    rendering = finished(visualizer.render(site.layer, neurons, site.kind))
+    rendering = visualizer.render(site.layer, neurons, site.kind).require_finished()
     reference = reference_activations(visualizer.model, site, visualizer.reference)
     top = [visualizer.reference.batch(reference[:, n].topk(min(6, len(reference))).indices.tolist()) for n in rendering.neurons]
     with torch.inference_mode():

@@ -21,7 +21,7 @@ from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_activations, reference_set
 from ..visualize.visualizer import Visualizer
-from .faithfulness import check_recognizer, finished, recognition, selectivity
+from .faithfulness import check_recognizer, recognition, selectivity
 from .result import Result, mean_of, proportion
 
 OFF = {"tv": 0.0, "jitter": 0.0, "color": 0.0, "noise": 0.0, "copies": 1}  # each regularizer's value when it is off
@@ -143,7 +143,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
     selective = selectivity(model, site) if recognizer else None
     for name, ablated in ablated_recipes(recipe or Recipe.quick(model)).items():
         visualizer = Visualizer(model, ablated, images)
-        rendering = pictures[name] = finished(visualizer.render(site.layer, neurons, site.kind, seed))
+        rendering = pictures[name] = visualizer.render(site.layer, neurons, site.kind, seed).require_finished()
         artifacts += _artifacts(name, rendering.pictures, patch)
         quality.append({"regularizers": name, "pictures": "above the 99th percentile",
                         **proportion(sum(p > 99 for p in rendering.scores.percentile), len(neurons))})

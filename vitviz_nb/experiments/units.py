@@ -19,7 +19,7 @@ from ..utils.errors import VitvizError
 from ..utils.statistics import FEWEST, class_selectivity, variance_explained
 from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
-from .faithfulness import check_recognizer, evenly_spaced, finished, recognition
+from .faithfulness import check_recognizer, evenly_spaced, recognition
 from .result import Result, mean_of, proportion
 
 COMPARED = ("query", "key", "value", "mlp")
@@ -263,7 +263,7 @@ def visualize(model: VisionModel, *, layer: int = -1, neurons: int = 12) -> dict
             shown, units = rotated(model, layer), units @ random_directions(model, site)
         chosen = evenly_spaced(site.units, neurons)
         preferred = class_selectivity(units[:, chosen], labels, len(model.class_names)).max(0)
-        rendering = finished(Visualizer(shown).render(layer, chosen, kind))
+        rendering = Visualizer(shown).render(layer, chosen, kind).require_finished()
         visualized[name] = Visualized(rendering, preferred.indices, preferred.values)
     return visualized
 

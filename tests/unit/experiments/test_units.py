@@ -1,4 +1,4 @@
-"""Kinds of units: spaces whose concepts and dimensions are known by hand, and networks that may be turned."""
+"""Kinds of units: spaces whose concepts and dimensions are known by hand, and networks that may be rotated."""
 
 from types import SimpleNamespace
 
@@ -14,25 +14,26 @@ from torch import Tensor, nn
 import vitviz_nb as vv
 from vitviz_nb.experiments import units as kinds
 from vitviz_nb.experiments.units import (
-    Row,
-    _jackknife,
-    answers,
-    by_axes,
-    directions,
+    axis_alignment,
+    covariance_rank,
     discriminant,
     effective_dimension,
-    explained,
-    pictures,
-    rank,
-    readable,
+    layer_activations,
+    linear_readout,
+    participation_ratio,
+    random_directions,
+    recognition_by_kind,
     rotated,
     sheet,
-    stand_out,
+    visualize,
 )
 from vitviz_nb.models.reading import activations, tokens
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.statistics import class_selectivity
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.visualizer import Visualizer
 
 SMALL = {"img_size": 32, "patch_size": 8, "embed_dim": 32, "depth": 2, "num_heads": 2, "num_classes": 4}
 FAMILIES = {
@@ -52,72 +53,44 @@ def family(name: str) -> VisionModel:
     return VisionModel(module, name, 32, class_names=["ant", "bee", "cat", "dog"])
 
 
-# How far concepts stand out, and what they explain
-
-
-def test_a_concept_stands_out_by_what_is_counted_by_hand():
-    labels = torch.tensor([0] * 4 + [1] * 12)
-    found = torch.stack([(labels == 0).float(), torch.ones(16)], 1)
-    # A mean of 1/4 and a deviation of sqrt(3)/4: 1 lies 3/sqrt(3) above, 0 lies 1/sqrt(3) below. A constant unit: nothing.
-    each = stand_out(found, labels, 3)
-    assert each[:2, 0].tolist() == pytest.approx([3**0.5, -(3**-0.5)], abs=1e-5)
-    assert each[:2, 1].tolist() == [0, 0] and each[2].tolist() == [-torch.inf] * 2
-
-
-def test_a_concept_of_three_images_is_no_favorite():
-    labels = torch.tensor([0] * 3 + [1] * 4 + [2] * 9)
-    each = stand_out(F.one_hot(labels, 3).float() * torch.tensor([9.0, 1, 1]), labels, 3)
-    assert each[0].tolist() == [-torch.inf] * 3 and each[1, 1] > 1
-
-
-def test_explained_is_the_intraclass_correlation_and_zero_on_average_by_chance():
-    labels = torch.arange(64).repeat(8)
-    noise, concept = torch.randn(512, 400), torch.randn(64, 400)[labels]
-    assert explained(concept, labels).tolist() == pytest.approx([1] * 400, abs=1e-5)
-    assert explained(noise, labels).mean().item() == pytest.approx(0, abs=0.01)
-    assert explained(noise + concept, labels).mean().item() == pytest.approx(0.5, abs=0.02)
-    # Two groups by hand: means 0 and 2, within-group squares of 4 over 2 degrees, between 4: (4 - 2) / (4 + 2).
-    assert explained(torch.tensor([[-1.0], [1], [1], [3]]), torch.tensor([0, 0, 1, 1])).item() == pytest.approx(1 / 3, abs=1e-5)
-
-
 # Dimensions
 
 
 def test_variance_spread_evenly_has_as_many_dimensions_as_directions_and_no_more_for_copies():
     even = torch.tensor([[1.0, 1, 1], [1, -1, -1], [-1, 1, -1], [-1, -1, 1]]).repeat(16, 1)
-    assert _jackknife(even)["value"] == pytest.approx(3, abs=1e-6)
-    assert _jackknife(even.repeat(1, 5))["value"] == pytest.approx(3, abs=1e-6)
-    assert _jackknife(even * torch.tensor([2.0, 1, 1]))["value"] == pytest.approx(36 / 18, abs=1e-6)  # (4+1+1)² / (16+1+1)
-    row = _jackknife(even)
+    assert participation_ratio(even)["value"] == pytest.approx(3, abs=1e-6)
+    assert participation_ratio(even.repeat(1, 5))["value"] == pytest.approx(3, abs=1e-6)
+    assert participation_ratio(even * torch.tensor([2.0, 1, 1]))["value"] == pytest.approx(36 / 18, abs=1e-6)  # 6² / (16+1+1)
+    row = participation_ratio(even)
     assert row["low"] <= row["value"] <= row["high"] and row["n"] == 64
 
 
 def test_the_interval_of_a_dimension_holds_the_truth_about_as_often_as_it_says():
     inside = []
     for _ in range(60):
-        row = _jackknife(torch.randn(800, 3) * torch.tensor([2.0, 1, 1]))
+        row = participation_ratio(torch.randn(800, 3) * torch.tensor([2.0, 1, 1]))
         inside.append(row["low"] < 2 < row["high"])
     assert 50 <= sum(inside) <= 60
 
 
 def test_rank_counts_all_directions_however_weak():
     x = torch.randn(50, 3)
-    assert rank(torch.cat([x, x @ torch.randn(3, 4), 0.01 * torch.randn(50, 1)], 1)) == 4
-    assert rank(x @ torch.tensor([[1.0, 0, 1], [0, 1, -1], [1, 1, 0]])) == 2
+    assert covariance_rank(torch.cat([x, x @ torch.randn(3, 4), 0.01 * torch.randn(50, 1)], 1)) == 4
+    assert covariance_rank(x @ torch.tensor([[1.0, 0, 1], [0, 1, -1], [1, 1, 0]])) == 2
 
 
 def plant(monkeypatch: pytest.MonkeyPatch, found: dict[str, Tensor], labels: Tensor) -> None:
     stimuli = SimpleNamespace(n=len(labels), name=f"{len(labels)} images", labels=lambda numbers: labels[list(numbers)])
-    monkeypatch.setattr(kinds, "answers", lambda model, layer=-1, images=None, n=0: (stimuli, found))
+    monkeypatch.setattr(kinds, "layer_activations", lambda model, images=None, layer=-1, n=0: (stimuli, found))
 
 
-def test_units_that_each_stand_for_one_concept_are_told_from_directions_that_mix_them(tiny_vit, monkeypatch):
+def test_units_that_each_represent_one_concept_are_more_selective_than_directions_that_mix_them(tiny_vit, monkeypatch):
     tiny_vit.class_names = [f"c{i}" for i in range(128)]
     labels = torch.arange(128).repeat(4)
     one_each = F.one_hot(labels, 128).float()
     mixed = one_each[:, :32] @ torch.linalg.qr(torch.randn(32, 32))[0]
     plant(monkeypatch, {"query": mixed, "mlp": one_each, "before": one_each}, labels)
-    selective, known = by_axes(tiny_vit)
+    selective, known = axis_alignment(tiny_vit)
     assert selective.table["kind"].unique().tolist() == ["query", "mlp"]
     values = selective.table.set_index(["kind", "of"])["value"]
     assert values["mlp", "units"] == pytest.approx(127**0.5, abs=1e-3)  # one scene in 128
@@ -129,7 +102,7 @@ def test_units_that_each_stand_for_one_concept_are_told_from_directions_that_mix
     assert abs(values["mlp", "units, shuffled labels"]) < 5
 
 
-def test_a_concept_that_no_unit_shows_is_found_along_a_direction(tiny_vit, monkeypatch):
+def test_a_concept_that_no_unit_represents_is_read_out_along_a_direction(tiny_vit, monkeypatch):
     labels = torch.arange(4).repeat(100)
     # Two units share what tells concept 0 under a large common noise: their difference shows it, neither of them does.
     noise, sign = torch.randn(400), (labels == 0).float()
@@ -137,46 +110,46 @@ def test_a_concept_that_no_unit_shows_is_found_along_a_direction(tiny_vit, monke
     plant(monkeypatch, {"query": units}, labels)
     along = discriminant(units, labels, 0)
     assert along[0] > 0 > along[1] and along.sum().abs() < 0.2 * along[0]
-    values = readable(tiny_vit).table.set_index("along")["value"]
-    each = stand_out((units @ along)[:, None], labels, 4)[0, 0].item()
+    values = linear_readout(tiny_vit).table.set_index("along")["value"]
+    each = class_selectivity((units @ along)[:, None], labels, 4)[0, 0].item()
     assert each == pytest.approx(3**0.5, rel=0.02)  # the most there can be for a quarter of the scenes
     assert values["best unit"] < 0.4 and values["best direction"] > values["best unit"] + 0.3
     with pytest.raises(VitvizError, match="No class has 4 of the 6 images in each half"):
         plant(monkeypatch, {"query": units[:6]}, labels[:6])
-        readable(tiny_vit)
+        linear_readout(tiny_vit)
 
 
-# The network turned
+# The network rotated
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_turned_networks_answer_as_before_with_other_units(name: str):
+def test_rotated_networks_have_the_same_logits_and_other_units(name: str):
     model, images = family(name), torch.rand(3, 3, 32, 32)
     with torch.no_grad():
         before = model(images)
         for kind in ("query", "key", "value", "mlp"):
-            turned = rotated(model, -1, kind)
-            assert torch.allclose(turned(images), before, atol=1e-4 * before.abs().max().item()), kind
-            old, new = (activations(m, kind, images)[-1] for m in (model, turned))
-            assert torch.allclose(new, old @ directions(model, find_site(model, -1, kind)), atol=1e-4), kind
-            assert (new - old).abs().max() > 0.01 and turned.weights_hash != model.weights_hash
-            assert rotated(model, -1, kind) is turned
+            changed = rotated(model, -1, kind)
+            assert torch.allclose(changed(images), before, atol=1e-4 * before.abs().max().item()), kind
+            old, new = (activations(m, kind, images)[-1] for m in (model, changed))
+            assert torch.allclose(new, old @ random_directions(model, find_site(model, -1, kind)), atol=1e-4), kind
+            assert (new - old).abs().max() > 0.01 and changed.weights_hash != model.weights_hash
+            assert rotated(model, -1, kind) is changed
         assert torch.equal(model(images), before)  # itself it is as it was
 
 
-def test_directions_are_at_right_angles_and_keep_to_their_heads(tiny_vit):
-    turn = directions(tiny_vit, find_site(tiny_vit, 0, "query"))
-    assert torch.allclose(turn.T @ turn, torch.eye(32), atol=1e-5)
-    assert turn[:16, 16:].abs().max() == 0 < turn[:16, :16].abs().min()
-    assert torch.equal(turn, directions(tiny_vit, find_site(tiny_vit, 0, "key")))
-    turn = directions(tiny_vit, find_site(tiny_vit, 0))
-    assert torch.allclose(turn.T @ turn, torch.eye(128), atol=1e-5) and turn[:16, 16:].abs().min() > 0
+def test_random_directions_are_orthogonal_and_within_heads(tiny_vit):
+    rotation = random_directions(tiny_vit, find_site(tiny_vit, 0, "query"))
+    assert torch.allclose(rotation.T @ rotation, torch.eye(32), atol=1e-5)
+    assert rotation[:16, 16:].abs().max() == 0 < rotation[:16, :16].abs().min()
+    assert torch.equal(rotation, random_directions(tiny_vit, find_site(tiny_vit, 0, "key")))
+    rotation = random_directions(tiny_vit, find_site(tiny_vit, 0))
+    assert torch.allclose(rotation.T @ rotation, torch.eye(128), atol=1e-5) and rotation[:16, 16:].abs().min() > 0
 
 
-def test_the_leak_of_a_turned_unit_is_turned_as_well(tiny_vit):
+def test_the_leak_of_a_rotated_unit_is_rotated_as_well(tiny_vit):
     x, place = torch.randn(2, 3, 32, 32), find_site(tiny_vit, -1)
     with torch.no_grad():
-        expected = tokens(tiny_vit, place, x, leak=0.1) @ directions(tiny_vit, place)
+        expected = tokens(tiny_vit, place, x, leak=0.1) @ random_directions(tiny_vit, place)
         assert torch.allclose(tokens(rotated(tiny_vit), place, x, leak=0.1), expected, atol=1e-5)
 
 
@@ -184,80 +157,117 @@ def test_a_network_that_treats_queries_one_by_one_and_other_kinds_are_refused(ti
     normed = VisionModel(VisionTransformer(**SMALL, qk_norm=True), "normed", 32)
     for parameter in normed.module.parameters():
         parameter.data += 0.3 * torch.randn_like(parameter)
-    with pytest.raises(VitvizError, match="normed answers otherwise once its query units are turned"):
+    with pytest.raises(VitvizError, match="The logits of normed change once its query units are rotated"):
         rotated(normed, kind="query")
     with pytest.raises(VitvizError, match="not of 'residual'"):
         rotated(tiny_vit, kind="residual")
 
 
-# Answers
+# Activations
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_answers_are_those_of_each_site_from_one_pass_and_cached(name: str, monkeypatch):
+def test_activations_are_those_of_each_site_from_one_pass_and_cached(name: str, monkeypatch):
     model, images = family(name), torch.rand(20, 3, 32, 32)
-    stimuli, found = answers(model, -1, images)
+    stimuli, found = layer_activations(model, images)
     assert list(found) == ["query", "key", "value", "mlp", "residual", "before"] and stimuli.n == 20
     for kind in ("query", "key", "value", "mlp", "residual"):
         assert torch.allclose(found[kind], activations(model, kind, images)[-1], atol=1e-5), kind
     with pytest.raises(VitvizError, match="several images"):
-        effective_dimension(model, -1, images[:1])
+        effective_dimension(model, images[:1])
     monkeypatch.setattr(kinds, "at_sites", None)
-    assert all(torch.equal(units, found[kind]) for kind, units in answers(model, -1, images)[1].items())
-    finding = effective_dimension(model, -1, images)
+    assert all(torch.equal(units, found[kind]) for kind, units in layer_activations(model, images)[1].items())
+    finding = effective_dimension(model, images)
     assert finding.table["value"].min() > 0 and finding.title.startswith(f"{name}, layer 1 (20 images)")
     with pytest.raises(VitvizError, match="labels"):
-        by_axes(model, -1, images)
+        axis_alignment(model, images)
 
 
 def test_before_the_activation_function_is_what_goes_into_it(tiny_vit):
     tiny_vit.module.blocks[1].mlp.act = nn.Identity()
-    found = answers(tiny_vit, 1, torch.rand(4, 3, 32, 32))[1]
+    found = layer_activations(tiny_vit, torch.rand(4, 3, 32, 32), layer=1)[1]
     assert torch.equal(found["before"], found["mlp"])
 
 
 def test_a_cnn_has_no_kinds_to_compare():
     cnn = VisionModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "cnn", 32)
-    for experiment in (answers, by_axes, effective_dimension, readable):
+    for experiment in (layer_activations, axis_alignment, effective_dimension, linear_readout):
         with pytest.raises(VitvizError, match="cnn has neither queries, keys and values nor MLP units"):
             experiment(cnn)
 
 
-# Pictures
+# Visualizations
 
 
-def test_pictures_are_of_evenly_spaced_units_and_random_directions_each_with_its_favorite(tiny_vit, monkeypatch):
+@pytest.fixture
+def visualized(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    """A model and its kinds' activations; the pictures of every kind take two steps and are scored on eight images."""
     labels = torch.arange(4).repeat(16)
     found = {kind: torch.randn(64, units) for kind, units in (("query", 32), ("key", 32), ("value", 32), ("mlp", 128))}
     plant(monkeypatch, found, labels)
-    shown = []
+    images = torch.rand(8, 3, 32, 32)
+    monkeypatch.setattr(kinds, "Visualizer", lambda model: Visualizer(model, Recipe(steps=2, copies=1), images))
+    return tiny_vit, found, labels
 
-    class Painter:
-        def __init__(self, model):
-            self.model = model
 
-        def render(self, layer, neurons, kind):
-            shown.append((self.model.name, kind))
-            scores = SimpleNamespace(percentile=[99.9] * len(neurons), status=["alive"] * len(neurons))
-            return SimpleNamespace(neurons=neurons, pictures=torch.rand(len(neurons), 3, 32, 32), scores=scores)
-
-    monkeypatch.setattr(kinds, "Visualizer", Painter)
-    rows = pictures(tiny_vit, -1, 3)
+def test_visualizations_are_of_evenly_spaced_units_and_random_directions_each_with_its_preferred_concept(visualized):
+    model, found, labels = visualized
+    rows = visualize(model, neurons=3)
     assert list(rows) == ["query", "key", "value", "mlp", "mlp directions"]
-    assert shown == [("tiny-vit", kind) for kind in list(rows)[:4]] + [("tiny-vit with random mlp directions in layer 1", "mlp")]
     assert rows["query"].rendering.neurons == [0, 16, 31] and rows["mlp directions"].rendering.neurons == [0, 64, 127]
-    each = stand_out(found["mlp"] @ directions(tiny_vit, find_site(tiny_vit, -1)), labels, 4)[:, [0, 64, 127]].max(0)
-    assert torch.equal(rows["mlp directions"].concept, each.indices)
-    assert torch.allclose(rows["mlp directions"].strength, each.values)
-    each = stand_out(found["value"], labels, 4)[:, [0, 16, 31]].max(0)
-    assert torch.equal(rows["value"].concept, each.indices) and isinstance(rows["value"], Row)
-    tiles, draw = [], kinds.contact_sheet
-    monkeypatch.setattr(kinds, "contact_sheet", lambda given, title, **more: tiles.extend(given) or draw(given, title, **more))
-    assert sheet(rows, tiny_vit).width > 3 * 104 and len(tiles) == 15
-    assert tiles[1].lines[0] == "query 16" and tiny_vit.class_names[rows["query"].concept[1]] in tiles[1].lines[1]
+    assert rows["mlp"].rendering.model == "tiny-vit"
+    assert rows["mlp directions"].rendering.model == "tiny-vit with random mlp directions in layer 1"
+    directions = found["mlp"] @ random_directions(model, find_site(model, -1))
+    for name, units in (("value", found["value"][:, [0, 16, 31]]), ("mlp directions", directions[:, [0, 64, 127]])):
+        best = class_selectivity(units, labels, 4).max(0)
+        assert torch.equal(rows[name].concept, best.indices) and torch.allclose(rows[name].selectivity, best.values)
+    assert sheet(rows, model).width > 3 * 104
+
+
+@pytest.mark.parametrize("neurons", [0, -1, 2.5, "all", None])
+def test_a_number_of_neurons_that_is_none_is_refused(neurons, visualized):
+    with pytest.raises(VitvizError, match="neurons is a whole number from 1"):
+        visualize(visualized[0], neurons=neurons)
+
+
+def test_recognition_by_kind_counts_top_5_hits_however_selective_the_unit(visualized):
+    model, found, labels = visualized
+    model.class_names, model.module.head = [f"concept {i}" for i in range(16)], nn.Linear(32, 16).requires_grad_(False)
+    model.card = {"recipe": {"styles": ["flat"]}}
+    module = nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 16))
+    module[2].weight.data.zero_()
+    module[2].bias.data = -torch.arange(16.0).roll(2)  # predicts 2, 3, … 6, whatever it sees
+    table = recognition_by_kind(model, VisionModel(module, "other", 32, class_names=model.class_names), neurons=32)
+    rows = table.table.set_index(["pictures", "kind"])
+    preferred = class_selectivity(found["query"], labels, 16).argmax(0)
+    assert rows.loc[("recognized by other", "query"), "value"] == pytest.approx(100 * (preferred >= 2).float().mean().item())
+    assert set(rows["n"]) == {32} and table.control == ("chance recognition", 500 / 16)
+    high = sum(p > 99 for p in visualize(model, neurons=32)["key"].rendering.scores.percentile)
+    assert rows.loc[("above the 99th percentile", "key"), "value"] == pytest.approx(100 * high / 32)
+
+
+def test_recognition_by_kind_needs_two_embedded_models(tiny_vit):
+    with pytest.raises(VitvizError, match="needs two embedded models"):
+        recognition_by_kind(tiny_vit, tiny_vit)
+
+
+# What a network computes now
+
+
+def test_a_changed_network_is_measured_and_rotated_anew_and_a_foreign_hook_is_never_cached(tiny_vit):
+    images = torch.rand(6, 3, 32, 32)
+    before, turned = layer_activations(tiny_vit, images)[1], rotated(tiny_vit)
+    tiny_vit.module.blocks[1].attn.qkv.weight.data.mul_(0.5)
+    changed, again = layer_activations(tiny_vit, images)[1], rotated(tiny_vit)
+    assert not torch.allclose(changed["query"], before["query"]) and again is not turned
+    assert torch.allclose(again(images), tiny_vit(images), atol=1e-4) and again.lock is not tiny_vit.lock
+    handle = tiny_vit.module.blocks[1].attn.qkv.register_forward_hook(lambda module, arguments, output: 0 * output)
+    assert layer_activations(tiny_vit, images)[1]["query"].abs().max() == 0
+    handle.remove()
+    assert torch.equal(layer_activations(tiny_vit, images)[1]["query"], changed["query"])
 
 
 def test_the_embedded_model_has_axes_in_its_mlp_and_none_in_its_queries():
-    values = by_axes(vv.load("emoji-vit", device="cpu"), n=512)[0].table.set_index(["kind", "of"])["value"]
+    values = axis_alignment(vv.load("emoji-vit", device="cpu"), n=512)[0].table.set_index(["kind", "of"])["value"]
     assert values["mlp", "units"] > 1.5 * values["mlp", "random directions"]
     assert values["query", "units"] == pytest.approx(values["query", "random directions"], rel=0.1)
