@@ -6,6 +6,7 @@ from pathlib import Path
 
 from torch import nn
 
+from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.files import sha256
 from ..utils.paths import data_dir
@@ -70,7 +71,7 @@ def build(architecture: dict) -> nn.Module:
     path, arguments = architecture.get("class"), architecture.get("arguments")
     if not isinstance(arguments, dict) or not isinstance(path, str):
         raise VitvizError('A card\'s architecture is {"class": "timm.models.….Class", "arguments": {…}}, '
-                          f"got {str(architecture)[:80]}.")
+                          f"got {validate.shown(architecture)}.")
     try:
         module = _class(path)(**{key: _argument(value) for key, value in arguments.items()})
     except VitvizError:
@@ -82,8 +83,8 @@ def build(architecture: dict) -> nn.Module:
 
 def _class(path: str) -> type[nn.Module]:
     if path not in _CLASSES:
-        raise VitvizError(f"A card can only build {', '.join(sorted(_CLASSES))}; not {path!r}. For any other network, use "
-                          f"VisionModel with a module of your own.")
+        raise VitvizError(f"A card can only build {', '.join(sorted(_CLASSES))}; not {validate.shown(path)}. For any other "
+                          f"network, use vv.VisionModel with a module of your own.")
     module, _, name = path.rpartition(".")
     return getattr(importlib.import_module(module), name)
 
@@ -96,4 +97,4 @@ def _argument(value):
         return _class(value)
     if value is None or isinstance(value, bool) or isinstance(value, (int, float)) and abs(value) <= _LARGEST:
         return value
-    raise VitvizError(f"A card's arguments are numbers up to {_LARGEST}, lists of them and classes, got {str(value)[:80]}.")
+    raise VitvizError(f"A card's arguments are numbers up to {_LARGEST}, lists of them and classes, got {validate.shown(value)}.")

@@ -38,11 +38,12 @@ def default_device() -> str:
 
 def usable_device(device: str | None) -> str:
     """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
-    device = device or default_device()
+    device = default_device() if device is None else device
     try:
+        device = str(torch.device(device))
         (torch.ones(1, device=device) + 1).item()
-    except (RuntimeError, AssertionError, ImportError, TypeError) as error:  # ImportError: torch.hpu and the like are packages
-        raise VitvizError(f"The device {device!r} cannot be used here ({str(error).splitlines()[0]}); "
+    except Exception as error:  # torch raises anything for a device that is not there: ImportError for hpu
+        raise VitvizError(f"The device {validate.shown(device)} cannot be used here ({str(error).partition(chr(10))[0]}); "
                           f"this machine has {default_device()}.") from None
     return device
 
@@ -66,9 +67,8 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
             such device.
     """
     if not isinstance(name, str) or not name or "\0" in name:
-        what = f"a {type(name).__name__}" if isinstance(name, nn.Module) else repr(name)
-        raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {what}. A network of your own becomes a model "
-                          f"with vv.VisionModel(module, name, image_size).")
+        raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {validate.shown(name)}. A network "
+                          f"of your own becomes a model with vv.VisionModel(module, name, image_size).")
     device, embedded = usable_device(device), embedded_names()
     if checkpoint is not None:
         model = _load_checkpoint(name, validate.path("checkpoint", checkpoint), class_names)

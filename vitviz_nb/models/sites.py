@@ -91,13 +91,13 @@ def find_site(model: VisionModel, layer: int = -1, kind: str | None = None) -> S
     by_kind = find_sites(model)
     if kind is not None and (not isinstance(kind, str) or kind not in by_kind):
         hint = nearest(kind, KINDS) if isinstance(kind, str) and kind not in KINDS else ""
-        raise VitvizError(f"{model.name} has no sites of kind {kind!r}; it has {', '.join(by_kind)}.{hint}")
+        raise VitvizError(f"{model.name} has no sites of kind {validate.shown(kind)}; it has {', '.join(by_kind)}.{hint}")
     kind = kind or next(iter(by_kind))
     layers, number = by_kind[kind], validate.scalar(layer)
     if isinstance(number, bool) or not isinstance(number, Integral):
-        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {layer!r}.")
+        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {validate.shown(layer)}.")
     if not -len(layers) <= number < len(layers):
-        raise VitvizError(f"{model.name} has no {kind} layer {number}; its layers are 0 to {len(layers) - 1} "
+        raise VitvizError(f"{model.name} has no {kind} layer {validate.shown(number)}; its layers are 0 to {len(layers) - 1} "
                           f"(or -1 for the last).")
     return layers[number]
 
@@ -108,19 +108,22 @@ def check_neurons(site: Site, neurons) -> list[int]:
     Args:
         neurons: a whole number, or several: a range, a list, a tensor or an array of them, with any number of dimensions below 2.
     """
-    neurons = validate.scalar(neurons)
-    if isinstance(neurons, (str, bytes, dict)) or not isinstance(neurons, (Integral, Iterable)):
-        raise VitvizError(f"Neurons are whole numbers, 0 to {site.units - 1}, got {neurons!r}.")
+    neurons, allowed = validate.scalar(neurons), f"The {site} has neurons 0 to {site.units - 1}"
     if isinstance(neurons, range) and len(neurons) > site.units:
-        raise VitvizError(f"The {site} has neurons 0 to {site.units - 1}; {neurons!r} names {len(neurons):,}.")
-    numbers = [validate.scalar(n) for n in ([neurons] if isinstance(neurons, Integral) else islice(neurons, site.units + 1))]
+        raise VitvizError(f"{allowed}; {neurons!r} names {len(neurons):,}.")
+    try:
+        several = isinstance(neurons, Iterable) and not isinstance(neurons, (str, bytes, dict))
+        numbers = [validate.scalar(n) for n in (islice(neurons, site.units + 1) if several else [neurons])]
+    except Exception:  # an object whose iteration fails
+        numbers = [None]
     if any(isinstance(n, bool) or not isinstance(n, Integral) for n in numbers):
-        raise VitvizError(f"Neurons are whole numbers, 0 to {site.units - 1}, got {str(numbers)[:80]}.")
+        raise VitvizError(f"{allowed}; they are named by whole numbers, got {validate.shown(neurons)}.")
     numbers = [int(n) for n in numbers]
     outside = [n for n in numbers if not 0 <= n < site.units]
     if outside or not numbers or len(set(numbers)) < len(numbers):
-        wrong = f"neuron {outside[0]} is out of range" if outside else "the same neuron twice" if numbers else "none was named"
-        raise VitvizError(f"The {site} has neurons 0 to {site.units - 1}; {wrong}.")
+        wrong = (f"neuron {validate.shown(outside[0])} is out of range" if outside else
+                 "the same neuron twice" if numbers else "none was named")
+        raise VitvizError(f"{allowed}; {wrong}.")
     return numbers
 
 

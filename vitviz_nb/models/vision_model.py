@@ -45,7 +45,10 @@ class VisionModel:
                  card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = (),
                  crop_pct: float = 1.0, interpolation: str = "bicubic", crop_mode: str = "center"):
         if not isinstance(module, nn.Module) or not isinstance(name, str) or not name:
-            raise VitvizError(f"A VisionModel takes a torch.nn.Module and a name, got {type(module).__name__} and {name!r}.")
+            raise VitvizError(f"A VisionModel takes a torch.nn.Module and a name, got {validate.shown(module)} and "
+                              f"{validate.shown(name)}.")
+        if class_names is not None and not (isinstance(class_names, (list, tuple)) and all(isinstance(n, str) for n in class_names)):
+            raise VitvizError(f"class_names is a list of names, one for each logit, or None; got {validate.shown(class_names)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
         self.mean, self.std = (_channels(what, values) for what, values in (("mean", mean), ("std", std)))
@@ -211,9 +214,9 @@ def plain_attention(module: nn.Module, device: str | torch.device) -> None:
 def _channels(what: str, values) -> torch.Tensor:
     try:
         tensor = torch.as_tensor(values, dtype=torch.float32).flatten()
-    except (TypeError, ValueError, RuntimeError):
+    except Exception:  # torch raises anything for what is no number
         tensor = torch.empty(0)
     if len(tensor) != 3 or not tensor.isfinite().all() or tensor.abs().max() > 10:
         raise VitvizError(f"{what} has one number for each of 3 channels, for RGB in [0, 1] (such as 0.485, not 123), "
-                          f"got {values!r}.")
+                          f"got {validate.shown(values)}.")
     return tensor.view(3, 1, 1)

@@ -26,7 +26,7 @@ def whole(name: str, value: Any, low: int = 0, high: int = 2**63 - 1) -> int:
     """``value`` as an int within ``low`` to ``high``; VitvizError, naming ``name``, if it is not a whole number in there."""
     number = scalar(value)
     if isinstance(number, bool) or not isinstance(number, Integral) or not low <= number <= high:
-        raise VitvizError(f"{name} is a whole number from {low} to {high}, got {_shown(value)}.")
+        raise VitvizError(f"{name} is a whole number from {low} to {high}, got {shown(value)}.")
     return int(number)
 
 
@@ -34,7 +34,7 @@ def real(name: str, value: Any, low: float, high: float) -> float:
     """``value`` as a float within ``low`` to ``high``; VitvizError if it is not a finite number in there."""
     number = scalar(value)
     if isinstance(number, bool) or not isinstance(number, Real) or not low <= number <= high or not isfinite(number):
-        raise VitvizError(f"{name} is a number from {low:g} to {high:g}, got {_shown(value)}.")
+        raise VitvizError(f"{name} is a number from {low:g} to {high:g}, got {shown(value)}.")
     return float(number)
 
 
@@ -43,18 +43,18 @@ def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
         hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise VitvizError(f"{name} is one of {', '.join(allowed)}; got {_shown(value)}.{hint}")
+        raise VitvizError(f"{name} is one of {', '.join(allowed)}; got {shown(value)}.{hint}")
     return value
 
 
 def path(name: str, value: Any) -> Path:
     """``value`` as a path, with ``~`` expanded; VitvizError for an empty one or something that is none."""
     if not isinstance(value, (str, os.PathLike)) or not os.fspath(value) or "\0" in os.fsdecode(value):
-        raise VitvizError(f"{name} is a path, such as 'out', got {_shown(value)}.")
+        raise VitvizError(f"{name} is a path, such as 'out', got {shown(value)}.")
     try:
         return Path(os.fsdecode(value)).expanduser()
     except RuntimeError:  # ~nobody
-        raise VitvizError(f"{name} begins with a home folder that does not exist: {_shown(value)}.") from None
+        raise VitvizError(f"{name} begins with a home folder that does not exist: {shown(value)}.") from None
 
 
 def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
@@ -65,7 +65,7 @@ def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
     """
     wanted = f"{name} are floats of shape (N, {', '.join(map(str, shape))}) in [0, 1]"
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
-        raise VitvizError(f"{wanted}, got {_shown(value)}.")
+        raise VitvizError(f"{wanted}, got {shown(value)}.")
     if value.dim() != 1 + len(shape) or tuple(value.shape[1:]) != tuple(shape):
         raise VitvizError(f"{wanted}, got shape {tuple(value.shape)}.")
     if value.numel():
@@ -82,7 +82,7 @@ def _range_hint(low: float, high: float) -> str:
             "Give images as they are, not normalized: the model normalizes them itself.")
 
 
-def _shown(value: Any) -> str:
+def shown(value: Any) -> str:
     """``value`` in few words, whatever it is."""
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"

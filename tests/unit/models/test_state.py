@@ -248,7 +248,9 @@ def test_neurons_of_another_kind_are_refused_at_once(neurons, tiny_vit: VisionMo
         check_neurons(find_site(tiny_vit), neurons)
 
 
-@pytest.mark.parametrize(("layer", "kind"), [("last", None), (2.0, None), (None, None), (True, None), (0, 3), (0, "mpl"), (99, "mlp")])
+@pytest.mark.parametrize(("layer", "kind"), [
+    ("last", None), (2.0, None), (None, None), (True, None), (0, 3), (0, "mpl"), (99, "mlp"),
+])
 def test_addresses_of_another_kind_are_refused(layer, kind, tiny_vit: VisionModel):
     with pytest.raises(VitvizError, match="layer|kind"):
         find_site(tiny_vit, layer, kind)
