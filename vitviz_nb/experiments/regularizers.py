@@ -40,8 +40,7 @@ def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Ten
     Args:
         images: see ``ImageSet``; or one. By default scenes of Emoji World.
     """
-    image_set = reference_set(model) if images is None else images
-    image_set = image_set if isinstance(image_set, ImageSet) else ImageSet(model, image_set)
+    image_set = reference_set(model, images)
     n, parts = min(validate.whole("n", n, 1), image_set.n), []
     for i in range(0, n, AT_ONCE):
         parts.append(image_set.batch(range(i, min(i + AT_ONCE, n))).cpu())
@@ -279,14 +278,17 @@ def adversarial_example(model: VisionModel, image: torch.Tensor, *, layer: int =
     site = find_site(model, layer, kind)
     (neuron,) = check_neurons(site, neuron)
     distance = validate.real("distance", distance, 0, 1e4)
-    image = validate.images("An image", image[None] if isinstance(image, torch.Tensor) else image,
-                            (3, model.image_size, model.image_size)).to(model.device)
+    size = model.image_size
+    if not isinstance(image, torch.Tensor) or image.shape != (3, size, size):
+        raise VitvizError(f"{model.name} takes an image of shape (3, {size}, {size}), got "
+                          f"{tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__}.")
+    image = validate.images("Images", image[None], (3, size, size)).to(model.device)
 
     def activation(shown: torch.Tensor) -> torch.Tensor:
         return tokens(model, site, model.normalize(shown))[..., neuron].float().mean()
 
     perturbed = pgd(activation, image, distance, 2 * _STEPS)
-    reference = reference_set(model) if images is None else ImageSet(model, images)
+    reference = reference_set(model, images)
     known = reference_activations(model, site, reference)[:, neuron]
     with torch.inference_mode():
         values = [activation(shown).item() for shown in (image, perturbed)]

@@ -1,4 +1,6 @@
-"""What explains a unit: planted units that answer to one fact, and shares worked out by hand."""
+"""Facts that explain activations: planted units that depend on one fact; and choices among captions."""
+
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -6,9 +8,20 @@ import timm
 import torch
 
 from vitviz_nb.datasets.backgrounds import CONTEXTS
-from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld
-from vitviz_nb.experiments import semantics as factors
-from vitviz_nb.experiments.semantics import FACTS, IN_ONE_STYLE, across_styles, by_lot, colors, explained, facts_of
+from vitviz_nb.datasets.emoji_world import POSITIONS, ROTATIONS, SIZES, STYLES, EmojiWorld, Scenes
+from vitviz_nb.experiments import semantics
+from vitviz_nb.experiments.semantics import (
+    FACTS,
+    IN_ONE_STYLE,
+    across_styles,
+    caption_matching,
+    image_embeddings,
+    mean_colors,
+    random_contexts,
+    scene_facts,
+    variance_by_fact,
+)
+from vitviz_nb.models.sites import find_sites
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
 
@@ -17,8 +30,8 @@ N = 512
 
 @pytest.fixture
 def planted(tiny_vit, monkeypatch: pytest.MonkeyPatch):
-    """A model of one layer whose units are: 0 the concept, 1 the style, 2 both added, 3 their product, 4 the context, 5 nothing
-    known, 6 always the same, 7 the concept in 3D models alone."""
+    """A model of one layer whose units are: 0 the concept, 1 the style, 2 both added, 3 their product, 4 the context, 5 noise,
+    6 a constant, 7 the concept in 3D style only."""
     numbers = torch.Generator().manual_seed(0)
     concept, style = torch.randn(256, generator=numbers), torch.randn(5, generator=numbers)
 
@@ -36,24 +49,21 @@ def planted(tiny_vit, monkeypatch: pytest.MonkeyPatch):
         return planted.shown
 
     monkeypatch.setattr(EmojiWorld, "batch", drawn)
-    monkeypatch.setattr(factors, "activations", answers)
-    monkeypatch.setattr(factors, "sites", lambda model: {"mlp": [next(iter(real(model).values()))[0]]})
+    monkeypatch.setattr(semantics, "activations", answers)
+    monkeypatch.setattr(semantics, "find_sites", lambda model: {"mlp": find_sites(model)["mlp"][:1]})
     return tiny_vit
 
 
-real = factors.sites
-
-
-def test_each_unit_is_explained_by_the_fact_it_was_planted_to_answer_to(planted):
+def test_each_unit_is_explained_by_the_fact_it_was_planted_to_depend_on(planted):
     world = EmojiWorld("val", concepts=["ant", "cat", "dog", "owl"], size=32)
-    found = explained(planted, world, N)
-    share = dict(zip(found.facts, found.shares[0], strict=True))
-    assert found.facts == (*FACTS, IN_ONE_STYLE) and dict(zip(found.facts, found.levels, strict=True))["style"] == 5
+    found = variance_by_fact(planted, world, n=N)
+    share = dict(zip(found.facts, found.fractions[0], strict=True))
+    assert found.facts == (*FACTS, IN_ONE_STYLE)
     assert share["concept"][0] == pytest.approx(1, abs=1e-4) and share["style"][1] == pytest.approx(1, abs=1e-4)
     assert share["concept"][2] + share["style"][2] == pytest.approx(1, abs=0.05)  # scenes are not quite evenly spread
     assert share[IN_ONE_STYLE][2] == pytest.approx(0, abs=0.05) and share[IN_ONE_STYLE][3] > 0.2
     assert share["context"][4] == pytest.approx(1, abs=1e-4)
-    for fact in ("concept", "style", "context", "count", "size", "turn", "place"):
+    for fact in ("concept", "style", "context", "count", "size", "rotation", "position"):
         assert abs(share[fact][5]) < 0.05  # adjusted: a fact of many values explains no noise
         assert share[fact][6] == 0
     assert found.best("context", 0, 1) == [(4, pytest.approx(1, abs=1e-4))]
@@ -61,36 +71,25 @@ def test_each_unit_is_explained_by_the_fact_it_was_planted_to_answer_to(planted)
     assert rows.loc["context", "value"] == pytest.approx(100 * share["context"].mean().item()) and rows.loc["context", "n"] == 8
 
 
-def test_contexts_are_drawn_by_lot_so_that_they_tell_nothing_of_concepts(planted):
-    found = explained(planted, n=2048)
-    share = dict(zip(found.facts, found.shares[0], strict=True))
+def test_contexts_are_random_so_that_they_are_independent_of_concepts(planted):
+    found = variance_by_fact(planted, n=2048)
+    share = dict(zip(found.facts, found.fractions[0], strict=True))
     assert abs(share["concept"][4]) < 0.05  # in a scene's own context it would be about a half
-    lot = by_lot(range(1200))
+    lot = random_contexts(range(1200))
     assert np.bincount(lot, minlength=12).min() > 70 and len(CONTEXTS) == 12
-    assert (by_lot([700, 3]) == lot[[700, 3]]).all()
+    assert (random_contexts([700, 3]) == lot[[700, 3]]).all()
 
 
 def test_shuffled_facts_explain_nothing(planted):
-    found = explained(planted, n=1024, shuffled=True)
-    assert all(abs(found.shares[0][found.facts.index(fact)][:5]).max() < 0.1 for fact in ("style", "context", "place"))
+    found = variance_by_fact(planted, n=1024, shuffled=True)
+    assert all(abs(found.fractions[0][found.facts.index(fact)][:5]).max() < 0.1 for fact in ("style", "context", "position"))
 
 
-def test_a_second_run_asks_nothing(planted, monkeypatch: pytest.MonkeyPatch):
-    first = explained(planted, n=64)
-    monkeypatch.setattr(factors, "activations", lambda *_: pytest.fail("asked again"))
-    again = explained(planted, n=64)
-    assert again.facts == first.facts and again.levels == first.levels and torch.equal(again.shares[0], first.shares[0])
-
-
-def test_epsilon_squared_is_worked_out_by_hand():
-    sums = factors._Sums()
-    sums.add(torch.tensor([[1.0], [3.0], [5.0], [7.0]]), {"side": torch.tensor([0, 0, 1, 1])})
-    # Mean 4, whole 20, within 4; (4 / 2) / (20 / 3) = 0.3.
-    assert sums.shares()["side"].item() == pytest.approx(0.7)
-    with pytest.raises(VitvizError, match="each has its own value of 'who'"):
-        alone = factors._Sums()
-        alone.add(torch.rand(3, 1), {"who": torch.tensor([0, 1, 2])})
-        alone.shares()
+def test_a_second_run_comes_from_the_cache(planted, monkeypatch: pytest.MonkeyPatch):
+    first = variance_by_fact(planted, n=64)
+    monkeypatch.setattr(semantics, "activations", lambda *_: pytest.fail("measured again"))
+    again = variance_by_fact(planted, n=64)
+    assert again.facts == first.facts and torch.equal(again.fractions[0], first.fractions[0])
 
 
 def test_colors_have_the_names_people_give_them():
@@ -99,28 +98,28 @@ def test_colors_have_the_names_people_give_them():
     masks = torch.zeros(len(shown), 4, 4)
     masks[:, 1:3, 1:3] = 1
     images[:, :, 0] = 0.3  # outside of the mask
-    black, gray, white, red, yellow, green, blue, other_red = colors(images, masks).tolist()
+    black, gray, white, red, yellow, green, blue, other_red = mean_colors(images, masks).tolist()
     assert (black, gray, white, red, other_red) == (0, 1, 2, 3, 3)
     assert len({red, yellow, green, blue}) == 4 and min(yellow, green, blue) > 3 and max(yellow, green, blue) < 11
 
 
 def test_every_fact_of_a_scene_is_a_number(planted):
-    facts = facts_of(EmojiWorld(size=32).batch(range(8)))
+    facts = scene_facts(EmojiWorld(size=32).batch(range(8)))
     assert tuple(facts) == FACTS and all(f.dtype == torch.int64 and f.shape == (8,) for f in facts.values())
 
 
-def test_a_unit_for_a_concept_in_all_styles_is_told_from_one_for_3d_alone(planted):
-    rows = across_styles(planted, 1024).table
+def test_profiles_correlate_across_styles_and_not_with_other_concepts(planted):
+    rows = across_styles(planted, 512).table
     # Of the eight planted units only those that vary with concepts on average count; concept, sum and product do.
     value = rows.set_index("3d and")["value"]
     assert set(value.index) == {*STYLES, "3d, other concepts"}
     assert value["3d"] > 0.5 and abs(value["3d, other concepts"]) < 0.2
 
 
-def test_a_unit_keeps_its_profile_in_every_style_if_only_the_concept_counts(planted, monkeypatch: pytest.MonkeyPatch):
-    answers = factors.activations
-    monkeypatch.setattr(factors, "activations", lambda *a: [answers(*a)[0][:, [0, 7]]])
-    value = across_styles(planted, 1024).table.set_index("3d and")["value"]
+def test_a_unit_keeps_its_profile_in_every_style_if_it_depends_on_the_concept_alone(planted, monkeypatch: pytest.MonkeyPatch):
+    answers = semantics.activations
+    monkeypatch.setattr(semantics, "activations", lambda *a: [answers(*a)[0][:, [0, 7]]])
+    value = across_styles(planted, 512).table.set_index("3d and")["value"]
     assert value["3d"] == pytest.approx(1, abs=1e-4)
     assert value["word"] == value["line"] == pytest.approx(1, abs=1e-4)  # the unit for 3D alone is still there, and left out
     assert abs(value["3d, other concepts"]) < 0.2
@@ -129,14 +128,14 @@ def test_a_unit_keeps_its_profile_in_every_style_if_only_the_concept_counts(plan
 def test_images_of_ones_own_are_explained_by_their_classes_or_by_what_is_given(tiny_vit):
     images = torch.rand(24, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     images[::2] *= 0.2
-    found = explained(tiny_vit, images, facts={"light": ["dark", "bright"] * 12, "day": ["mon", "tue", "wed"] * 8})
-    light, day = (share.mean().item() for share in found.shares[0])
+    found = variance_by_fact(tiny_vit, images, facts={"light": ["dark", "bright"] * 12, "day": ["mon", "tue", "wed"] * 8})
+    light, day = (share.mean().item() for share in found.fractions[0])
     assert found.facts == ("light", "day") and light > 0.5 > 0.2 > day
     with pytest.raises(VitvizError, match="given for 3 images, but there are 24"):
-        explained(tiny_vit, images, facts={"light": [1, 2, 3]})
+        variance_by_fact(tiny_vit, images, facts={"light": [1, 2, 3]})
     with pytest.raises(VitvizError, match="scenes are known"):
-        explained(tiny_vit, facts={"light": []})
-    with pytest.raises(VitvizError, match="there is no 'lihgt'. .*light"):
+        variance_by_fact(tiny_vit, facts={"light": []})
+    with pytest.raises(VitvizError, match="fact is one of light, day; got 'lihgt'. .*light"):
         found.best("lihgt")
 
 
@@ -144,5 +143,100 @@ def test_images_of_ones_own_are_explained_by_their_classes_or_by_what_is_given(t
 def test_it_runs_on_timm_models_with_random_weights(name):
     model = VisionModel(timm.create_model(name).eval(), name, 224, trained=False)
     images = torch.rand(6, 3, 224, 224, generator=torch.Generator().manual_seed(0))
-    found = explained(model, images, facts={"half": [0, 1] * 3})
-    assert all(share.isfinite().all() and share.max() <= 1 for share in found.shares)
+    found = variance_by_fact(model, images, facts={"half": [0, 1] * 3})
+    assert all(share.isfinite().all() and share.max() <= 1 for share in found.fractions)
+
+
+# Captions
+
+
+SAID = [*CONTEXTS, *POSITIONS[1:], *ROTATIONS[1:], "small", "large", "two", "three", "3D", "cartoon", "flat"]
+
+
+class Reader:
+    """A text tower that has a direction for each word of ``SAID`` and reads nothing else."""
+
+    def __call__(self, captions: list[str]) -> torch.Tensor:
+        spoken = [f"{caption.replace(',', ' ')} ".replace("side ", "side") for caption in captions]
+        found = torch.tensor([[float(f" {word} " in f" {text}") for word in SAID] + [1.0] for text in spoken])
+        return found / found.norm(dim=1, keepdim=True)
+
+
+@pytest.fixture
+def reader(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    """A model whose image tower sees exactly what scenes' captions say of the ground and the style, and nothing else."""
+    model, batch, told = tiny_vit, EmojiWorld.batch, {}
+
+    def drawn(self, *arguments, **named) -> Scenes:
+        scenes = batch(self, *arguments, **named)
+        unsaid = replace(scenes, count=scenes.count * 0 + 1, size=scenes.size * 0 + 1, rotation=scenes.rotation * 0,
+                         position=scenes.position * 0)
+        told["points"] = 3 * Reader()(unsaid.captions)
+        return scenes
+
+    monkeypatch.setattr(EmojiWorld, "batch", drawn)
+    monkeypatch.setattr(semantics, "default_world", lambda model: EmojiWorld("val", styles=STYLES[:3], size=8))
+    monkeypatch.setattr(model, "text", Reader())
+    monkeypatch.setattr(semantics, "image_embeddings",
+                        lambda model, images: told["points"] / told["points"].norm(dim=1, keepdim=True))
+    return model
+
+
+def test_the_facts_that_the_image_tower_encodes_are_matched_and_the_others_by_chance(reader):
+    found = caption_matching(reader, n=60)
+    table = found.table.set_index(["captions differ in", "nearest to"])["value"]
+    for fact in ("context", "style"):
+        assert table[fact, "its own image"] == 100
+    for fact, of in (("rotation", 3), ("position", 5), ("count", 3), ("size", 3)):
+        assert table[fact, "its own image"] == pytest.approx(100 / of), fact  # one answer, all values alike
+    assert table["context", "another scene's image"] < 25
+    assert set(found.table["n"]) == {60}
+
+
+def test_scenes_of_a_choice_show_each_value_equally_often_on_grounds_random_contexts(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    asked, batch = [], EmojiWorld.batch
+
+    def drawn(self, numbers, device="cpu", contexts=None):
+        asked.append((batch(self, numbers, device, contexts), contexts))
+        return asked[-1][0]
+
+    monkeypatch.setattr(EmojiWorld, "batch", drawn)
+    monkeypatch.setattr(semantics, "default_world", lambda model: EmojiWorld("val", styles=STYLES[:2], size=8))
+    monkeypatch.setattr(semantics, "image_embeddings", lambda model, images: torch.ones(len(images), 1))
+    monkeypatch.setattr(tiny_vit, "text", lambda captions: torch.ones(len(captions), 1))
+    monkeypatch.setattr(semantics, "AT_ONCE", 60)  # the scenes of a fact in one batch
+    caption_matching(tiny_vit, n=60)
+    counts = {"count": 3, "size": len(SIZES), "rotation": len(ROTATIONS), "style": 2, "position": len(POSITIONS),
+              "context": len(CONTEXTS)}
+    for (scenes, contexts), (fact, of) in zip(asked, counts.items(), strict=True):
+        assert torch.bincount(getattr(scenes, fact) - int(fact == "count")).tolist() == [60 // of] * of
+        assert (contexts == semantics.random_contexts(scenes.indices)).all()
+
+
+def test_embeddings_have_length_1_and_do_not_depend_on_the_batch(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    images = torch.rand(20, 3, tiny_vit.image_size, tiny_vit.image_size, generator=torch.Generator().manual_seed(0))
+    with pytest.raises(VitvizError, match="tiny-vit has no text tower.* take emoji-clip"):
+        image_embeddings(tiny_vit, images)
+    monkeypatch.setattr(tiny_vit, "text", Reader())
+    found = image_embeddings(tiny_vit, images)
+    assert torch.allclose(found.norm(dim=1), torch.ones(20), atol=1e-5)
+    assert torch.allclose(found[18:], image_embeddings(tiny_vit, images[18:]), atol=1e-5)
+
+
+def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit has no text tower"):
+        caption_matching(tiny_vit)
+    tiny_vit.text = lambda captions: torch.ones(len(captions), 1)
+    with pytest.raises(VitvizError, match="n is a whole number from 24 to"):
+        caption_matching(tiny_vit, n=23)
+
+
+@pytest.mark.parametrize("call", [
+    lambda model: variance_by_fact(model, n=2.5), lambda model: variance_by_fact(model, n="many"),
+    lambda model: variance_by_fact(model, kind=3), lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts=["a"]),
+    lambda model: across_styles(model, 0), lambda model: across_styles(model, None),
+    lambda model: image_embeddings(model, 255 * torch.ones(1, 3, 32, 32))])
+def test_arguments_of_a_wrong_type_or_range_are_refused_in_a_sentence(call, tiny_vit):
+    tiny_vit.text = lambda captions: torch.ones(len(captions), 1)
+    with pytest.raises(VitvizError, match=r"[.]$"):
+        call(tiny_vit)
