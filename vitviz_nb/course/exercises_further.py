@@ -14,7 +14,7 @@ from ..experiments.background import context_chance, context_selectivity
 from ..experiments.faithfulness import recognition, selectivity
 from ..experiments.families import stored
 from ..experiments.fooling_circuit import FoolingCircuit
-from ..experiments.frequency import RADIUS, by_frequency, filtered, hybrid
+from ..experiments.frequency import CUTOFF, accuracy_by_cutoff, filtered, hybrid
 from ..experiments.localization import token_similarity
 from ..experiments.result import Result
 from ..experiments.semantics import image_embeddings, variance_by_fact
@@ -85,7 +85,7 @@ def _context_unit(answer, model: VisionModel) -> tuple[bool, str]:
 
 def _half_of_it(answer, model: VisionModel) -> tuple[bool, str]:
     """Exercise 07.1: the smallest measured radius of a low-pass that leaves half of the right answers or more."""
-    curve = by_frequency(model, _pictured(model), 512).table.query("measure == 'top-1'").set_index(RADIUS)["value"]
+    curve = accuracy_by_cutoff(model, _pictured(model), n=512).table.query("measure == 'top-1'").set_index(CUTOFF)["value"]
     if isinstance(answer, bool) or not isinstance(answer, Integral) or answer not in curve.index:
         raise VitvizError(f"Exercise 07.1 wants one of the radii {', '.join(map(str, curve.index))}, got {answer!r}.")
     enough = curve[curve >= curve.iloc[-1] / 2].index[0]

@@ -15,7 +15,7 @@ from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.experiments.faithfulness import Named, Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
-from vitviz_nb.experiments.frequency import RADIUS
+from vitviz_nb.experiments.frequency import CUTOFF
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.plotting.prediction_bars import Prediction
 from vitviz_nb.utils.errors import VitvizError
@@ -278,9 +278,9 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
     units = torch.zeros(len(CONTEXTS), 3)
     units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5
     monkeypatch.setattr(exercises_further, "context_selectivity", lambda model, world: [units * 0, units])
-    curve = pd.DataFrame([{RADIUS: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
+    curve = pd.DataFrame([{CUTOFF: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
                           for r, v in ((2, 10.0), (4, 44.9), (6, 45.0), (8, 70.0), (45, 90.0))])
-    monkeypatch.setattr(exercises_further, "by_frequency", lambda model, world, n: Result("", "", curve))
+    monkeypatch.setattr(exercises_further, "accuracy_by_cutoff", lambda model, world, n: Result("", "", curve))
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [

@@ -1,4 +1,4 @@
-"""Filters keep exactly the waves they should, and curves are those of models planted to see one wave."""
+"""Filters pass exactly the frequencies they should, and curves are those of models planted to see one of them."""
 
 import math
 
@@ -9,14 +9,14 @@ from PIL import Image
 from torch import nn
 
 from vitviz_nb.experiments.frequency import (
+    accuracy_by_cutoff,
     at_equal_accuracy,
-    by_frequency,
     conflict,
+    cutoff_needed,
+    cutoffs,
     filtered,
     hybrid,
-    kept,
-    radii,
-    radius_needed,
+    relative_accuracy,
 )
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
@@ -29,7 +29,7 @@ def wave(cycles: float, size: int = SIZE) -> torch.Tensor:
     return (0.5 + 0.25 * torch.cos(2 * math.pi * cycles * line)).expand(3, size, size)
 
 
-def test_low_pass_keeps_slow_waves_and_high_pass_the_others():
+def test_a_low_pass_keeps_low_frequencies_and_a_high_pass_the_others():
     both = (wave(3) + wave(10) - 0.5)[None]
     assert torch.allclose(filtered(both, 5, "low")[0], wave(3), atol=1e-5)
     assert torch.allclose(filtered(both, 5, "high")[0], wave(10), atol=1e-5)
@@ -38,7 +38,7 @@ def test_low_pass_keeps_slow_waves_and_high_pass_the_others():
     assert torch.allclose(filtered(both, 0, "high"), both, atol=1e-5)
 
 
-def test_diagonal_waves_are_faster_than_their_rows():
+def test_diagonal_gratings_have_a_higher_frequency_than_their_rows():
     line = torch.arange(SIZE) / SIZE
     diagonal = (0.5 + 0.25 * torch.cos(2 * math.pi * 4 * (line[:, None] + line[None]))).expand(1, 3, SIZE, SIZE)
     assert torch.allclose(filtered(diagonal, 5.6), torch.full_like(diagonal, 0.5), atol=1e-5)  # 4 * sqrt(2) = 5.66
@@ -51,15 +51,17 @@ def test_what_leaves_the_range_is_clamped():
     assert 0 <= filtered(step, 4).min() and filtered(step, 4).max() <= 1
 
 
-@pytest.mark.parametrize(("radius", "passes", "sentence"), [(3, "band", "low or high"), (-1, "low", "at least 0")])
-def test_other_filters_are_refused(radius, passes, sentence):
+@pytest.mark.parametrize(("cutoff", "passes", "sentence"), [
+    (3, "mid", "one of low, high; got 'mid'"), (3, None, "one of low, high; got None"), (-1, "low", "from 0 to .*, got -1"),
+    (math.nan, "low", "got nan"), ("4", "low", "cutoff is a number"), (None, "high", "got None")])
+def test_other_filters_are_refused(cutoff, passes, sentence):
     with pytest.raises(VitvizError, match=sentence):
-        filtered(torch.zeros(1, 3, 8, 8), radius, passes)
+        filtered(torch.zeros(1, 3, 8, 8), cutoff, passes)
 
 
-def test_radii_reach_from_one_wave_to_the_corner():
-    assert radii(64) == [2, 4, 6, 8, 12, 16, 24, 32, 45]
-    assert radii(224)[-1] > 112 * math.sqrt(2) - 1
+def test_cutoffs_reach_from_two_cycles_to_the_corner():
+    assert cutoffs(64) == [2, 4, 6, 8, 12, 16, 24, 32, 45]
+    assert cutoffs(224)[-1] > 112 * math.sqrt(2) - 1
 
 
 class Stripes:
@@ -83,55 +85,55 @@ class Contrast(nn.Module):
         return torch.stack([torch.full_like(spread, 0.1), spread], 1)
 
 
-def test_a_model_that_sees_a_wave_of_8_cycles_is_right_from_radius_8_on():
+def test_a_model_that_sees_8_cycles_is_correct_from_cutoff_8_on():
     model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
-    low = by_frequency(model, Stripes()).table.query("measure == 'top-1'").set_index("radius (cycles a side)")["value"]
+    low = accuracy_by_cutoff(model, Stripes()).where(measure="top-1").table.set_index("cutoff (cycles per image)")["value"]
     assert low.to_dict() == {1: 50, 2: 50, 3: 50, 4: 50, 6: 50, 8: 100, 12: 100, 16: 100, 23: 100}
-    high = by_frequency(model, Stripes(), passes="high").table.query("measure == 'top-1'")
+    high = accuracy_by_cutoff(model, Stripes(), passes="high").where(measure="top-1").table
     assert dict(zip(high.iloc[:, 0], high["value"], strict=True)) == {0: 100, 1: 100, 2: 100, 3: 100, 4: 100, 6: 100, 8: 50,
                                                                     12: 50, 16: 50}
 
 
-def test_several_models_are_compared_by_the_share_they_keep():
+def test_several_models_are_compared_by_the_accuracy_they_keep():
     model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
-    low, high = by_frequency(model, Stripes()), by_frequency(model, Stripes(), passes="high")
-    table = kept({"one": low, "two": low}).table
+    low, high = accuracy_by_cutoff(model, Stripes()), accuracy_by_cutoff(model, Stripes(), passes="high")
+    table = relative_accuracy({"one": low, "two": low}).table
     assert set(table["model"]) == {"one", "two"} and table["value"].max() == 100 and table["value"].min() == 50
     assert table.query("model == 'one'")["value"].iloc[-1] == 100  # the last radius keeps all
-    assert kept({"one": high}).table["value"].iloc[0] == 100
+    assert relative_accuracy({"one": high}).table["value"].iloc[0] == 100
     blind = VisionModel(nn.Flatten(), "blind", SIZE, class_names=[*map(str, range(3070)), "plain", "fine"])
-    with pytest.raises(VitvizError, match="right on no whole image"):
-        kept({"blind": by_frequency(blind, Stripes())})
+    with pytest.raises(VitvizError, match="classifies no whole image correctly"):
+        relative_accuracy({"blind": accuracy_by_cutoff(blind, Stripes())})
 
 
-def test_the_radius_that_leaves_a_share_is_read_from_a_straight_line_between_radii():
-    model = VisionModel(Fine(), "fine", SIZE, class_names=Stripes.classes)
+def test_the_cutoff_that_leaves_a_proportion_is_read_from_a_straight_line_between_cutoffs():
+    model = VisionModel(Fine(), "fine", SIZE, class_names=[*Stripes.classes, "neither"])
     guessing = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
     waves = Waves([8, 8, 12, 12])  # a low-pass of 12 leaves all, of 8 two of four, of 6 none: half where it is 8
-    low = radius_needed([model], waves, share=0.5).table
+    low = cutoff_needed([model], waves, keep=0.5).table
     assert low["value"].tolist() == [8] and low["n"].tolist() == [4] and low["model"].tolist() == ["fine"]
     assert 6 <= low["low"].iloc[0] < low["high"].iloc[0] <= 12
-    assert radius_needed([model], waves, share=0.75).table["value"].tolist() == [10]
+    assert cutoff_needed([model], waves, keep=0.75).table["value"].tolist() == [10]
     waves = Waves([8, 8, 8, 12])  # of 12 leaves all, of 8 three of four, of 6 none: half at 6 + 2 * 2 / 3
-    assert radius_needed([model], waves, share=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
+    assert cutoff_needed([model], waves, keep=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
     # Beyond 6 all are left, beyond 8 one of four, beyond 12 none: half at 6 + 2 * 2 / 3, from the other side.
-    assert radius_needed([model], waves, passes="high", share=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
-    both = radius_needed([guessing, model], Stripes(), share=0.5).table  # of two classes, a guess is right half the time
+    assert cutoff_needed([model], waves, passes="high", keep=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
+    both = cutoff_needed([guessing, model], Stripes(), keep=0.5).table  # of two classes, a guess is right half the time
     assert math.isnan(both["value"].iloc[0]) and both["value"].iloc[1] == pytest.approx(7)
-    with pytest.raises(VitvizError, match="between 0 and 1, got 90"):
-        radius_needed([model], waves, share=90)
+    with pytest.raises(VitvizError, match="from 0 to 1, got 90"):
+        cutoff_needed([model], waves, keep=90)
 
 
 def test_at_equal_accuracy_only_images_count_that_all_get_right():
-    model = VisionModel(Fine(), "fine", SIZE, class_names=Stripes.classes)
+    model = VisionModel(Fine(), "fine", SIZE, class_names=[*Stripes.classes, "neither"])
     guessing = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
     table = at_equal_accuracy([guessing, model], Stripes()).table  # the second knows no plain images: two of four are left
     assert table["n"].eq(2).all()
     curves = {name: dict(zip(rows.iloc[:, 0], rows["value"], strict=True)) for name, rows in table.groupby("model")}
-    assert curves["fine"] == curves["contrast"] == {r: 0 if r < 8 else 100 for r in radii(SIZE)}
+    assert curves["fine"] == curves["contrast"] == {r: 0 if r < 8 else 100 for r in cutoffs(SIZE)}
     high = at_equal_accuracy([guessing, model], Stripes(), passes="high").table
     assert high[high.iloc[:, 0] == 0]["value"].eq(100).all()
-    with pytest.raises(VitvizError, match="no image that blind, fine all get right"):
+    with pytest.raises(VitvizError, match="no image that blind, fine all classify correctly"):
         at_equal_accuracy([VisionModel(Blind(), "blind", SIZE, class_names=Stripes.classes), model], Stripes())
 
 
@@ -160,11 +162,12 @@ class Fine(nn.Module):
         return torch.stack([torch.full_like(spread, -1.0), spread, torch.full_like(spread, 0.1)], 1)
 
 
-def test_a_hybrid_has_the_coarse_waves_of_one_and_the_fine_ones_of_the_other():
+def test_a_hybrid_has_the_low_frequencies_of_one_image_and_the_high_ones_of_the_other():
     coarse, fine = (wave(3) + wave(10) - 0.5)[None], (0.5 * wave(3) + 0.5 * wave(12) + 0.1)[None]
     wanted = (wave(3) + 0.5 * wave(12) - 0.25)[None]
     assert torch.allclose(hybrid(coarse, fine, 5), wanted, atol=1e-5)  # and the brightness of the coarse one
-    assert 0 <= hybrid(1.5 * coarse, 2 * fine, 5).min() and hybrid(1.5 * coarse, 2 * fine, 5).max() <= 1
+    dark, striped = torch.full_like(coarse, 0.1), 2 * (fine - 0.225).clamp(0, 0.5)
+    assert 0 <= hybrid(dark, striped, 5).min() and hybrid(1 - dark, striped, 5).max() <= 1
 
 
 class TwoKinds:
@@ -187,14 +190,14 @@ class Neighbors(nn.Module):
         return torch.stack([torch.full_like(jumps, 0.25), jumps], 1)
 
 
-def test_hybrids_tell_a_model_that_goes_by_fine_waves_from_one_that_goes_by_coarse_ones():
+def test_hybrids_tell_a_model_that_relies_on_high_frequencies_from_one_that_relies_on_low_ones():
     model = VisionModel(Neighbors(), "neighbors", SIZE, class_names=TwoKinds.classes)
-    table = conflict(model, TwoKinds(), steps=(5,)).table.set_index("answer")["value"]
+    table = conflict(model, TwoKinds(), steps=(5,)).table.set_index("predicted class")["value"]
     # Slow with fast on top: fast. Fast below the radius is nothing, and slow beyond it is nothing: slow. Always what is fine.
-    assert table.to_dict() == {"what is coarse": 0, "what is fine": 100}
+    assert table.to_dict() == {"of the low frequencies": 0, "of the high frequencies": 100}
     coarse = VisionModel(Slow(), "slow", SIZE, class_names=TwoKinds.classes)
-    table = conflict(coarse, TwoKinds(), steps=(5,)).table.set_index("answer")["value"]
-    assert table.to_dict() == {"what is coarse": 100, "what is fine": 0}
+    table = conflict(coarse, TwoKinds(), steps=(5,)).table.set_index("predicted class")["value"]
+    assert table.to_dict() == {"of the low frequencies": 100, "of the high frequencies": 0}
 
 
 class Slow(nn.Module):
@@ -211,9 +214,22 @@ def test_hybrids_need_two_classes():
         conflict(model, Waves([8, 8, 8, 8]))
 
 
-@pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224"])
-def test_it_runs_on_timm_models_with_random_weights(name):
-    model = VisionModel(timm.create_model(name, num_classes=2).eval(), name, 224, class_names=Stripes.classes, trained=False)
-    finding = by_frequency(model, Stripes(), n=2)
-    assert finding.table["n"].eq(2).all() and list(finding.table.iloc[:, 0].unique()) == radii(224)
+@pytest.mark.parametrize("images", [255 * torch.rand(2, 3, 8, 8), torch.rand(3, 8, 8), torch.full((1, 3, 8, 8), math.nan), "a"])
+def test_images_of_another_range_or_shape_are_refused(images):
+    with pytest.raises(VitvizError, match=r"in \[0, 1\], got"):
+        filtered(images, 4)
+
+
+@pytest.mark.parametrize("n", [0, 2.5, -1, "all", True])
+def test_a_number_of_images_that_is_none_is_refused(n):
+    model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
+    with pytest.raises(VitvizError, match="n is a whole number from 1"):
+        accuracy_by_cutoff(model, Stripes(), n=n)
+
+
+def test_it_runs_on_timm_models_with_random_weights():
+    module = timm.create_model("vit_tiny_patch16_224", num_classes=2, img_size=64, depth=2)
+    model = VisionModel(module, "vit", 64, class_names=Stripes.classes, trained=False)
+    result = accuracy_by_cutoff(model, Stripes(), n=2)
+    assert result.table["n"].eq(2).all() and list(result.table.iloc[:, 0].unique()) == cutoffs(64)
     assert conflict(model, Stripes(), n=2, steps=(8,)).table["n"].tolist() == [2, 2]
