@@ -47,7 +47,7 @@ class VisionModel:
         if not isinstance(module, nn.Module) or not isinstance(name, str) or not name:
             raise VitvizError(f"A VisionModel takes a torch.nn.Module and a name, got {validate.shown(module)} and "
                               f"{validate.shown(name)}.")
-        if class_names is not None and not (isinstance(class_names, (list, tuple)) and all(isinstance(n, str) for n in class_names)):
+        if not (class_names is None or isinstance(class_names, (list, tuple)) and all(isinstance(n, str) for n in class_names)):
             raise VitvizError(f"class_names is a list of names, one for each logit, or None; got {validate.shown(class_names)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)

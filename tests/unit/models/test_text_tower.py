@@ -1,5 +1,6 @@
 """The text tower: how captions become points, and what scenes are compared with."""
 
+import itertools
 import math
 import re
 
@@ -65,13 +66,13 @@ def test_no_caption_of_emoji_world_is_so_long_that_it_is_cut(concepts: str):
     context = max(range(len(CONTEXTS)), key=lambda k: len(split(CONTEXTS[k])))
 
     def longest(style: int, rotation: int, position: int) -> Scenes:
-        facts = {"concept": name, "style": style, "context": context, "count": 3, "size": 0, "rotation": rotation, "position": position,
-                 "companion": name}
+        facts = {"concept": name, "style": style, "context": context, "count": 3, "size": 0, "rotation": rotation,
+                 "position": position, "companion": name}
         empty = torch.zeros(1, 3, 8, 8), torch.zeros(1, 8, 8)
         return Scenes(world, *empty, **{key: torch.tensor([value]) for key, value in facts.items()},
                       occluded=torch.tensor([True]), blurred=torch.tensor([False]), indices=torch.tensor([0]))
 
-    captions = [longest(style, rotation, position).captions[0] for style in range(5) for rotation in range(3) for position in range(5)]
+    captions = [longest(*facts).captions[0] for facts in itertools.product(range(5), range(3), range(5))]
     assert 20 < max(len(split(caption)) for caption in captions) <= language._LENGTH
 
 
