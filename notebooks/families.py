@@ -13,8 +13,9 @@ import tempfile
 import pandas as pd
 
 import vitviz_nb as vv
-from vitviz_nb.experiments.families import measure, stored
+from vitviz_nb.experiments import families
 from vitviz_nb.models.cards import embedded_names, read_card
+from vitviz_nb.utils import files
 from vitviz_nb.utils.paths import data_dir
 
 
@@ -31,7 +32,7 @@ def stale(table: pd.DataFrame) -> list[str]:
 
 def main(names: list[str]) -> None:
     path = data_dir() / "families.csv"
-    table = stored() if path.exists() else pd.DataFrame(columns=["model", "weights"])
+    table = families.stored() if path.exists() else pd.DataFrame(columns=["model", "weights"])
     shipped = embedded_names()
     if unknown := set(names) - set(shipped):
         sys.exit(f"No embedded model is called {', '.join(sorted(unknown))}; there are {', '.join(shipped)}.")
@@ -40,13 +41,13 @@ def main(names: list[str]) -> None:
         os.environ["VITVIZ_CACHE"] = folder  # measured now, not found in a cache
         for name in names or [name for name in stale(table) if name in shipped]:
             print(name, file=sys.stderr, flush=True)
-            fresh = measure(vv.load(name, device="cpu"))
+            fresh = families.measure(vv.load(name, device="cpu"))
             fresh.insert(0, "model", name)
             fresh.insert(1, "weights", weights(name))
             table = pd.concat([table[table["model"] != name], fresh], ignore_index=True)
             order = table["model"].map(shipped.index)
             table = table.assign(order=order).sort_values("order", kind="stable").drop(columns="order")
-            table.to_csv(path, index=False, float_format="%.6g")  # after each, so that an interrupted run goes on
+            files.write(path, table.to_csv(index=False, float_format="%.6g"))  # after each, so that an interrupted run goes on
 
 
 if __name__ == "__main__":

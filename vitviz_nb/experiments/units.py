@@ -15,7 +15,7 @@ from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import cache, validate
-from ..utils.errors import VitvizError
+from ..utils.errors import NotApplicable, VitvizError
 from ..utils.statistics import FEWEST, class_selectivity, variance_explained
 from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
@@ -35,7 +35,7 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
     stream after the block, as far as the model has them. One pass over the images for all; then from the cache folder.
     """
     if not any(kind in find_sites(model) for kind in COMPARED):
-        raise VitvizError(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
+        raise NotApplicable(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
     image_set = ImageSet(model, images, n)
     sites = {kind: find_site(model, layer, kind) for kind in (*COMPARED, "residual") if kind in find_sites(model)}
     if "mlp" in sites:

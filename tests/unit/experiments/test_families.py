@@ -1,6 +1,7 @@
-"""The families table holds what the experiments found, and its picture shows every number of it."""
+"""The families table holds what the experiments measure, and its figure shows every number of it."""
 
 import importlib.util
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -9,11 +10,11 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course import exercises_further
+from vitviz_nb.course.checks import nb09
 from vitviz_nb.experiments import families
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.models.cards import embedded_names
-from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.errors import NotApplicable, VitvizError
 
 # notebooks/families.py: a command, no module of the package
 SPEC = importlib.util.spec_from_file_location("families_command", Path(__file__).parents[3] / "notebooks" / "families.py")
@@ -31,7 +32,7 @@ def rows_of(model, world):
 
 
 def cannot(model, world):
-    raise VitvizError(f"{model.name} has no tail.")
+    raise NotApplicable(f"{model.name} has no tail.")
     yield
 
 
@@ -51,9 +52,20 @@ def test_a_number_comes_with_its_control_and_a_missing_one_with_its_reason(plant
     assert table["why not"].tolist() == ["", "", "", "tiny-vit has no tail."] and table["n"].tolist() == [20, 10, 10, 0]
 
 
+def test_an_error_is_no_result_of_a_family(planted, monkeypatch):
+    """An unwritable cache was stored as a reason why an architecture has no such number."""
+    def unwritable(model, world):
+        raise VitvizError("The cache folder cannot be written.")
+        yield
+
+    monkeypatch.setitem(families.EXPERIMENTS, "06", unwritable)
+    with pytest.raises(VitvizError, match="The cache folder cannot be written"):
+        families.measure(planted)
+
+
 def test_only_the_notebooks_asked_for_are_measured(planted):
     assert families.measure(planted, ["05"])["notebook"].tolist() == ["05"]
-    with pytest.raises(VitvizError, match="No experiment here is of notebook '3'; there are some of 03, 05"):
+    with pytest.raises(VitvizError, match="one of 03, 05; got '3'"):
         families.measure(planted, ["3"])
 
 
@@ -67,7 +79,7 @@ def test_what_is_written_is_read_back_the_same(planted, tmp_path, monkeypatch):
     table.insert(0, "model", "tiny-vit")
     table.insert(1, "weights", "012345678901")
     monkeypatch.setattr(families, "data_dir", lambda: tmp_path)
-    with pytest.raises(VitvizError, match="families.csv is missing: `python notebooks/families.py` measures"):
+    with pytest.raises(VitvizError, match="families.csv is missing or damaged .*: `python notebooks/families.py` measures"):
         families.stored()
     table.to_csv(tmp_path / "families.csv", index=False)
     pd.testing.assert_frame_equal(families.stored(), table)
@@ -91,37 +103,58 @@ def test_the_picture_has_a_panel_a_number_with_every_model_that_has_it(planted, 
 def test_a_model_and_its_twin_are_of_one_family():
     assert {families.family(name) for name in ("emoji-vit", "emoji-vit-standard")} == {"vit"}
     assert {families.family(name) for name in ("emoji-swin", "emoji-swin-robust")} == {"swin"}
-    assert families.under_attack("emoji-vit") and not families.under_attack("emoji-swin")
+    assert families.adversarially_trained("emoji-vit") and not families.adversarially_trained("emoji-swin")
 
 
 # The wall and the gallery
 
 
-def test_neurons_whose_strongest_scenes_agree_come_first_and_dead_ones_not():
+def test_neurons_whose_top_images_agree_come_first_and_dead_ones_not():
     class Known:
         def table(self):
             scenes = [("a", "b", "c"), ("a", "a", "a"), ("a", "a", "b"), ("a", "a", "a")]
             return pd.DataFrame({"layer": [3, 3, 3, 1], "neuron": [0, 1, 2, 9], "scenes": scenes,
                                  "status": ["alive", "alive", "dead", "alive"]})
 
-    assert families.agreeing(Known())["neuron"].tolist() == [1, 0]
+    assert families.most_consistent(Known())["neuron"].tolist() == [1, 0]
+
+
+@dataclass
+class Made:
+    """A rendering that was interrupted, or was not."""
+
+    pictures: torch.Tensor
+    finished: bool = True
+
+    def require_finished(self) -> "Made":
+        if not self.finished:
+            raise VitvizError("unfinished")
+        return self
 
 
 @pytest.mark.parametrize("in_atlas", [True, False])
-def test_a_wall_has_a_row_a_model_of_the_units_named_and_measures_no_scores(monkeypatch, in_atlas):
+def test_a_wall_has_a_row_a_model_of_its_units_and_measures_no_scores(monkeypatch, in_atlas):
     model, drawn, made = vv.load("emoji-vit"), [], []
     monkeypatch.setattr(families, "contact_sheet", lambda tiles, title, side, columns: drawn.extend(tiles) or columns)
-    monkeypatch.setattr(families.Visualizer, "in_atlas", lambda self, layer, kind: in_atlas)
+    monkeypatch.setattr(families.Visualizer, "in_atlas", lambda self, layer: in_atlas)
     for how in ("render", "optimize"):
-        monkeypatch.setattr(families.Visualizer, how, lambda self, layer, neurons, kind, how=how: made.append(how) or type(
-            "Made", (), {"pictures": torch.zeros(len(neurons), 3, 8, 8)}))
-    assert families.wall([model, model], units=1, best=2) == 6
+        monkeypatch.setattr(families.Visualizer, how, lambda self, layer, neurons, how=how: made.append(how) or Made(
+            torch.zeros(len(neurons), 3, 8, 8)))
+    assert families.wall([model, model], units=1, consistent=2) == 6
     assert made == ["render" if in_atlas else "optimize"] * 8
     assert [tile.lines[1].split(",")[0] for tile in drawn[:4]] == ["layer 0", "layer 2", "layer 3", "layer 5"]
     assert len(drawn) == 12 and drawn[4].lines == drawn[10].lines and drawn[4].lines[0].startswith("unit ")
     monkeypatch.setattr(families, "embedded", lambda name: None)
     with pytest.raises(VitvizError, match="No atlas of emoji-vit comes with the kit; `vitviz atlas emoji-vit --layers -1`"):
         families.wall([model])
+
+
+@pytest.mark.parametrize("how", ["render", "optimize"])
+def test_a_wall_shows_no_unfinished_pictures(monkeypatch, how):
+    monkeypatch.setattr(families.Visualizer, "in_atlas", lambda self, layer: how == "render")
+    monkeypatch.setattr(families.Visualizer, how, lambda self, layer, neurons: Made(torch.zeros(1, 3, 8, 8), finished=False))
+    with pytest.raises(VitvizError, match="unfinished"):
+        families.wall([vv.load("emoji-vit")], units=1)
 
 
 # What is committed
@@ -144,7 +177,7 @@ def test_every_number_lies_in_its_interval_and_has_its_control():
     table = families.stored().query("n > 0")
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
     assert (table["control"].notna() == (table["control is"] != "")).all()
-    assert table["control"].isna().sum() == len(embedded_names())  # the radius needed: nothing is expected of it
+    assert table["control"].isna().sum() == len(embedded_names())  # the cutoff: there is no expectation
 
 
 # The exercises of notebook 09
@@ -152,13 +185,13 @@ def test_every_number_lies_in_its_interval_and_has_its_control():
 
 @pytest.fixture
 def known(monkeypatch) -> None:
-    """Three models of accuracies 80, 90 and 85, radii 5, 7 and 9 and 10, 30 and 20 % that stays; two have an atlas of two units,
-    of whose scenes 3 and 2, and 4 and 0, show a lemon."""
-    values = {"a change stays at its place, last layer": (10, 30, 20), "right answers on whole scenes": (80, 90, 85),
-              "low-pass that leaves 90 % of them": (5, 7, 9)}
+    """Three models of accuracies 80, 90 and 85, cutoffs 5, 7 and 9 and localities 10, 30 and 20 %; two have an atlas of two
+    units, of whose scenes 3 and 2, and 4 and 0, show a lemon."""
+    values = {"a perturbation stays at its position, last layer": (10, 30, 20), "accuracy on whole scenes": (80, 90, 85),
+              "low-pass cutoff that leaves 90 % of it": (5, 7, 9)}
     table = pd.DataFrame([{"model": model, "what": what, "value": value} for what, row in values.items()
                           for model, value in zip(("emoji-a", "emoji-b", "emoji-c"), row, strict=True)])
-    monkeypatch.setattr(exercises_further, "stored", lambda: table)
+    monkeypatch.setattr(nb09, "stored", lambda: table)
     counts = {"emoji-a": (3, 2), "emoji-b": (4, 0)}
 
     def atlas(name):
@@ -166,8 +199,8 @@ def known(monkeypatch) -> None:
         table = pd.DataFrame({"layer": [0, 1, 1], "neuron": [0, 0, 1], "scenes": [("lemon",) * 6, *scenes]})
         return type("Known", (), {"table": lambda self: table})()
 
-    monkeypatch.setattr(exercises_further, "embedded", lambda name: atlas(name) if name in counts else None)
-    monkeypatch.setattr(exercises_further, "embedded_atlases", lambda: list(counts))
+    monkeypatch.setattr(nb09, "embedded", lambda name: atlas(name) if name in counts else None)
+    monkeypatch.setattr(nb09, "embedded_atlases", lambda: list(counts))
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [
