@@ -1,33 +1,41 @@
-"""The command ``vitviz``: see what vision transformers learn, without a notebook."""
+"""The command ``vitviz``: what vision transformers learn, without a notebook."""
 
 import argparse
+import os
+import re
 import sys
 import warnings
+from itertools import chain
 from pathlib import Path
 
 from .utils.errors import VitvizError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Run one command; returns the exit code: 0, 2 for what a user can mend (said on one line), 130 when interrupted."""
-    parser = _parser()
-    options = parser.parse_args(arguments)
+    """Exit code of one command: 0; 1 for problems that the doctor found; 2 for errors that a user can mend (said on one
+    line); 130 when interrupted."""
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # a console that cannot show a name gets it with escapes
+            stream.reconfigure(errors="backslashreplace")
+    options = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"vitviz: {message}", file=sys.stderr)
     try:
-        return options.run(options) or 0
+        code = options.run(options) or 0
+        print(end="", flush=True)
+        return code
     except VitvizError as error:
         print(f"vitviz: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("vitviz: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # vitviz models | head
-        sys.stderr.close()
+    except BrokenPipeError:  # vitviz models '*' | head
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
         return 0
 
 
 class _Parser(argparse.ArgumentParser):
-    """Says what is wrong in one line instead of after a block of usage."""
+    """An argument parser whose errors are one line, without the block of usage."""
 
     def error(self, message: str):
         self.exit(2, f"vitviz: {message} (see {self.prog} --help)\n")
@@ -35,7 +43,7 @@ class _Parser(argparse.ArgumentParser):
 
 def _parser() -> argparse.ArgumentParser:
     parser = _Parser(
-        prog="vitviz", description="See what vision transformers learn: pictures of what their neurons respond to.",
+        prog="vitviz", description="See what vision transformers learn: feature visualizations of their neurons.",
         epilog="The notebooks in notebooks/ explain what the pictures mean; begin with 00_start_here.ipynb.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
@@ -45,11 +53,17 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    command("doctor", _doctor, "say what this machine has and what is missing")
+    device, force = _Parser(add_help=False), _Parser(add_help=False)
+    device.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    force.add_argument("--force", action="store_true", help="replace files at --out that this command did not make")
+
+    command("doctor", _doctor, "say what this machine has, what is missing, and which files of the kit are damaged")
+    sub = command("cache", _cache, "say how much the cache holds, and where")
+    sub.add_argument("--clear", action="store_true", help="empty it; downloaded weights stay")
     sub = command("models", _models, "list the models that can be loaded by name")
     sub.add_argument("pattern", nargs="?", help="also list timm's pretrained models that match, such as '*clip*'")
 
-    sub = command("render", _render, "make pictures of neurons",
+    sub = command("render", _render, "render feature visualizations of neurons", parents=[device, force],
                   epilog="examples:\n  vitviz render emoji-vit --layer -1 --neurons 0-15 --out pictures\n"
                          "  vitviz render emoji-vit --layer 3 --kind key --neurons 2,5,7 --recipe paper --out keys\n"
                          "  vitviz render vit_base_patch16_224 --layer 10 --neurons 0-3 --images photos --out pictures\n\n"
@@ -57,74 +71,88 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="an embedded model, or any timm name (its weights are downloaded)")
     sub.add_argument("--layer", type=int, required=True, help="counted from 0 in forward order; -1 is the last")
     sub.add_argument("--neurons", required=True, type=_ranges, help="numbers and ranges: 0-15 or 2,5,7-9")
-    sub.add_argument("--kind", default="mlp",
-                     help="mlp (default), query, key, value, attention, residual; channel for CNNs")
+    sub.add_argument("--kind", help="mlp, query, key, value, attention, residual or channel (default: mlp, for CNNs channel)")
     sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
     sub.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
-    sub.add_argument("--seed", type=int, default=0, help="another seed, another picture of the same neuron (default 0)")
-    sub.add_argument("--images", type=Path, help="folder of images that scores are measured against (default: Emoji World)")
-    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    sub.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
+    sub.add_argument("--images", type=_path, help="folder of reference images for the scores (default: Emoji World)")
     sub.add_argument("--untrained", action="store_true", help="random weights, to see what training changes")
-    sub.add_argument("--out", type=Path, required=True, help="folder for the pictures; made if missing")
+    sub.add_argument("--out", type=_path, required=True, help="folder for the pictures; made if missing")
 
-    sub = command("train", _train, "train an embedded model on Emoji World; goes on from its checkpoint if there is one")
+    sub = command("train", _train, "train an embedded model on Emoji World; goes on from its checkpoint if there is one",
+                  parents=[device, force])
     sub.add_argument("model", help="a model that has a recipe: emoji-vit, emoji-resnet, emoji-swin, …")
-    sub.add_argument("--out", type=Path, default=Path("trained"),
-                     help="folder for weights, card and checkpoint (default: trained); data/models is where the kit looks")
     sub.add_argument("--steps", type=int, help="fewer updates than the recipe's, to try it out")
-    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
+    sub.add_argument("--out", type=_path, default=Path("trained"),
+                     help="folder for weights, card and checkpoint (default: trained); the kit's own are in data/models")
 
-    sub = command("atlas", _atlas, "make pictures of every neuron of whole layers, for sliders that answer at once",
+    sub = command("atlas", _atlas, "render every neuron of whole layers, for sliders that answer at once", parents=[device],
                   epilog="examples:\n  vitviz atlas emoji-vit --layers all --out data/atlas/emoji-vit\n"
                          "  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
                          "writes manifest.json, and sprite sheets and a table for each layer; says first how long it will take.\n"
                          "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
-                         "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.\n\n"
-                         "read in Python, without the model:\n"
-                         "  atlas = vv.Atlas.open(\"DIR\")\n"
-                         "  atlas.table().sort_values(\"percentile\"); atlas.search(\"owl\"); atlas.rendering(5, [0, 1, 2])")
+                         "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.")
     sub.add_argument("model", help="an embedded model, or any timm name")
-    sub.add_argument("--layers", default="all", help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
+    sub.add_argument("--layers", default="all", type=_layers,
+                     help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
     sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
-    sub.add_argument("--seed", type=int, default=0, help="another seed, another picture of the same neuron (default 0)")
-    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
-    sub.add_argument("--out", type=Path, required=True, help="folder for the atlas; made if missing")
+    sub.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
+    sub.add_argument("--out", type=_path, required=True, help="folder for the atlas; made if missing")
 
     sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
+                  parents=[device, force],
                   epilog="example, with ImageNet and its boxes:\n"
                          "  vitviz background vit_base_patch32_224 resnet50 --images imagenet/train \\\n"
                          "      --boxes LOC_train_solution.csv --out table.csv\n\n"
-                         "prints and writes right answers in percent; what is done is kept, and the same command goes on.")
+                         "prints and writes accuracy in percent; what is done is kept, and the same command goes on.")
     sub.add_argument("model", nargs="+", help="any timm names with ImageNet's classes")
-    sub.add_argument("--images", type=Path, required=True, help="a folder with a subfolder for each class, as n01440764")
-    sub.add_argument("--boxes", type=Path, required=True,
+    sub.add_argument("--images", type=_path, required=True, help="a folder with a subfolder for each class, as n01440764")
+    sub.add_argument("--boxes", type=_path, required=True,
                      help="LOC_train_solution.csv, or a CSV file with the columns file,left,top,right,bottom")
     sub.add_argument("--per-class", type=int, help="so many images of each class (default: all that have boxes)")
-    sub.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
-    sub.add_argument("--out", type=Path, required=True, help="CSV file for the table")
+    sub.add_argument("--out", type=_path, required=True, help="CSV file for the table")
 
     sub = command("publish", _publish, "write badges and the Colab address into the README and every notebook")
     sub.add_argument("target", nargs="?", metavar="OWNER/REPO", help="on GitHub (default: the git remote 'origin')")
     return parser
 
 
-def _ranges(text: str) -> list[int]:
-    """``0-15`` or ``2,5,7-9`` as a list."""
-    numbers = []
+def _ranges(text: str) -> list[range]:
+    """``0-15`` or ``2,5,7-9`` as ranges, not yet counted out: a layer's size is known only with its model."""
+    ranges = []
     for part in text.split(","):
-        first, dash, last = part.strip().partition("-")
-        if not first.isdecimal() or dash and not last.isdecimal() or dash and int(last) < int(first):
-            raise argparse.ArgumentTypeError(f"{text!r} is not a list of neurons; write numbers and ranges: 0-15 or 2,5,7-9")
-        if dash and int(last) - int(first) >= 1_000_000:
-            raise argparse.ArgumentTypeError(f"{part.strip()!r} names more neurons than any layer has")
-        numbers += range(int(first), int(last or first) + 1)
-    return numbers
+        match = re.fullmatch(r"\s*(\d{1,18})(?:-(\d{1,18}))?\s*", part, re.ASCII)
+        if not match or int(match[2] or match[1]) < int(match[1]):
+            raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers and ranges such as 0-15 or 2,5,7-9")
+        ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
+    return ranges
 
 
-def _doctor(options) -> None:
-    from .course.setup import setup
+def _layers(text: str) -> str | list[range]:
+    return text if text in ("all", "-1") else _ranges(text)
 
-    setup()
+
+def _path(text: str) -> Path:
+    if not text:
+        raise argparse.ArgumentTypeError("an empty path; name a file or a folder")
+    return Path(os.path.expanduser(text))
+
+
+def _doctor(options) -> int:
+    from .course.setup import doctor
+
+    return 1 if doctor() else 0
+
+
+def _cache(options) -> None:
+    from .utils import cache
+    from .utils.paths import cache_dir
+
+    if options.clear:
+        cache.evict(0)
+    sizes = [size for _, size, _ in cache.contents()]
+    print(f"{len(sizes)} results in {cache_dir()}: {sum(sizes) / 1e6:.1f} MB of at most {cache.limit() / 1e6:.0f} MB "
+          f"(VITVIZ_CACHE_LIMIT); downloaded weights are not counted")
 
 
 def _models(options) -> None:
@@ -133,17 +161,17 @@ def _models(options) -> None:
 
     for name in embedded_names():
         card = read_card(name)
-        share = card["accuracy"]["unoccluded"]
-        low, high = share["interval95"]
-        print(f"{name:<20} {card['parameters'] / 1e6:.1f} M parameters, {100 * share['top1']:.1f} % of unoccluded scenes right "
-              f"(95 % interval {100 * low:.1f} to {100 * high:.1f})")
+        accuracy = card["accuracy"]["unoccluded"]
+        low, high = accuracy["interval95"]
+        print(f"{name:<20} {card['parameters'] / 1e6:.1f} M parameters, {100 * accuracy['top1']:.1f} % accuracy on unoccluded "
+              f"scenes (95 % interval {100 * low:.1f} to {100 * high:.1f})")
     if options.pattern is None:
         print("and any timm model: vitviz models '*clip*' searches their names")
         return
-    found = list_models(options.pattern)[len(embedded_names()):]
-    if not found:
+    names = list_models(options.pattern)[len(embedded_names()):]
+    if not names:
         raise VitvizError(f"No pretrained timm model matches {options.pattern!r}; '*' stands for any letters, as in '*clip*'.")
-    print("\n".join(found))
+    print("\n".join(names))
 
 
 def _render(options) -> int:
@@ -152,32 +180,35 @@ def _render(options) -> int:
     from .datasets.image_folder import image_folder
     from .models.loading import load
     from .models.sites import check_neurons, find_site
+    from .utils import files
     from .visualize.recipe import Recipe
     from .visualize.visualizer import Visualizer
 
-    Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
-    there = next(folder for folder in (options.out, *options.out.absolute().parents) if folder.exists())
-    if not there.is_dir():
-        raise VitvizError(f"--out {options.out} cannot be a folder, because {there} is a file; name a folder.")
+    Recipe.named(options.recipe)  # so that a wrong name is refused before a model is loaded
+    if options.images and options.images.resolve() in (options.out.resolve(), *options.out.resolve().parents):
+        raise VitvizError(f"--out {options.out} is in the folder of --images, so that the pictures would be reference images the "
+                          f"next time; name a folder outside of {options.images}.")
     model = load(options.model, pretrained=not options.untrained, device=options.device)
     recipe = Recipe.named(options.recipe, model)
     if options.steps is not None:
         recipe = dataclasses.replace(recipe, steps=options.steps)
     site = find_site(model, options.layer, options.kind)
-    neurons = check_neurons(site, options.neurons)
-    images = image_folder(options.images, model.image_size) if options.images else None
-    rendering = Visualizer(model, recipe, images).render(site.layer, neurons, site.kind, options.seed)
-    rendering.save(options.out)
+    neurons = check_neurons(site, chain.from_iterable(options.neurons))
+    images = image_folder(options.images, model) if options.images else None
+    visualizer = Visualizer(model, recipe, images)
+    files.ready(options.out, "--out")
+    rendering = visualizer.render(site.layer, neurons, site.kind, options.seed)
+    rendering.save(options.out, options.force)
     counts = ", ".join(f"{rendering.scores.status.count(s)} {s}" for s in ("alive", "weak", "dead"))
-    left = "" if rendering.finished else "; interrupted: the same command makes those that are not finished again"
-    print(f"{len(neurons)} picture{'s' * (len(neurons) > 1)} of {model.title} {site} in {options.out} ({counts}){left}")
+    rest = "" if rendering.finished else "; interrupted: the same command makes those that are not finished again"
+    print(f"{len(neurons)} picture{'s' * (len(neurons) > 1)} of {model.title} {site} in {options.out} ({counts}){rest}")
     return 0 if rendering.finished else 130
 
 
 def _train(options) -> None:
-    from .training.training import train
+    from .training.loop import train
 
-    card = train(options.model, options.out, options.device, options.steps)
+    card = train(options.model, options.out, options.device, options.steps, options.force)
     for group, row in card["accuracy"].items():
         low, high = row["interval95"]
         print(f"{group:<24}{100 * row['top1']:5.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {row['n']})")
@@ -185,35 +216,34 @@ def _train(options) -> None:
 
 def _atlas(options) -> None:
     from .models.loading import load
-    from .models.sites import find_site, find_sites
+    from .models.sites import find_site
     from .visualize.atlas_maker import make_atlas
     from .visualize.recipe import Recipe
 
-    Recipe.named(options.recipe)  # so that a wrong name is told before a model is loaded
+    Recipe.named(options.recipe)  # so that a wrong name is refused before a model is loaded
     model = load(options.model, device=options.device)
-    kind, sites = next(iter(find_sites(model).items()))
-    if options.layers == "all":
-        layers = range(len(sites))
-    else:
-        try:
-            layers = [-1] if options.layers == "-1" else _ranges(options.layers)
-        except argparse.ArgumentTypeError:
-            raise VitvizError(f"--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got {options.layers!r}.") from None
-    layers = [find_site(model, layer, kind).layer for layer in layers]
+    last = find_site(model).layer
+    layers = (range(last + 1) if options.layers == "all" else [last] if options.layers == "-1" else
+              [find_site(model, layer).layer for layer in chain.from_iterable(options.layers)])
     atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed)
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
-    print(f"{sum(sites[i].units for i in atlas.facts['layers'])} pictures of {model.title} in {options.out} ({size:.1f} MB)")
+    count = sum(find_site(model, layer).units for layer in atlas.facts["layers"])
+    print(f"{count} pictures of {model.title} in {options.out} ({size:.1f} MB)")
 
 
 def _background(options) -> None:
-    from .experiments.background import normalized, paper_table
+    from .experiments.background import paper_table, relative_to_whole
     from .models.loading import load
+    from .utils import files
 
+    if options.out.resolve() == options.boxes.resolve():
+        raise VitvizError(f"--out {options.out} is the file of --boxes, which would be lost; name another.")
+    files.ready(options.out.parent, "The folder of --out,")
     models = [load(name, device=options.device) for name in options.model]
-    finding = paper_table(models, options.images, options.boxes, options.per_class)
-    path = finding.save(options.out)
-    for title, table in ((finding.quantity, finding.table), (f"{normalized(finding).quantity}, as the paper's table",
-                                                             normalized(finding).table)):
+    result = paper_table(models, options.images, options.boxes, options.per_class)
+    path = result.save(options.out, force=options.force)
+    shares = relative_to_whole(result)
+    for title, table in ((result.quantity, result.table), (f"{shares.quantity}, as the paper's table", shares.table)):
         print(f"{title}:")
         for row in table.itertuples():
             print(f"  {row.model:<44}{row.shown:<12}{row.measure}  {row.value:6.2f}  "
@@ -226,7 +256,3 @@ def _publish(options) -> None:
 
     changed = publish(options.target, Path.cwd())
     print("\n".join(map(str, changed)) if changed else "nothing to change: badges and addresses are as they should be")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,6 +1,7 @@
 """Muon (Jordan et al. 2024), in float32 and for any torch that the kit runs on.
 
-torch has one from 2.9 on, in bfloat16: where a CPU cannot multiply that, its step takes twenty times as long as this one's.
+Not torch's own (from 2.9 on), because that casts the updates to bfloat16: the embedded models could not be trained again as they
+were, and where a CPU cannot multiply bfloat16, its step takes twenty times as long as this one's.
 """
 
 import torch
@@ -10,7 +11,7 @@ _ROUNDS = 5
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum whose update of a matrix is made orthogonal, so that all its directions are learned equally fast.
+    """Momentum with orthogonalized updates of matrices, so that all their directions are learned equally fast.
 
     Args:
         params: matrices.
@@ -24,25 +25,25 @@ class Muon(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self) -> None:
-        """Update every matrix that has a gradient; those of one shape together, for on a GPU launching is what costs."""
+        """Update every matrix that has a gradient, those of one shape together, because launching is what costs on a GPU."""
         for group in self.param_groups:
-            alike: dict[torch.Size, list[torch.Tensor]] = {}
+            by_shape: dict[torch.Size, list[torch.Tensor]] = {}
             for p in group["params"]:
                 if p.grad is not None:
-                    alike.setdefault(p.shape, []).append(p)
-            for shape, params in alike.items():
+                    by_shape.setdefault(p.shape, []).append(p)
+            for shape, params in by_shape.items():
                 for p in params:
                     if not self.state[p]:
                         self.state[p]["momentum_buffer"] = torch.zeros_like(p)
-                kept, slopes = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
-                torch._foreach_lerp_(kept, slopes, 1 - group["momentum"])
-                updates = orthogonal(torch.stack(torch._foreach_lerp(slopes, kept, group["momentum"])))
+                buffers, gradients = [self.state[p]["momentum_buffer"] for p in params], [p.grad for p in params]
+                torch._foreach_lerp_(buffers, gradients, 1 - group["momentum"])
+                updates = orthogonal(torch.stack(torch._foreach_lerp(gradients, buffers, group["momentum"])))
                 torch._foreach_mul_(params, 1 - group["lr"] * group["weight_decay"])
                 torch._foreach_add_(params, list(updates), alpha=-0.2 * group["lr"] * max(shape) ** 0.5)
 
 
 def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
-    """Nearly the orthogonal matrix closest to each of ``matrices`` (..., M, N): singular values become about 0.7 to 1.2."""
+    """About the closest orthogonal matrix to each of ``matrices`` (..., M, N): singular values become 0.7 to 1.2 or so."""
     x = matrices.float()
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT

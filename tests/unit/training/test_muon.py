@@ -35,14 +35,14 @@ def test_first_step_is_worked_out_by_hand():
 
 def test_matrices_of_one_shape_move_together_as_each_would_alone():
     torch.manual_seed(1)
-    starts, slopes = [torch.randn(4, 6) for _ in range(3)], [torch.randn(4, 6) for _ in range(3)]
+    starts, gradients = [torch.randn(4, 6) for _ in range(3)], [torch.randn(4, 6) for _ in range(3)]
 
     def moved(chosen: list[int]) -> list[torch.Tensor]:
         weights = [torch.nn.Parameter(starts[i].clone()) for i in chosen]
         optimizer = Muon(weights, lr=0.1, weight_decay=0.5)
         for _ in range(2):  # the second with momentum
             for weight, i in zip(weights, chosen, strict=True):
-                weight.grad = slopes[i].clone()
+                weight.grad = gradients[i].clone()
             optimizer.step()
         return [weight.data for weight in weights]
 

@@ -1,4 +1,4 @@
-"""What each patch token would answer: read by the same norm and head as the class token, in every family that has one."""
+"""The logits of each patch token: by the same norm and head as the CLS token, in every family that has one."""
 
 import pytest
 import torch
@@ -28,7 +28,7 @@ def network(request):
 
 
 @torch.no_grad()
-def test_the_networks_own_answer_is_its_answer(network):
+def test_the_networks_own_logits_are_unchanged(network):
     network, tokens = network
     images = torch.rand(2, 3, 32, 32)
     own, each = logits_by_token(network, images)
