@@ -1,14 +1,21 @@
 """The command line, in this process: what it writes, and one clear line for all that a user can get wrong."""
 
+import hashlib
 import json
 import math
+import os
+import subprocess
+import sys
 import warnings
 from pathlib import Path
 
+import numpy as np
 import pytest
 from PIL import Image
 
 from vitviz_nb import cli
+from vitviz_nb.training import loop
+from vitviz_nb.utils import cache, paths
 
 RENDER = ["render", "emoji-vit", "--layer", "-1", "--neurons", "0-2", "--steps", "2", "--device", "cpu"]
 
@@ -50,20 +57,56 @@ def complaint(arguments: list, capsys: pytest.CaptureFixture) -> str:
     return lines[-1]
 
 
-def test_doctor_says_what_there_is(shelf, capsys: pytest.CaptureFixture, tmp_path: Path):
+def test_doctor_says_what_there_is(capsys: pytest.CaptureFixture, tmp_path: Path):
     assert code(["doctor"]) == 0
     out = capsys.readouterr().out
-    for line in ("Computes on:", "torch:", "timm:", "ipywidgets:", "Embedded model:  emoji-vit", str(tmp_path / "vitviz_cache")):
+    for line in ("Computes on:", "torch:", "timm:", "ipywidgets:", "Embedded models:", str(tmp_path / "vitviz_cache"),
+                 "Kit's data:      complete and unchanged"):
         assert line in out
+
+
+def test_doctor_names_each_problem_and_exits_with_1(capsys: pytest.CaptureFixture, tmp_path: Path,
+                                                    monkeypatch: pytest.MonkeyPatch):
+    data = tmp_path / "data"
+    (data / "models").mkdir(parents=True)
+    (data / "models" / "a.json").write_text("damaged")
+    (data / "SHA256SUMS").write_text(f"{'0' * 64}  models/a.json\n{'0' * 64}  models/b.json\n"
+                                     f"{hashlib.sha256(b'right').hexdigest()}  c.csv\n")
+    (data / "c.csv").write_bytes(b"right")
+    monkeypatch.setattr(paths, "data_dir", lambda: data)
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
+    assert code(["doctor"]) == 1
+    out = capsys.readouterr().out
+    assert out.count("PROBLEM: ") == 3 and "a.json is damaged" in out and "b.json is missing" in out and "c.csv" not in out
+    assert "cannot be written" in out and "git checkout -- data" in out
+    (data / "SHA256SUMS").unlink()
+    assert code(["doctor"]) == 1 and "SHA256SUMS is missing or damaged" in capsys.readouterr().out
 
 
 def test_models_lists_embedded_ones_with_their_accuracy(shelf, capsys: pytest.CaptureFixture):
     assert code(["models"]) == 0
     first, hint = capsys.readouterr().out.splitlines()
-    assert first.startswith("emoji-vit ") and "25.0 % of unoccluded scenes right (95 % interval 17.5 to 34.3)" in first
+    assert first.startswith("emoji-vit ") and "25.0 % accuracy on unoccluded scenes (95 % interval 17.5 to 34.3)" in first
     assert "vitviz models" in hint
     assert code(["models", "*patch32_clip_quickgelu*"]) == 0
     assert "vit_base_patch32_clip_quickgelu_224.openai" in capsys.readouterr().out.splitlines()
+
+
+def test_cache_shows_what_it_holds_and_clears_it(capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("VITVIZ_CACHE_LIMIT", "3MB")
+    (tmp_path / "vitviz_cache" / "weights").mkdir(parents=True)
+    (tmp_path / "vitviz_cache" / "weights" / "resnet50.pth").write_bytes(bytes(2_000_000))
+    for i in range(2):
+        cache.write(cache.path_of({"i": i}, "renderings"), {"a": np.arange(9)})
+    assert code(["cache"]) == 0
+    out = capsys.readouterr().out
+    assert f"2 results in {tmp_path / 'vitviz_cache'}: 0.0 MB of at most 3 MB" in out
+    assert code(["cache", "--clear"]) == 0
+    assert capsys.readouterr().out.startswith("0 results in ") and cache.read(cache.path_of({"i": 0}, "renderings")) is None
+    assert (tmp_path / "vitviz_cache" / "weights" / "resnet50.pth").exists()
+    monkeypatch.setenv("VITVIZ_CACHE_LIMIT", "much")
+    assert "VITVIZ_CACHE_LIMIT is a size such as 500MB or 2GB, got 'much'" in complaint(["cache"], capsys)
 
 
 def test_render_writes_sheet_pictures_and_manifest(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -101,15 +144,19 @@ def test_render_is_scored_against_emoji_world_unless_told_otherwise(shelf, tmp_p
     (["--layer", "last"], "invalid int value: 'last'"),
     (["--neurons", "120-130"], "mlp layer 1 has neurons 0 to 127; neuron 128 is out of range"),
     (["--neurons", "0,1,0"], "the same neuron twice"),
-    (["--neurons", "5-"], "'5-' is not a list of neurons; write numbers and ranges"),
-    (["--neurons", "7-5"], "'7-5' is not a list of neurons"),
-    (["--neurons", ""], "'' is not a list of neurons"),
-    (["--neurons", "0-99999999999"], "more neurons than any layer has"),
+    (["--neurons", "5-"], "'5-' is not a list of numbers and ranges such as 0-15 or 2,5,7-9"),
+    (["--neurons", "7-5"], "'7-5' is not a list of numbers"),
+    (["--neurons", ""], "'' is not a list of numbers"),
+    (["--neurons", "٣"], "'٣' is not a list of numbers"),
+    (["--neurons", "9" * 5000], "is not a list of numbers"),
+    (["--neurons", ",".join(["0-999999999"] * 30)], "neuron 128 is out of range"),
+    (["--out", ""], "an empty path; name a file or a folder"),
     (["--kind", "channel"], "no sites of kind 'channel'; it has mlp, query, key, value, attention, residual"),
     (["--kind", "querry"], "Did you mean query"),
-    (["--steps", "0"], "at least 1 step and 1 copy, got 0 steps"),
-    (["--steps", "-5"], "at least 1 step and 1 copy, got -5 steps"),
-    (["--recipe", "slow"], "no recipe 'slow'; there are quick, paper"),
+    (["--steps", "0"], "steps is a whole number from 1 to 100000, got 0"),
+    (["--steps", "-5"], "steps is a whole number from 1 to 100000, got -5"),
+    (["--steps", "100000000"], "steps is a whole number from 1 to 100000, got 100000000"),
+    (["--recipe", "slow"], "recipe is one of quick, paper; got 'slow'"),
     (["--device", "gpu"], "device 'gpu' cannot be used here"),
     (["--images", "nowhere"], "nowhere does not exist"),
     (["--frobnicate"], "unrecognized arguments: --frobnicate"),
@@ -129,9 +176,10 @@ def test_a_folder_without_images_gets_one_line(shelf, tmp_path: Path, capsys: py
 
 
 def test_only_bad_images_get_one_line_each_named(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
-    (tmp_path / "text.png").write_text("a text file named .png")
-    (tmp_path / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
-    line = complaint([*RENDER, "--images", tmp_path, "--out", tmp_path / "out"], capsys)
+    (tmp_path / "bad").mkdir()
+    (tmp_path / "bad" / "text.png").write_text("a text file named .png")
+    (tmp_path / "bad" / "cut.jpg").write_bytes(b"\xff\xd8\xff\xe0\x00\x10JFIF")
+    line = complaint([*RENDER, "--images", tmp_path / "bad", "--out", tmp_path / "out"], capsys)
     assert "text.png" in line and "cut.jpg" in line
 
 
@@ -169,7 +217,7 @@ def test_a_cache_that_cannot_be_written_gets_one_line(shelf, photos: Path, tmp_p
 
 def test_an_out_that_is_a_file_gets_one_line_and_stays(shelf, tmp_path: Path, capsys: pytest.CaptureFixture):
     (tmp_path / "out").write_text("mine")
-    assert "is a file; name a folder" in complaint([*RENDER, "--out", tmp_path / "out"], capsys)
+    assert "out cannot be written (File exists); name a folder" in complaint([*RENDER, "--out", tmp_path / "out"], capsys)
     assert (tmp_path / "out").read_text() == "mine"
 
 
@@ -177,7 +225,7 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
                                                                capsys: pytest.CaptureFixture):
     (tmp_path / "file").write_text("not a folder")
     line = complaint([*RENDER, "--images", photos, "--out", tmp_path / "file" / "out"], capsys)
-    assert "cannot be a folder" in line and "file is a file; name a folder" in line
+    assert "file/out cannot be written (Not a directory); name a folder" in line
     assert not (tmp_path / "vitviz_cache" / "renderings").exists()
 
 
@@ -185,7 +233,9 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
     ([], "required: COMMAND"),
     (["rendr"], "invalid choice: 'rendr'"),
     (["train", "emoji-vti"], "no recipe to train 'emoji-vti'; there is one for emoji-vit"),
-    (["train", "emoji-vit", "--steps", "0"], "at least 1 step, got 0"),
+    (["train", "emoji-vit", "--steps", "0"], "steps is a whole number from 1 to 1000000000, got 0"),
+    ([*RENDER, "--seed", "-1", "--out", "out"], "seed is a whole number from 0 to 9223372036854775807, got -1"),
+    ([*RENDER, "--seed", str(2**63), "--out", "out"], "seed is a whole number from 0 to 9223372036854775807"),
     (["models", "*no such model*"], "No pretrained timm model matches '*no such model*'"),
     (["atlas", "emoji-vti", "--out", "out"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
     (["atlas", "emoji-vit"], "required: --out"),
@@ -197,12 +247,12 @@ def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says
     assert says in complaint(arguments, capsys)
 
 
-def test_an_interrupt_ends_with_130_and_no_stack_trace(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
-    def interrupt(options) -> None:
+def test_an_interrupted_training_exits_with_130(capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*_) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(cli, "_doctor", interrupt)
-    assert code(["doctor"]) == 130
+    monkeypatch.setattr(loop, "train", interrupt)
+    assert code(["train", "emoji-vit"]) == 130
     assert capsys.readouterr().err.strip() == "vitviz: interrupted; what was finished is kept, and the same command goes on."
 
 
@@ -234,8 +284,8 @@ def hasty(shelf):
 def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.CaptureFixture):
     from vitviz_nb.visualize.atlas import Atlas
 
-    for layers, meant in (("all", [0, 1]), ("-1", [1]), ("0", [0])):
-        out = tmp_path / "new" / layers
+    out = tmp_path / "new" / "atlas"
+    for layers, meant in (("-1", [1]), ("all", [0, 1])):  # the second goes on where the first has ended
         assert code(["atlas", "emoji-vit", "--layers", layers, "--device", "cpu", "--out", out]) == 0
         assert f"{128 * len(meant)} pictures of emoji-vit in {out} (" in capsys.readouterr().out
         atlas = Atlas.open(out)
@@ -249,11 +299,11 @@ def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.C
 @pytest.mark.parametrize(("change", "says"), [
     (["--layers", "2"], "emoji-vit has no mlp layer 2; its layers are 0 to 1"),
     (["--layers", "0-5"], "no mlp layer 2"),
-    (["--layers", "last"], "--layers is all, -1 or numbers and ranges such as 0-3 or 2,5, got 'last'"),
-    (["--layers", "1-0"], "got '1-0'"),
-    (["--layers", ""], "got ''"),
-    (["--layers", "-2"], "got '-2'"),
-    (["--recipe", "papre"], "no recipe 'papre'; there are quick, paper. Did you mean paper"),
+    (["--layers", "last"], "argument --layers: 'last' is not a list of numbers and ranges"),
+    (["--layers", "1-0"], "'1-0' is not a list"),
+    (["--layers", ""], "'' is not a list"),
+    (["--layers", "-2"], "'-2' is not a list"),
+    (["--recipe", "papre"], "recipe is one of quick, paper; got 'papre'. Did you mean paper"),
     (["--device", "gpu"], "device 'gpu' cannot be used here"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str], says: str, hasty, tmp_path: Path,
@@ -262,7 +312,8 @@ def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str],
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["atlas"], ["publish"]], ids=" ".join)
+@pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["atlas"], ["background"],
+                                     ["cache"], ["publish"]], ids=" ".join)
 def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture):
     assert code([*command, "--help"]) == 0
     out = capsys.readouterr().out
@@ -272,28 +323,22 @@ def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture
             assert word in out
 
 
-def test_doctor_works_as_a_module(shelf):
-    """``python -m vitviz_nb.cli`` is what a machine without the script on its PATH can call."""
-    import runpy
-    import sys
-
-    arguments, sys.argv = sys.argv, ["vitviz", "doctor"]
-    try:
-        with pytest.raises(SystemExit) as left, warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # runpy warns that the module is imported already
-            runpy.run_module("vitviz_nb.cli", run_name="__main__")
-    finally:
-        sys.argv = arguments
-    assert left.value.code == 0
+def shell(command: str, **environment) -> subprocess.CompletedProcess:
+    """A command line of a POSIX shell, where ``$VITVIZ`` is the kit's command."""
+    environment |= {"VITVIZ": f"{sys.executable} -m vitviz_nb"}
+    return subprocess.run(["bash", "-c", command], cwd=Path(cli.__file__).parents[1], env={**os.environ, **environment},
+                          capture_output=True, text=True, errors="replace")
 
 
-def test_doctor_names_what_is_broken(shelf, capsys: pytest.CaptureFixture, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    shelf.weights.write_bytes(b"not weights")
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
-    assert code(["doctor"]) == 0
-    out = capsys.readouterr().out
-    assert out.count("PROBLEM: ") == 2 and "is not the file its card describes" in out and "cannot be written" in out
+def test_the_package_is_the_command_and_a_reader_that_left_is_no_error():
+    done = shell("$VITVIZ models '*' | head -n 1; echo ${PIPESTATUS[0]}")
+    first, exit_code = done.stdout.splitlines()
+    assert first.startswith("emoji-vit ") and exit_code == "0" and done.stderr == ""
+
+
+def test_names_that_a_console_cannot_show_are_written_with_escapes():
+    done = shell("VITVIZ_CACHE=$'/tmp/ph\\xf6t\\xc3\\xb6s' $VITVIZ cache", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert done.returncode == 0 and done.stdout.startswith("0 results in /tmp/ph\\udcf6t\\xf6s: ")
 
 
 def test_a_damaged_card_is_named(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
@@ -301,7 +346,16 @@ def test_a_damaged_card_is_named(shelf, photos: Path, tmp_path: Path, capsys: py
     assert "card" in complaint([*RENDER, "--images", photos, "--out", tmp_path / "out"], capsys)
 
 
-@pytest.mark.parametrize("seed", [-1, 2**63])
-def test_a_seed_out_of_range_is_told_the_range(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, seed: int):
-    line = complaint([*RENDER, "--images", photos, "--seed", str(seed), "--out", tmp_path / "out"], capsys)
-    assert "0 to 2**63 - 1" in line
+@pytest.mark.parametrize("out", ["photos", "photos/pictures/new"])
+def test_pictures_do_not_become_reference_images(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, out: str):
+    assert "is in the folder of --images" in complaint([*RENDER, "--images", photos, "--out", tmp_path / out, "--force"], capsys)
+    assert len(list(photos.iterdir())) == 3
+
+
+def test_the_table_does_not_replace_the_boxes(tmp_path: Path, capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
+    (tmp_path / "b.csv").write_text("file,left,top,right,bottom\n")
+    monkeypatch.chdir(tmp_path)
+    line = complaint(["background", "emoji-vit", "--images", ".", "--boxes", tmp_path / "b.csv", "--out", "b.csv", "--force"],
+                     capsys)
+    assert "is the file of --boxes, which would be lost" in line
+    assert (tmp_path / "b.csv").read_text() == "file,left,top,right,bottom\n"

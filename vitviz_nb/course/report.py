@@ -68,7 +68,7 @@ class Report:
         picture, alt, link = f"{name}.png", heading, ""
         paragraphs = [part for part in re.split(r"\n\s*\n", _text("text", text).strip()) if part]
         if isinstance(item, Rendering):
-            item.save(self.folder / name)
+            item.save(self.folder / name, force=self._force)
             picture, alt, link = f"{name}/sheet.png", f"Pictures of neurons: {item.title}", f"{name}/manifest.json"
         elif isinstance(item, Result):
             item.save(self.folder / f"{name}.csv", force=self._force)

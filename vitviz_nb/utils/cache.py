@@ -1,4 +1,4 @@
-"""Computed arrays on disk, found again by what they were made from: renderings, reference activations, accuracies."""
+"""Computed arrays on disk, found again by what they were made from: renderings, reference activations, predictions."""
 
 import hashlib
 import json
@@ -8,7 +8,7 @@ import warnings
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -25,20 +25,18 @@ _room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be wr
 
 
 def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
-    """Path of what ``model``, in its present state, makes from ``facts`` (anything JSON can hold); None if unknown.
+    """Path of what ``model``, in its present state, makes from ``facts``; None, which is never kept, if that is unknown.
 
     Args:
-        folder: a name for what is kept: "renderings", "references" …
-
-    Returns:
-        None where ``model.state()`` is None (foreign hooks): ``read`` and ``write`` then do nothing.
+        facts: anything JSON can hold.
+        folder: what is kept: "renderings", "references" …
     """
     state = model.state()
     return None if state is None else path_of({**facts, "model": state}, folder)
 
 
 def path_of(facts: dict, folder: str) -> Path:
-    """Where the entry made from ``facts`` (anything JSON can hold) lies."""
+    """Path of the entry made from ``facts``, the state of a model among them."""
     text = json.dumps({**facts, "format": FORMAT}, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
     return cache_dir() / folder / name[:2] / f"{name}.npz"
@@ -47,10 +45,7 @@ def path_of(facts: dict, folder: str) -> Path:
 def ready() -> None:
     """Make the cache folder; VitvizError if nothing can be written there, before any work is done in vain."""
     limit()
-    try:
-        files.ready(cache_dir(), "The cache folder")
-    except VitvizError as error:
-        raise VitvizError(f"{error} The environment variable VITVIZ_CACHE names it.") from None
+    files.ready(cache_dir(), "$VITVIZ_CACHE, the cache folder")
 
 
 def limit() -> int:
@@ -63,40 +58,32 @@ def limit() -> int:
 
 
 def read(path: Path | None, finite: bool = False) -> dict[str, np.ndarray] | None:
-    """The arrays of an entry; None if there is none, or if it is corrupt: then it is dropped, to be made again.
+    """The arrays of an entry; None if there is none, or if it is corrupt: then it is removed, to be made again.
 
     Args:
-        finite: also drop an entry that holds NaN or infinities.
+        finite: an entry with NaN or infinities counts as corrupt.
     """
     try:
-        file = open(path, "rb") if path else None  # np.load(path) would leak the file of a corrupt entry
+        file = open(path or os.devnull, "rb")  # np.load(path) would leak the file of a corrupt entry
     except OSError:
-        return None
-    if file is None:
         return None
     try:
         with file, np.load(file, allow_pickle=False) as stored:
             arrays = dict(stored)
         if finite and not all(np.isfinite(array).all() for array in arrays.values() if array.dtype.kind in "fc"):
             raise ValueError("not finite")
+        os.utime(path)  # the last to be evicted
+        return arrays
     except MemoryError:
         raise
     except Exception:  # a damaged zip fails in many ways, none of which the user need know
-        drop(path)
+        with suppress(OSError, TypeError):
+            os.unlink(path)
         return None
-    with suppress(OSError):
-        os.utime(path)  # just used: the last to be evicted
-    return arrays
-
-
-def drop(path: Path) -> None:
-    """Remove an entry that is no good, as far as that is possible."""
-    with suppress(OSError):
-        path.unlink()
 
 
 def write(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
-    """Write an entry whole or not at all, then evict the least recently used ones beyond the limit; a full disk only warns."""
+    """Write an entry whole or not at all, then keep to the limit; a full disk only warns."""
     if path is None:
         return
     packed = BytesIO()
@@ -108,55 +95,35 @@ def write(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
         return
     key = cache_dir(), limit()
     _room[key] = _room.get(key, 0) - len(packed.getvalue())
-    if _room[key] < 0:
-        _room[key] = _evict(*key)
+    if _room[key] < 0:  # other processes write, too: look again after a tenth
+        _room[key] = min(key[1] - evict(key[1]), key[1] / 10)
 
 
-class Contents(NamedTuple):
-    """What the cache holds: entries, their bytes, and the bytes of downloaded weights, which no limit touches."""
+def evict(most: int) -> int:
+    """Remove the least recently used entries until they take less than nine tenths of ``most`` bytes, if they take more.
 
-    entries: int
-    size: int
-    weights: int
+    Temporary files that killed processes left go, too; downloaded weights stay.
 
-
-def contents() -> Contents:
-    """Number and size of what is in the cache."""
-    root = cache_dir()
-    sizes = [size for _, size, _ in _entries(root)]
-    weights = sum(file.stat().st_size for file in (root / "weights").rglob("*") if file.is_file())
-    return Contents(len(sizes), sum(sizes), weights)
-
-
-def clear() -> None:
-    """Remove all entries; downloaded weights stay."""
-    _evict(cache_dir(), 0)
+    Returns:
+        The bytes of the entries that are left.
+    """
+    entries = sorted(contents())
+    size = sum(count for _, count, _ in entries)
+    goal = 0.9 * most if size > most else most
+    for _, count, path in entries:
+        if size > goal:
+            with suppress(OSError):
+                path.unlink()
+            size -= count
+    return size
 
 
-def _entries(root: Path) -> list[tuple[float, int, Path]]:
-    """(last use, bytes, path) of each entry; temporary files that killed processes left are removed on the way."""
+def contents() -> list[tuple[float, int, Path]]:
+    """Time of last use, bytes and path of each entry."""
     entries = []
-    for folder in root.glob("*/??"):
+    for folder in cache_dir().glob("*/??"):
         files.tidy(folder)
         for path in folder.glob("*.npz"):
             with suppress(OSError):  # another process has just evicted it
-                facts = path.stat()
-                entries.append((facts.st_mtime, facts.st_size, path))
+                entries.append((path.stat().st_mtime, path.stat().st_size, path))
     return entries
-
-
-def _evict(root: Path, most: int) -> float:
-    """Remove the least recently used entries until nine tenths of ``most`` bytes are left, if it is more than ``most``.
-
-    Returns:
-        Bytes to be written before the next look: a tenth of ``most``, as other processes write, too.
-    """
-    entries = sorted(_entries(root))
-    size = sum(bytes_ for _, bytes_, _ in entries)
-    left = 0.9 * most if size > most else most
-    for _, bytes_, path in entries:
-        if size <= left:
-            break
-        drop(path)
-        size -= bytes_
-    return min(most - size, most / 10)

@@ -6,6 +6,7 @@ import os
 import secrets
 import socket
 import sys
+import tempfile
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -26,26 +27,22 @@ def check_target(path: Path, ours: Callable[[Path], bool] | None = None, force: 
     """VitvizError if ``write`` with the same arguments would refuse: to be called before long work, too.
 
     Args:
-        ours: says whether the file that exists is one of the kit's, to be replaced; a check that fails means no.
+        ours: says whether the file that exists is the kit's own and may be replaced; if it fails, it is not.
     """
     if not path.exists():
         return
     if not path.is_file():
         raise VitvizError(f"{path} is not a file that can be replaced; name another.")
-    is_ours = ours is None or force
-    with suppress(Exception):
-        is_ours = is_ours or ours(path)
-    if not is_ours:
+    if ours and not force:
+        with suppress(Exception):
+            if ours(path):
+                return
         raise VitvizError(f"{path} exists, and is nothing that this command made; name another, or say --force (in Python "
                           f"force=True) to replace it.")
 
 
 def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | None = None, force: bool = False) -> Path:
-    """Write a file whole or not at all (temporary file in its folder, fsync, rename), its folder made if missing.
-
-    Args:
-        content: text is written as UTF-8, with line ends as they are.
-        ours, force: see ``check_target``.
+    """Write a file (text as UTF-8) and its folder: a temporary file beside it, fsync, rename. See ``check_target``.
 
     Raises:
         VitvizError: a foreign file at ``path``, a full disk, a folder that cannot be written. What was there is unchanged.
@@ -74,10 +71,7 @@ def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | No
 
 
 def tidy(folder: Path, older: float = 3600.0) -> None:
-    """Remove the temporary files that killed writers left in a folder, if they are ``older`` seconds old.
-
-    Whoever holds the folder's lock may pass 0.
-    """
+    """Remove temporary files of at least ``older`` seconds that killed processes left; the owner of a lock may pass 0."""
     for partial in folder.glob(".*.????????.partial"):
         with suppress(OSError):
             if time.time() - partial.stat().st_mtime >= older:
@@ -85,19 +79,14 @@ def tidy(folder: Path, older: float = 3600.0) -> None:
 
 
 def ready(folder: Path, name: str) -> Path:
-    """Make a folder and prove that files can be written in it; VitvizError, naming it as ``name``, if not."""
+    """Make a folder and prove that files can be written in it; VitvizError, calling it ``name``, if not."""
     folder = Path(folder)
-    probe = folder / f".{secrets.token_hex(4)}.partial"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        probe.write_bytes(b"1")
-        probe.unlink()
+        with tempfile.TemporaryFile(dir=folder):
+            return folder
     except OSError as error:
-        with suppress(OSError):
-            probe.unlink()
-        raise VitvizError(f"{name} {folder} cannot be written ({error.strerror or error}); name a folder that you may write "
-                          f"to.") from None
-    return folder
+        raise VitvizError(f"{name} {folder} cannot be written ({error.strerror}); name a folder that you may write to.") from None
 
 
 @contextmanager
@@ -111,19 +100,18 @@ def locked(folder: Path, what: str, wait: float = 5.0) -> Iterator[None]:
     Raises:
         VitvizError: another owner, named with its process, machine and command, still holds it.
     """
-    path = ready(folder, "The folder") / ".vitviz.lock"
-    end = time.monotonic() + wait
+    path, end = ready(folder, "The folder") / ".vitviz.lock", time.monotonic() + wait
     while (handle := _try_lock(path)) is None:
         if time.monotonic() >= end:
             owner = path.read_text("utf-8", "replace").strip() if path.exists() else ""
             raise VitvizError(f"{folder} is in use ({owner or 'by another process'}); wait until that has ended, or name another "
                               f"folder.")
         time.sleep(0.05)
+    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
+    owner = f"{what}; process {os.getpid()} on {socket.gethostname()}; {command}"
     try:
-        command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
         with suppress(OSError):  # a full disk: the lock is held, only nameless
-            os.write(handle, f"{what}; process {os.getpid()} on {socket.gethostname()}; {command}"
-                     .encode("utf-8", "replace")[:_OWNER_BYTES])
+            os.write(handle, owner.encode("utf-8", "replace")[:_OWNER_BYTES])
         yield
     finally:
         with suppress(OSError):  # removed while it is held: whoever waits sees that the file is another, and tries again

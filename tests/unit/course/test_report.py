@@ -11,8 +11,8 @@ from PIL import Image
 
 import vitviz_nb as vv
 from vitviz_nb.course.report import Report
-from vitviz_nb.experiments.obstacles import LookAlike
 from vitviz_nb.experiments.result import Result
+from vitviz_nb.plotting.image_grid import bundle
 from vitviz_nb.utils.errors import VitvizError
 
 FINDING = Result("How much <b>is</b> seen", "seen (%)", pd.DataFrame({"layer": [0, 1], "value": [1.0, 2], "low": [0.0, 1],
@@ -20,14 +20,13 @@ FINDING = Result("How much <b>is</b> seen", "seen (%)", pd.DataFrame({"layer": [
 
 
 def test_every_kind_of_item_is_written_and_shown(tmp_path: Path, tiny_vit):
-    rendering = vv.Visualizer(tiny_vit, vv.Recipe(steps=1, copies=1, jitter=0)).render(0, [0, 1])
+    rendering = vv.Visualizer(tiny_vit, vv.Recipe(steps=1, jitter=0), images=torch.rand(3, 3, 32, 32)).render(0, [0, 1])
     figure = plt.figure()
-    pixels = torch.zeros(3, 8, 8)
-    alike = LookAlike(pixels, pixels, 0.0, 0.0, 1.0, (0.0, 1.0), "twins")
+    twins = type("Twins", (), {"_repr_mimebundle_": lambda self: bundle(Image.new("RGB", (4, 4)), "Two <b>images</b>")})()
     report = Report(tmp_path / "mine", "What <i>I</i> found", "Ada")
     open_before = plt.get_fignums()
     for item, heading in ((rendering, "Neurons"), (FINDING, "Numbers"), (figure, "A figure"), (Image.new("RGB", (4, 4)), "Été!"),
-                          (alike, "Twins"), (None, "In words")):
+                          (twins, "Twins"), (None, "In words")):
         assert report.add(item, heading, "First.\n\nSecond <script>.") is report
     assert plt.get_fignums() == open_before  # the figure given stays open, the finding's own is closed
     plt.close(figure)
@@ -42,7 +41,7 @@ def test_every_kind_of_item_is_written_and_shown(tmp_path: Path, tiny_vit):
     for name, _ in shown:
         Image.open(report.folder / name).verify()
     assert (report.folder / "02_numbers.csv").exists() and len(vv.Rendering.load(report.folder / "01_neurons").neurons) == 2
-    assert "How much &lt;b&gt;is&lt;/b&gt; seen" in page and "6 items" in report._repr_html_()
+    assert "How much &lt;b&gt;is&lt;/b&gt; seen" in page and "Two &lt;b&gt;images" in page and "6 items" in report._repr_html_()
 
 
 def test_a_report_is_not_lost_to_another_by_accident(tmp_path: Path):

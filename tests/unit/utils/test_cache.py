@@ -73,7 +73,7 @@ def test_the_least_recently_used_go_first_and_weights_stay(tmp_path: Path, monke
     assert sum(path.stat().st_size for path in entries(tmp_path)) <= 110_000
     left = [i for i, path in enumerate(paths) if path.exists()]
     assert left[0] == 5 and left[1:] == list(range(41 - len(left), 40)) and len(left) >= 8
-    assert weights.exists() and cache.contents().weights == 10**6
+    assert weights.exists()
 
 
 @pytest.mark.parametrize(("text", "size"), [("500MB", 5 * 10**8), ("2 gb", 2 * 10**9), ("1.5G", 1_500_000_000), ("10k", 10_000),
@@ -95,11 +95,11 @@ def test_what_killed_writers_left_goes(tmp_path: Path):
     cache.write(path, {"a": np.zeros(3)})
     orphan = path.with_name(f".{path.name}.0123abcd.partial")
     orphan.write_bytes(b"half")
-    cache.clear()
+    cache.evict(0)
     assert orphan.exists()  # it may be another's, being written now
     os.utime(orphan, (time.time() - 7200,) * 2)
-    cache.clear()
-    assert not orphan.exists() and not path.exists() and cache.contents() == (0, 0, 0)
+    cache.evict(0)
+    assert not orphan.exists() and not path.exists() and cache.contents() == []
 
 
 def test_a_home_is_expanded_and_a_missing_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -116,7 +116,7 @@ def test_a_cache_that_cannot_be_written_only_warns(tmp_path: Path, monkeypatch: 
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file"))
     with pytest.warns(UserWarning, match="A result was not cached: .* cannot be written"):
         cache.write(cache.path_of({}, "renderings"), {"a": np.zeros(3)})
-    with pytest.raises(VitvizError, match="cache folder .*file cannot be written.*VITVIZ_CACHE"):
+    with pytest.raises(VitvizError, match=r"\$VITVIZ_CACHE, the cache folder .*file cannot be written"):
         cache.ready()
 
 
