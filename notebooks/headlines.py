@@ -143,7 +143,7 @@ def plays(model: vv.VisionModel, player: vv.VisionModel) -> Result:
 
 def alike_on_photographs(model: vv.VisionModel) -> Result:
     """How alike tokens are on the kit's photographs, as notebook 11 measures it."""
-    return token_similarity(model, image_folder(data_dir() / "photos", model.image_size))
+    return token_similarity(model, image_folder(data_dir() / "photos", model))
 
 
 VIT, USUAL, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
