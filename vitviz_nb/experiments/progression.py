@@ -1,4 +1,4 @@
-"""From edges to things: how pictures and units change with depth (paper, section 3)."""
+"""From edges and textures to objects: feature visualizations and units by depth (paper, section 3)."""
 
 import pandas as pd
 import torch
@@ -8,39 +8,41 @@ from PIL import Image
 from ..datasets.emoji_world import EmojiWorld
 from ..datasets.image_set import ImageSet
 from ..models.reading import activations
-from ..models.sites import find_sites
+from ..models.sites import find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
+from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.spectrum import radial_spectrum
 from ..utils.statistics import pearson
 from ..visualize.visualizer import Visualizer
 from .faithfulness import selectivity
-from .result import Result, mean
+from .result import Result, mean_of
 
 
-def by_depth(pictures: dict[int, torch.Tensor], title: str) -> tuple[Result, Result]:
-    """How fine and how colorful pictures are, by layer.
+def frequency_and_color(pictures: dict[int, torch.Tensor], title: str) -> tuple[Result, Result]:
+    """Spatial frequency and colorfulness of feature visualizations, by layer.
 
     Args:
-        pictures: for each layer pictures (K, 3, S, S) in [0, 1], of as many neurons.
+        pictures: for each layer pictures (K, 3, S, S) in [0, 1], one a neuron.
 
     Returns:
-        The mean spatial frequency in cycles a side; and the colorfulness, the standard deviation of a picture's colors about
-        its own grays, in percent of the range.
+        The mean spatial frequency, weighted by power, in cycles per image; and the colorfulness, the standard deviation of a
+        picture's channels about their mean, in percent of the range.
     """
-    fine, colorful = [], []
-    for layer, stack in pictures.items():
-        frequencies, shares = radial_spectrum(stack)
-        fine.append({"layer": layer, **mean(((shares * frequencies).sum(1) / shares.sum(1).clamp_min(1e-12)).numpy())})
-        chroma = (stack - stack.mean(1, keepdim=True)).square().mean((1, 2, 3)).sqrt()
-        colorful.append({"layer": layer, **mean(100 * chroma.numpy())})
-    return (Result(f"{title}: how fine pictures are", "mean frequency (cycles a side)", pd.DataFrame(fine)),
-            Result(f"{title}: how colorful pictures are", "colorfulness (% of range)", pd.DataFrame(colorful)))
+    frequency, color = [], []
+    for layer, images in pictures.items():
+        validate.images(f"pictures of layer {layer}", images, (3, *getattr(images, "shape", ())[-2:]))
+        cycles, power = radial_spectrum(images)
+        frequency.append({"layer": layer, **mean_of((power * cycles).sum(1) / power.sum(1).clamp_min(1e-12))})
+        chroma = (images - images.mean(1, keepdim=True)).square().mean((1, 2, 3)).sqrt()
+        color.append({"layer": layer, **mean_of(100 * chroma)})
+    return (Result(f"{title}: spatial frequency of visualizations", "mean frequency (cycles per image)", pd.DataFrame(frequency)),
+            Result(f"{title}: color of visualizations", "colorfulness (% of range)", pd.DataFrame(color)))
 
 
 def wall(visualizer: Visualizer, units: int = 8) -> Image.Image:
-    """Pictures of every layer, the first at the top: so many random units, then so many of the most selective ones.
+    """Feature visualizations of every layer, the first at the top: random units, then as many of the most selective ones.
 
     The model must be embedded: only of Emoji World is it known which concept a scene shows (``faithfulness.selectivity``).
     """
@@ -48,63 +50,64 @@ def wall(visualizer: Visualizer, units: int = 8) -> Image.Image:
     if model.card is None:
         raise VitvizError(f"A wall shows the most selective units, which only embedded models have; {model.name} is none. Render "
                           f"layers of it with a Visualizer.")
-    kind, sites = next(iter(find_sites(model).items()))
+    sites = find_sites(model)[find_site(model).kind]
+    validate.whole("units", units, 1, min(site.units for site in sites) // 2)
     for site in sites:
-        found = selectivity(model, site)
-        best = found.strength.topk(units).indices.tolist()
+        preferred = selectivity(model, site)
+        best = preferred.strength.topk(units).indices.tolist()
         others = [n for n in torch.randperm(site.units, generator=random).tolist() if n not in best][:units]
-        rendering = visualizer.render(site.layer, others + best, kind)
+        rendering = visualizer.render(site.layer, others + best).require_finished()
         for k, neuron in enumerate(others + best):
-            concept = model.class_names[found.concept[neuron]][:13]
-            shown = f"random: {neuron}" if k < units else f"{concept} {found.strength[neuron]:.1f}"
-            tiles.append(Tile(rendering.pictures[k], [shown, f"above {rendering.scores.percentile[k]:.1f} %"],
+            concept = f"{model.class_names[preferred.concept[neuron]][:13]} {preferred.strength[neuron]:.1f}"
+            tiles.append(Tile(rendering.pictures[k], [f"random: {neuron}" if k < units else concept,
+                                                      f"above {rendering.scores.percentile[k]:.1f} %"],
                               rendering.scores.status[k] == "alive"))
     title = (f"{model.title}: each row a layer, from first to last; left {units} random units, right the {units} most selective "
-             f"with their concept and selectivity (standard deviations); below, the share of scenes that excite the unit less")
+             f"with their concept and selectivity (standard deviations); below, how many of the scenes activate the unit less")
     return contact_sheet(tiles, title, side=96, columns=2 * units)
 
 
-def selectivity_by_depth(model: VisionModel, world: EmojiWorld | None = None) -> Result:
-    """Concept selectivity by layer (``faithfulness.selectivity``), mean over units, beside that of shuffled labels.
+def selectivity_by_layer(model: VisionModel, images: EmojiWorld | None = None) -> Result:
+    """Concept selectivity (``faithfulness.selectivity``), mean over units, by layer, beside that of shuffled labels.
 
-    Shuffled, 32 scenes of each of 256 "concepts" differ by chance alone, and the best of them still stands out a little.
+    Shuffled, 32 scenes of each of 256 "concepts" differ by chance alone, and the largest of their means is still a little higher.
     """
     rows = []
-    for name, shuffled in (("concepts", False), ("shuffled labels", True)):
-        for site in next(iter(find_sites(model).values())):
-            strength = selectivity(model, site, world, shuffled).strength
-            rows.append({"layer": site.layer, "selective for": name, **mean(strength.numpy())})
-    return Result(f"{model.title}: how far a unit's favorite concept stands out", "selectivity (standard deviations)",
-                   pd.DataFrame(rows))
+    for labels, shuffled in (("concepts", False), ("shuffled", True)):
+        for site in find_sites(model)[find_site(model).kind]:
+            rows.append({"layer": site.layer, "labels": labels, **mean_of(selectivity(model, site, images, shuffled).strength)})
+    return Result(f"{model.title}: selectivity of units for their preferred concept", "selectivity (standard deviations)",
+                  pd.DataFrame(rows))
 
 
-def invariance(model: VisionModel, images=None, n: int = 256) -> Result:
-    """How alike a unit answers to an image and to the same image shifted or turned, by layer.
+def invariance(model: VisionModel, images=None, *, kind: str | None = None, n: int = 256) -> Result:
+    """Invariance of units to shifts and rotations, by layer: the correlation, over images, of their activations on an image and
+    on the transformed one, mean over units.
 
-    The correlation over images, mean over units: 1 where a unit does not mind, 0 where the change makes it another image to
-    it. Shifts are circular; turned images are filled up by reflection.
+    1 where a unit is invariant, 0 where the transformation makes it another image to it. Shifts are circular; rotated images are
+    filled up by reflection.
     """
-    stimuli, (kind, sites) = ImageSet(model, images, n), next(iter(find_sites(model).items()))
-    changes = {f"shifted by 1/{k} of the side": lambda x, k=k: x.roll((x.shape[-1] // k,) * 2, (2, 3)) for k in (16, 8, 4)}
-    changes |= {f"turned by {angle}°": lambda x, angle=angle: turned(x, angle) for angle in (15, 45, 90)}
+    image_set, sites = ImageSet(model, images, n), find_sites(model)[find_site(model, kind=kind).kind]
+    changes = {f"shift by 1/{k} of the side": lambda x, k=k: x.roll((x.shape[-1] // k,) * 2, (2, 3)) for k in (16, 8, 4)}
+    changes |= {f"rotation by {angle}°": lambda x, angle=angle: rotated(x, angle) for angle in (15, 45, 90)}
     plain, changed = [], {name: [] for name in changes}
-    for _, batch in stimuli.batches(f"{model.name}: shifts and turns"):
+    for _, batch in image_set.batches(f"{model.name}: shifts and rotations"):
         plain.append(activations(model, kind, batch))
         for name, change in changes.items():
             changed[name].append(activations(model, kind, change(batch)))
     rows = []
     for i, site in enumerate(sites):
         first = torch.cat([part[i] for part in plain])
-        living = first.std(0) > 0
+        alive = first.std(0) > 0
         for name, parts in changed.items():
             second = torch.cat([part[i] for part in parts])
-            rows.append({"layer": site.layer, "the image is": name, **mean(pearson(first, second)[living].numpy())})
-    return Result(f"{model.title}: units on shifted and turned images ({stimuli.name})", "correlation", pd.DataFrame(rows))
+            rows.append({"layer": site.layer, "transformation": name, **mean_of(pearson(first, second)[alive])})
+    return Result(f"{model.title}: units on shifted and rotated images ({image_set.name})", "correlation", pd.DataFrame(rows))
 
 
-def turned(images: torch.Tensor, angle: float) -> torch.Tensor:
-    """Images (N, 3, S, S) turned counterclockwise by ``angle`` degrees about their middle."""
-    a = torch.deg2rad(torch.tensor(float(angle)))
+def rotated(images: torch.Tensor, angle: float) -> torch.Tensor:
+    """Images (N, 3, S, S) rotated counterclockwise by ``angle`` degrees about their center."""
+    a = torch.deg2rad(torch.tensor(validate.real("angle", angle, -360, 360)))
     theta = torch.tensor([[a.cos(), -a.sin(), 0], [a.sin(), a.cos(), 0]]).expand(len(images), -1, -1).to(images)
     grid = F.affine_grid(theta, list(images.shape), align_corners=False)
     return F.grid_sample(images, grid, padding_mode="reflection", align_corners=False)
