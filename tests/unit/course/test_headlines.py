@@ -39,8 +39,8 @@ def test_all_scenes_are_in_the_three_styles_that_the_readme_names():
 
 
 def test_published_numbers_are_the_papers_with_their_source():
-    said = headlines.paper("isolated_cls", isolated_blocks=11)
-    assert said == "78.6 (ViT-B/16, isolated blocks 11; [isolated_cls.csv](../data/paper/isolated_cls.csv))" and said in README
+    text = headlines.paper("isolated_cls", isolated_blocks=11)
+    assert text == "78.6 (ViT-B/16, isolated blocks 11; [isolated_cls.csv](../data/paper/isolated_cls.csv))" and text in README
 
 
 # Planted: a measurement whose numbers are known.
@@ -58,7 +58,7 @@ def planted(model, n: int, offset: float = 0.0) -> tuple[Result, Result]:
 @pytest.fixture
 def rows(shelf) -> tuple:
     CALLS.clear()
-    call = headlines.Call(planted, ("emoji-vit",), "things", arguments={"n": 9})
+    call = headlines.Call(planted, ("emoji-vit",), "images", arguments={"n": 9})
     size = headlines.Row("05", "the size", "7", call, {"layer": 1, "of": "b"})
     return size, replace(size, what="the share", cell={"layer": 1})
 
@@ -74,8 +74,8 @@ def test_rows_of_one_call_are_measured_once_and_say_how(rows, shelf):
 
 def test_table_keeps_published_and_measured_apart_and_names_the_unit(rows):
     assert headlines.table(rows, headlines.measure(rows)).splitlines()[2:] == [
-        "| 05 | the size: size (px) | 7 | 1.00 (0.50 to 2.25) | `emoji-vit` | 9 things |",
-        "| 05 | the share: share (%) | 7 | 50.0 (0.3 to 99.0) | `emoji-vit` | 1,500 things |"]
+        "| 05 | the size: size (px) | 7 | 1.00 (0.50 to 2.25) | `emoji-vit` | 9 images |",
+        "| 05 | the share: share (%) | 7 | 50.0 (0.3 to 99.0) | `emoji-vit` | 1,500 images |"]
 
 
 def test_what_is_written_is_read_back_the_same(rows, tmp_path):
@@ -85,17 +85,17 @@ def test_what_is_written_is_read_back_the_same(rows, tmp_path):
 
 
 @pytest.mark.parametrize("change", [
-    {"call": headlines.Call(planted, ("emoji-vit",), "things", arguments={"n": 10})},
-    {"call": headlines.Call(planted, ("emoji-vit",), "things", ("3d",), {"n": 9})},
-    {"call": headlines.Call(headlines.probes, ("emoji-vit",), "things", arguments={"n": 9})},
+    {"call": headlines.Call(planted, ("emoji-vit",), "images", arguments={"n": 10})},
+    {"call": headlines.Call(planted, ("emoji-vit",), "images", ("3d",), {"n": 9})},
+    {"call": headlines.Call(headlines.localization.linear_probes, ("emoji-vit",), "images", arguments={"n": 9})},
     {"cell": {"layer": 0, "of": "b"}},
     {"what": "another size"},
 ])
 def test_a_row_that_changed_since_it_was_measured_is_noticed(rows, change):
     records = headlines.measure(rows)
     assert headlines.stale(rows, records) == []
-    found = headlines.stale((replace(rows[0], **change), rows[1]), records)
-    assert found and all("run python notebooks/headlines.py 05" in sentence for sentence in found)
+    changed = headlines.stale((replace(rows[0], **change), rows[1]), records)
+    assert changed and all("run python notebooks/headlines.py 05" in sentence for sentence in changed)
 
 
 def test_other_weights_and_a_row_that_is_no_more_are_noticed(rows):
@@ -105,7 +105,7 @@ def test_other_weights_and_a_row_that_is_no_more_are_noticed(rows):
 
 
 @pytest.mark.parametrize("cell", [{"layer": 1, "of": "c"}, {"of": "a"}, {"layer": 0}])
-def test_a_cell_that_is_not_one_row_of_the_finding_gets_a_sentence(rows, cell):
+def test_levels_that_are_not_one_row_of_a_result_get_a_sentence(rows, cell):
     with pytest.raises(ValueError, match="0 rows have"):
         headlines.measure([replace(rows[0], cell=cell)])
 
