@@ -1,27 +1,33 @@
 """An atlas holds what the visualizer would make, and answers for nothing else."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
-import ipywidgets as widgets
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 from torch.nn.functional import avg_pool2d
 
 import vitviz_nb as vv
+from vitviz_nb.datasets.emoji_world import EmojiWorld
+from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.models.sites import find_site, find_sites
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.cache import FORMAT
 from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.files import sha256
+from vitviz_nb.utils.paths import data_dir
 from vitviz_nb.visualize import atlas as atlas_module
 from vitviz_nb.visualize import top_images as top_module
 from vitviz_nb.visualize.atlas import STRONGEST, Atlas, embedded
 from vitviz_nb.visualize.atlas_maker import make_atlas
 from vitviz_nb.visualize.recipe import Recipe
-from vitviz_nb.visualize.scores import default_reference, reference_activations, score
+from vitviz_nb.visualize.scores import reference_activations, reference_set, score
 from vitviz_nb.visualize.top_images import top_images
 from vitviz_nb.visualize.visualizer import Visualizer
 
@@ -37,7 +43,9 @@ def make_model(seed: int = 0) -> VisionModel:
     for layer in module.modules():
         if isinstance(layer, nn.Linear):
             layer.weight.data *= 6  # timm's 0.02 would leave so narrow a network almost linear, and its units almost still
-    return VisionModel(module, "tiny", SIZE)
+    model = VisionModel(module, "tiny", SIZE)
+    model.remember("reference set", lambda: ImageSet(model, EmojiWorld(size=SIZE), 64), weights=False)  # few, to be quick
+    return model
 
 
 @pytest.fixture(scope="module")
@@ -67,13 +75,12 @@ def shipped(data, monkeypatch) -> None:
 
 
 @pytest.fixture
-def forwards(model) -> Iterator[list[int]]:
+def forwards(model, monkeypatch) -> list[int]:
     """The batch size of every forward pass of the model, for whatever purpose."""
     find_sites(model)  # found by a pass, once
-    sizes = []
-    handle = model.module.patch_embed.register_forward_pre_hook(lambda module, inputs: sizes.append(len(inputs[0])))
-    yield sizes
-    handle.remove()
+    sizes, forward = [], VisionModel.forward
+    monkeypatch.setattr(VisionModel, "forward", lambda self, inputs: sizes.append(len(inputs)) or forward(self, inputs))
+    return sizes
 
 
 def contents(folder: Path) -> dict[str, bytes]:
@@ -105,7 +112,7 @@ def test_smooth_pictures_lose_little(tmp_path):
     sheet = atlas_module.paste((pictures * 255).round().byte())
     assert sheet.size == (32 * SIZE, 2 * SIZE)
     sheet.save(tmp_path / "sheet.webp", quality=atlas_module.QUALITY, method=6)
-    stored = atlas_module.cut(tmp_path / "sheet.webp", SIZE)[:UNITS].float() / 255
+    stored = atlas_module.cut(tmp_path / "sheet.webp", SIZE, UNITS).float() / 255
     assert (stored - pictures).abs().mean((1, 2, 3)).max() < 0.05
 
 
@@ -122,12 +129,12 @@ def test_neurons_come_in_the_order_asked_for(atlas):
 def test_scores_are_those_of_the_pictures_as_stored(model, atlas):
     for layer in LAYERS:
         stored = atlas.rendering(layer, list(range(UNITS)))
-        place, reference = find_site(model, layer), default_reference(model)
+        place, reference = find_site(model, layer), reference_set(model)
         again = score(model, place, stored.neurons, stored.pictures, reference)
         assert stored.scores.activation == pytest.approx(again.activation, abs=1e-4)
         assert stored.scores.percentile == pytest.approx(again.percentile, abs=0.2)
         assert stored.scores.rank == again.rank and stored.scores.status == again.status
-        assert stored.scores.reference == "1,024 Emoji World scenes"
+        assert stored.scores.reference == "64 Emoji World scenes"
         lossless = Visualizer(model, RECIPE, atlas=False).render(layer, range(UNITS)).scores.activation
         assert stored.scores.activation != pytest.approx(lossless, abs=1e-2)
 
@@ -135,8 +142,9 @@ def test_scores_are_those_of_the_pictures_as_stored(model, atlas):
 def test_facts_say_what_it_holds(model, atlas):
     assert atlas.facts == {
         "model": "tiny", "weights": model.weights_hash, "kind": "mlp", "layers": [0, 2], "recipe": RECIPE.as_dict(), "seed": 0,
-        "size": SIZE, "reference": "1,024 Emoji World scenes", "format": FORMAT, "version": vv.__version__,
-        "sheet": 32 * 256, "chunk": 16}
+        "size": SIZE, "reference": "64 Emoji World scenes", "format": FORMAT, "version": vv.__version__,
+        "sheet": 32 * 256, "chunk": 16,
+        "files": {name: sha256(atlas.folder / name) for name in FILES[1:]}}
     assert sorted(contents(atlas.folder)) == FILES
 
 
@@ -148,6 +156,69 @@ def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path):
         assert "\n" not in str(error.value)
 
 
+MANIFESTS = {
+    "nothing": b"", "half": b'{"model": "ti', "a list": b"[]", "null": b"null", "no text": b"\xff\xfe", "no facts": b"{}",
+}
+
+
+@pytest.mark.parametrize("manifest", MANIFESTS)
+def test_a_manifest_that_is_no_atlas_s_gets_one_sentence(tmp_path, manifest):
+    (tmp_path / "manifest.json").write_bytes(MANIFESTS[manifest])
+    with pytest.raises(VitvizError, match=r"holds no atlas .*`vitviz atlas MODEL --out .*` makes one"):
+        Atlas.open(tmp_path)
+
+
+@pytest.mark.parametrize("change", [{"kind": "../x"}, {"layers": 3}, {"layers": ["a"]}, {"size": 0}, {"sheet": -1}, {"files": 3},
+                                    {"recipe": {"steps": 0}}, {"recipe": None}])
+def test_a_manifest_with_a_wrong_fact_gets_one_sentence(atlas, tmp_path, change):
+    (tmp_path / "manifest.json").write_text(json.dumps({**atlas.facts, **change}))
+    with pytest.raises(VitvizError, match="holds no atlas"):
+        Atlas.open(tmp_path)
+
+
+@pytest.mark.parametrize("folder", ["", 3, None, "a\0b"])
+def test_a_folder_that_is_none_is_refused(folder):
+    with pytest.raises(VitvizError, match="An atlas is a path"):
+        Atlas.open(folder)
+
+
+def zeroed(content: bytes) -> bytes:
+    return content[: len(content) // 2] + b"\0" * 40 + content[len(content) // 2 + 40 :]
+
+
+DAMAGES = {"empty": lambda content: b"", "half": lambda content: content[: len(content) // 2], "text": lambda content: b"none",
+           "zeros": zeroed}
+
+
+@pytest.mark.parametrize("checked", [True, False])
+@pytest.mark.parametrize("file", ["mlp_02.npz", "mlp_02.webp"])
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_file_is_named(atlas, tmp_path, file, damage, checked):
+    if damage == "zeros" and not checked:
+        pytest.skip("only the SHA-256 shows it")
+    for name, content in contents(atlas.folder).items():
+        (tmp_path / name).write_bytes(DAMAGES[damage](content) if name == file else content)
+    facts = {name: value for name, value in atlas.facts.items() if checked or name != "files"}
+    with pytest.raises(VitvizError, match=f"{file} of the atlas is damaged or missing .*Restore it, or delete the folder"):
+        Atlas(tmp_path, facts).rendering(2, [40])
+
+
+def test_files_of_another_shape_are_named(atlas, tmp_path):
+    unchecked = Atlas(tmp_path, {name: value for name, value in atlas.facts.items() if name != "files"})
+    for name, content in contents(atlas.folder).items():
+        (tmp_path / name).write_bytes(content)
+    with np.load(atlas.folder / "mlp_02.npz") as arrays:
+        np.savez_compressed(tmp_path / "mlp_02.npz", **{**arrays, "rank": arrays["rank"][:-1]})
+        np.savez_compressed(tmp_path / "mlp_00.npz", **{**arrays, "activation": arrays["activation"] * np.nan})
+    for layer, reason in ((2, "rank has shape"), (0, "or NaN")):
+        with pytest.raises(VitvizError, match=f"mlp_0{layer}.npz of the atlas is damaged .*{reason}"):
+            unchecked.rendering(layer, [1])
+    (tmp_path / "mlp_02.npz").write_bytes((atlas.folder / "mlp_02.npz").read_bytes())
+    Image.new("RGB", (512, 16)).save(tmp_path / "mlp_02.webp")
+    with pytest.raises(VitvizError, match="mlp_02.webp of the atlas is damaged .*512 x 16 px instead of 512 x 32"):
+        Atlas(tmp_path / ".", unchecked.facts).rendering(2, [1])
+
+
 # What it can be asked without its model
 
 
@@ -155,7 +226,7 @@ def test_the_table_has_every_neuron_and_what_its_strongest_scenes_show(model, at
     table = atlas.table()
     assert list(table.columns) == ["layer", "neuron", "activation", "percentile", "rank", "status", "scenes"]
     assert list(zip(table["layer"], table["neuron"], strict=True)) == [(i, n) for i in (0, 2) for n in range(UNITS)]
-    world = default_reference(model).source
+    world = reference_set(model).source
     for row in (0, UNITS + 33):
         layer, neuron = int(table["layer"][row]), int(table["neuron"][row])
         scores = atlas.rendering(layer, [neuron]).scores
@@ -197,7 +268,7 @@ def test_a_sheet_shows_the_rows_chosen_with_what_they_show_most(atlas, monkeypat
 
 def test_the_atlas_that_ships_is_searched_without_a_model(monkeypatch):
     monkeypatch.setattr(VisionModel, "__init__", lambda *arguments: pytest.fail("a model was made"))
-    shipped = Atlas.open(vv.paths.data_dir() / "atlas" / "emoji-vit")
+    shipped = Atlas.open(data_dir() / "atlas" / "emoji-vit")
     assert len(shipped.table()) == 6 * 512
     best = shipped.search("ghost").iloc[0]
     assert best["count"] > 1 and "ghost" in best["scenes"]
@@ -207,15 +278,19 @@ def test_the_atlas_that_ships_is_searched_without_a_model(monkeypatch):
 def test_what_is_not_in_it_gets_one_sentence(atlas):
     with pytest.raises(VitvizError, match="lacks layer 1; its layers: 0, 2"):
         atlas.rendering(1, [0])
-    for neurons in ([UNITS], [-1], []):
-        with pytest.raises(VitvizError, match="Layer 2 of the atlas has neurons 0 to 47, got"):
+    for neurons in ([UNITS], [-1], [], "a", None, [1.5]):
+        with pytest.raises(VitvizError, match="eurons.* 0 to 47"):
             atlas.rendering(2, neurons)
+    for layer in (True, "a", None, [2]):
+        with pytest.raises(VitvizError, match="lacks layer"):
+            atlas.rendering(layer, [0])
+    assert atlas.rendering(torch.tensor(2), torch.tensor([4, 3])).neurons == [4, 3] and atlas.rendering(2, 5).neurons == [5]
     with pytest.raises(VitvizError, match="No layer .* is complete yet"):
         Atlas(atlas.folder, {**atlas.facts, "layers": []}).table()
 
 
 def test_an_atlas_from_before_sheets_were_several_has_one_a_layer(atlas):
-    old = Atlas(atlas.folder, {name: value for name, value in atlas.facts.items() if name not in ("sheet", "chunk")})
+    old = Atlas(atlas.folder, {name: value for name, value in atlas.facts.items() if name not in ("sheet", "chunk", "files")})
     assert torch.equal(old.rendering(2, [40]).pictures, atlas.rendering(2, [40]).pictures)
 
 
@@ -240,10 +315,30 @@ def test_a_visualizer_hands_out_its_pictures_without_computing(model, atlas, shi
         Visualizer(model, RECIPE).render(0, 48)
 
 
-@pytest.mark.parametrize("change", ["seed", "recipe", "weights", "images", "layer", "kind", "name", "atlas=False"])
-def test_it_answers_for_no_other_picture(model, shipped, change):
+@pytest.mark.parametrize("change", ["seed", "recipe", "weights", "images", "layer", "kind", "name", "atlas=False",
+                                    "zeroed weights", "a hook", "a context", "another forward", "float64"])
+def test_it_answers_for_no_other_picture(shipped, change):
+    model = make_model()
+    block = model.module.blocks[0]
     if change == "weights":
         model = make_model(seed=1)
+    elif change == "zeroed weights":  # after the atlas was asked once
+        assert Visualizer(model, RECIPE).in_atlas(0)
+        block.mlp.fc1.weight.data.zero_()
+    elif change == "a hook":
+        block.attn.register_forward_hook(lambda module, arguments, output: output * 0)
+    elif change == "another forward":
+        block.attn.forward = lambda x, **more: x
+    elif change == "float64":
+        find_sites(model)
+        model.module.double()
+        assert not Visualizer(model, RECIPE).in_atlas(0)
+        return
+    elif change == "a context":
+        with model.changed("half of it"):
+            assert not Visualizer(model, RECIPE).in_atlas(0)
+        assert Visualizer(model, RECIPE).in_atlas(0)
+        return
     elif change == "name":
         model = VisionModel(model.module, "small", SIZE)
     recipe = replace(RECIPE, tv=0.5) if change == "recipe" else RECIPE
@@ -264,25 +359,15 @@ def test_a_model_without_an_atlas_has_none(shipped):
 
 
 def test_top_images_from_it_are_those_computed(model, shipped, monkeypatch):
-    asked = []
-
-    def known(*arguments):
-        asked.append(arguments)
-        return reference_activations(*arguments)
-
-    monkeypatch.setattr(top_module, "reference_activations", known)
-    found = {(layer, neuron): top_images(model, layer, neuron) for layer in (0, 2) for neuron in (0, 33, 47)}
-    three, given = top_images(model, 2, 33, k=3), top_images(model, -1, 33, images=default_reference(model))
-    assert asked == []
+    from_atlas = {(layer, neuron): top_images(model, layer, neuron) for layer in (0, 2) for neuron in (0, 33, 47)}
+    three = top_images(model, 2, 33, k=3)
     monkeypatch.setattr(top_module, "embedded", lambda name: None)
-    for address, best in found.items():
+    for address, best in from_atlas.items():
         computed = top_images(model, *address)
         assert len(best.indices) == STRONGEST and best.indices == computed.indices and best.title == computed.title
         assert best.activations == computed.activations
         assert torch.equal(best.images, computed.images) and torch.equal(best.maps, computed.maps)
-    assert len(asked) == 6
-    assert three.indices == found[2, 33].indices[:3] and three.activations == found[2, 33].activations[:3]
-    assert len(three.images) == len(three.maps) == 3 and given.indices == found[2, 33].indices
+    assert three.indices == from_atlas[2, 33].indices[:3] and len(three.images) == len(three.maps) == 3
 
 
 def test_top_images_it_does_not_have_are_computed(model, shipped):
@@ -293,18 +378,5 @@ def test_top_images_it_does_not_have_are_computed(model, shipped):
     assert torch.equal(own.images, images[own.indices])
     layer, residual = top_images(model, 1, 5), top_images(model, 0, 5, "residual")
     for best, place in ((layer, find_site(model, 1)), (residual, find_site(model, 0, "residual"))):
-        expected = reference_activations(model, place, default_reference(model))[:, 5].topk(STRONGEST)
+        expected = reference_activations(model, place, reference_set(model))[:, 5].topk(STRONGEST)
         assert best.activations == expected.values.tolist()
-
-
-def test_the_explorer_shows_its_pictures_at_once(model, atlas, shipped, forwards, monkeypatch):
-    monkeypatch.setattr(widgets, "__version__", "7.7.1")  # and no event loop: work is done when the call returns
-    monkeypatch.setattr(Recipe, "named", lambda name, model=None: RECIPE)
-    explorer = vv.explore(model)
-    explorer._neuron.value = 40
-    expected = atlas.rendering(2, [40])
-    assert torch.equal(explorer.result.pictures, expected.pictures) and explorer.result.scores == expected.scores
-    assert "finished" in explorer._status.value
-    assert forwards == [STRONGEST] * 2  # maps of the scenes of two neurons
-    assert explorer._scenes.value == vv.explorer.png(top_images(model, 2, 40).sheet())
-    explorer._leave()

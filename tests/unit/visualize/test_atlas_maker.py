@@ -26,7 +26,7 @@ from vitviz_nb.visualize import atlas_maker
 from vitviz_nb.visualize.atlas import Atlas, cut, file_name, paste
 from vitviz_nb.visualize.atlas_maker import Job, make_atlas, probe
 from vitviz_nb.visualize.recipe import Recipe
-from vitviz_nb.visualize.scores import score
+from vitviz_nb.visualize.scores import reference_set, score
 from vitviz_nb.visualize.visualizer import Visualizer
 
 SIZE, UNITS, LAYERS = 16, 48, [2, 0]
@@ -45,7 +45,8 @@ def make_model(seed: int = 0) -> VisionModel:
 def with_few_images(model: VisionModel) -> VisionModel:
     """A reference that is quickly answered."""
     size = model.image_size
-    model.memo["reference"] = ImageSet(model, torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0)))
+    images = torch.rand(8, 3, size, size, generator=torch.Generator().manual_seed(0))
+    model.remember("reference set", lambda: ImageSet(model, images), weights=False)
     return model
 
 
@@ -123,12 +124,12 @@ def test_pictures_and_scores_are_the_visualizers_on_every_sheet(model, tmp_path)
     assert torch.equal(stored.curves, made.curves) and stored.neurons == order
     distance = torch.cdist(stored.pictures.flatten(1), made.pictures.flatten(1))
     assert distance.argmin(1).tolist() == [0, 1, 2, 3]
-    again = score(model, find_site(model, 2), order, stored.pictures, model.memo["reference"])
+    again = score(model, find_site(model, 2), order, stored.pictures, reference_set(model))
     assert stored.scores.activation == pytest.approx(again.activation, abs=1e-5) and stored.scores.rank == again.rank
     every = make(model, tmp_path / "out").rendering(2, list(range(UNITS)))
     whole = paste((Visualizer(model, RECIPE).render(2, range(UNITS)).pictures * 255).round().byte())
     for first in (0, 32):
-        sheet = cut(atlas.folder / file_name("mlp", 2, "webp", first), SIZE)
+        sheet = cut(atlas.folder / file_name("mlp", 2, "webp", first), SIZE, min(32, UNITS - first))
         assert torch.equal((every.pictures[first : first + 32] * 255).round().byte(), sheet[: len(every.pictures[first:])][:32])
     assert whole.size == (32 * SIZE, 2 * SIZE)
 
@@ -144,7 +145,6 @@ def test_it_says_first_how_long_it_will_take(model, tmp_path, capsys, monkeypatc
     monkeypatch.setattr(atlas_maker, "probe", lambda job, layer, units, model: (16, {0: 10.0, 2: 30.0}[layer]))
     make(model, tmp_path)  # 48 of 10 s and 48 of 30 s
     assert capsys.readouterr().out == ("96 of 96 pictures of tiny are to be made: about 32 min, as 5 steps in 2 layers took.\n")
-    assert [atlas_maker._duration(s) for s in (0.2, 119, 120, 7200, 1e6)] == ["1 s", "119 s", "2.0 min", "2.0 h", "12 days"]
 
 
 def test_a_probe_measures_steps_and_counts_them_up(model, monkeypatch, probed):
@@ -176,28 +176,34 @@ class Killed(BaseException):
 
 
 class Steps:
-    """Kills before the ``last`` step that changes the folder; None counts them."""
+    """Kills before the ``last`` step that changes the folder's files; None counts them."""
 
     def __init__(self, patch: pytest.MonkeyPatch, last: int | None = None):
         self.taken = 0
-        for owner, name in ((os, "replace"), (Path, "unlink"), (Path, "rmdir")):
+        for owner, name in ((os, "replace"), (Path, "unlink")):
             patch.setattr(owner, name, self._watched(getattr(owner, name), last))
 
     def _watched(self, real, last):
-        def step(*arguments, **more):
+        def step(path, *arguments, **more):
+            if name_of(path).startswith(".") and not arguments:  # a lock or a temporary file, which a dead owner cannot remove
+                return real(path, *arguments, **more)
             if self.taken == last:
                 raise Killed
             self.taken += 1
-            return real(*arguments, **more)
+            return real(path, *arguments, **more)
 
         return step
+
+
+def name_of(path) -> str:
+    return os.path.basename(os.fspath(path))
 
 
 def test_killed_at_any_step_it_goes_on_and_makes_no_finished_chunk_again(model, whole, rendered, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         steps = Steps(patch)
         make(model, tmp_path / "counted")
-    assert steps.taken >= 15 + 6 + 1  # files that are kept, chunks that go, their folder
+    assert steps.taken >= 15 + 6  # files that are kept, chunks that go
     for last in range(steps.taken):
         rendered.clear()
         out = tmp_path / str(last)
@@ -220,14 +226,14 @@ import os, signal, sys
 sys.path.insert(0, sys.argv[1])
 import test_atlas_maker as this
 this.atlas_maker.per_sheet = lambda size: 32
-write, written = this.atlas_maker._write, []
+write, written = this.atlas_maker.files.write, []
 def killing(path, content):
     written.append(path)
     if len(written) == 4:  # the manifest and two chunks are there, and half of the third
-        path.with_name(path.name + ".partial").write_bytes(content[: len(content) // 2])
+        path.with_name(f".{path.name}.12345678.partial").write_bytes(content[: len(content) // 2])
         os.kill(os.getpid(), signal.SIGKILL)
     write(path, content)
-this.atlas_maker._write = killing
+this.atlas_maker.files.write = killing
 this.make(this.make_model(), this.Path(sys.argv[2]))
 """
 
@@ -239,23 +245,22 @@ def test_kill_9(model, whole, rendered, tmp_path):
                           text=True, env={**os.environ, **threads})
     assert done.returncode == -signal.SIGKILL, done.stderr
     assert len(list((tmp_path / "out").glob("unfinished-*/*.npz"))) == 2
-    assert list((tmp_path / "out").glob("unfinished-*/*.partial"))
+    assert list((tmp_path / "out").glob("unfinished-*/.*.partial")) and (tmp_path / "out" / ".vitviz.lock").exists()
     make(model, tmp_path / "out")
     assert contents(tmp_path / "out") == whole and rendered == CHUNKS[2:]
 
 
 def test_a_full_disk_stops_it_and_leaves_what_can_be_read(model, whole, tmp_path, monkeypatch):
-    real = Path.write_bytes
+    real = os.replace
 
-    def full(path, content):
-        if path.name.startswith("mlp_02") and "webp" in path.name:
-            real(path, content[:5])
+    def full(source, target):
+        if name_of(target) == "mlp_02.webp":
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        return real(path, content)
+        return real(source, target)
 
     with monkeypatch.context() as patch:
-        patch.setattr(Path, "write_bytes", full)
-        with pytest.raises(VitvizError, match=r"no room left .*Make room, and the same call goes on; .* \(0\) can be read"):
+        patch.setattr(os, "replace", full)
+        with pytest.raises(VitvizError, match=r"mlp_02.webp cannot be written \(No space left on device\); free some space"):
             make(model, tmp_path)
     assert not list(tmp_path.rglob("*.partial"))
     partial = Atlas.open(tmp_path)
@@ -309,33 +314,61 @@ def test_chunks_of_other_settings_are_never_used(model, rendered, tmp_path, monk
 def test_a_folder_that_cannot_be_written_gets_one_sentence_before_any_work(model, passes, tmp_path):
     (tmp_path / "file").write_text("mine")
     for folder in (tmp_path / "file", tmp_path / "file" / "new"):
-        with pytest.raises(VitvizError, match="cannot be written to .*name a folder you may write to"):
+        with pytest.raises(VitvizError, match="The atlas folder .* cannot be written .*name a folder that you may write to"):
             make(model, folder)
     assert passes == [] and (tmp_path / "file").read_text() == "mine"
-    (tmp_path / "manifest.json").write_text("{}")
-    (tmp_path / "notes.partial").write_text("mine")
-    with pytest.raises(VitvizError, match="has a manifest.json that is no atlas's; name another folder"):
+
+
+@pytest.mark.parametrize(("name", "message"), [
+    ("manifest.json", "has a manifest.json that is no atlas's; name another folder"),
+    ("mlp_02.npz", "mlp_02.npz exists, and is nothing that this command made"),
+    ("mlp_00_32.webp", "mlp_00_32.webp exists, and is nothing that this command made"),
+])
+def test_a_file_that_is_no_atlas_s_is_left_alone(model, passes, tmp_path, name, message):
+    (tmp_path / name).write_text("{}")
+    with pytest.raises(VitvizError, match=message):
         make(model, tmp_path)
-    (tmp_path / "manifest.json").unlink()
-    make(model, tmp_path)
-    assert passes != [] and (tmp_path / "notes.partial").read_text() == "mine"
+    assert passes == [] and contents(tmp_path) == {name: b"{}"}
 
 
-def test_an_atlas_from_before_there_were_chunks_is_taken_as_it_is(model, whole, rendered, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 512)
+def test_a_folder_in_which_another_makes_an_atlas_names_who(model, passes, whole, tmp_path, monkeypatch):
+    locked = atlas_maker.files.locked
+    monkeypatch.setattr(atlas_maker.files, "locked", lambda folder, what: locked(folder, what, wait=0))
+    with locked(tmp_path, "making an atlas of emoji-vit"):
+        with pytest.raises(VitvizError, match=f"in use .making an atlas of emoji-vit; process {os.getpid()} on .*wait until"):
+            make(model, tmp_path)
+    assert passes == []
     make(model, tmp_path)
+    assert contents(tmp_path) == whole
+
+
+def test_an_atlas_without_sha256_is_gone_on_with(model, whole, rendered, tmp_path):
+    make(model, tmp_path, [0])
     facts = json.loads((tmp_path / "manifest.json").read_text())
-    del facts["sheet"], facts["chunk"]
+    del facts["files"]
     (tmp_path / "manifest.json").write_text(json.dumps(facts))
-    before = contents(tmp_path)
-    rendered.clear()
-    make(model, tmp_path)
-    assert contents(tmp_path) == before and rendered == []
-    assert make(model, tmp_path, [1]).facts["layers"] == [0, 1, 2] and {c[0] for c in rendered} == {1}
-    (tmp_path / "manifest.json").write_text(json.dumps(facts))
-    monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 32)
-    with pytest.raises(VitvizError, match="made otherwise .sheet None, now 32"):  # its layers lie on one sheet of 48 each
+    assert set(make(model, tmp_path).facts["files"]) == {"mlp_02.npz", "mlp_02.webp", "mlp_02_32.webp"}
+    assert rendered == CHUNKS and {**contents(tmp_path), "manifest.json": b""} == {**whole, "manifest.json": b""}
+
+
+def test_a_changed_model_gets_no_atlas(passes, tmp_path):
+    model = make_model()
+    handle = model.module.blocks[0].register_forward_hook(lambda module, arguments, output: output * 0)
+    with pytest.raises(VitvizError, match="has hooks or changes in force"):
         make(model, tmp_path)
+    handle.remove()
+    assert passes == [] and contents(tmp_path) == {}
+
+
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"layers": []}, "at least one layer"), ({"layers": [7]}, "no mlp layer 7"), ({"layers": "a"}, "A layer is a whole number"),
+    ({"layers": None}, "A layer is a whole number"), ({"seed": -1}, "A seed is a whole number"), ({"folder": ""}, "is a path"),
+    ({"folder": 3}, "is a path"), ({"recipe": "quick"}, "a Recipe"), ({"model": "tiny"}, "model"),
+])
+def test_wrong_arguments_are_refused(model, tmp_path, arguments, message):
+    with pytest.raises(VitvizError, match=message):
+        make_atlas(**{"model": model, "layers": [0], "folder": tmp_path / "out", "recipe": RECIPE} | arguments)
+    assert not (tmp_path / "out").exists()
 
 
 # Many workers
@@ -361,19 +394,19 @@ class Here(Executor):
 
 
 @pytest.fixture
-def at_hand(model, monkeypatch) -> None:
+def workers_here(model, monkeypatch) -> None:
     """Workers in this process find the model by its name."""
     monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: {("tiny", True): model}[name, trained])
 
 
-def test_any_executor_makes_the_same_files(model, whole, rendered, at_hand, tmp_path, capsys):
+def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path, capsys):
     executor = Here()
     make(model, tmp_path / "one", executor=executor)
     assert contents(tmp_path / "one") == whole and rendered == CHUNKS and executor.calls == 2 + 6
     assert "96 of 96 pictures of tiny are to be made: about 1 s of one worker, as" in capsys.readouterr().out
 
 
-def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, whole, at_hand, tmp_path):
+def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, whole, workers_here, tmp_path):
     for times in (1, 2):
         fails = dict.fromkeys(range(4, 4 + times), RuntimeError("KilledWorker"))
         make(model, tmp_path / str(times), executor=Here(fails))
@@ -386,7 +419,7 @@ def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, who
     assert contents(tmp_path / "never") == whole
 
 
-def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, at_hand, tmp_path):
+def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, workers_here, tmp_path):
     made = []
 
     def maker():
@@ -426,15 +459,16 @@ def alone(by_name, tmp_path_factory) -> dict[str, bytes]:
 
 def kill_when_half_done(monkeypatch, kill) -> list[Path]:
     """Calls ``kill`` when 48 of the 96 chunks have come back."""
-    write, came = atlas_maker._write_arrays, []
+    write, came = atlas_maker.files.write, []
 
-    def written(path, arrays):
-        write(path, arrays)
-        came.append(path)
+    def written(path, content):
+        write(path, content)
+        if path.suffix == ".npz":
+            came.append(path)
         if len(came) == 48:
             kill()
 
-    monkeypatch.setattr(atlas_maker, "_write_arrays", written)
+    monkeypatch.setattr(atlas_maker.files, "write", written)
     return came
 
 

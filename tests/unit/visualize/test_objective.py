@@ -1,19 +1,24 @@
 """The objective: numbers worked out by hand, the authors' loss, and random numbers that are what they are said to be."""
 
+import json
 import math
+import tracemalloc
+from dataclasses import fields
 
 import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from torch import nn
 
 from vitviz_nb.models.vision_model import VisionModel
-from vitviz_nb.utils import random_streams as hashing
+from vitviz_nb.utils import random_streams
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize import objective
-from vitviz_nb.visualize.objective import Draws, augment, begin, blurred, draw, loss, total_variation, unchanged
-from vitviz_nb.visualize.recipe import RECIPES, Recipe
+from vitviz_nb.visualize.objective import PIECE, Augmentation, blurred, initial_images, loss, total_variation, unchanged
+from vitviz_nb.visualize.recipe import MOST_STEPS, RECIPES, Recipe
 
 SIZE = 14  # a jitter of 1/7 is 2 px
 MEAN, STD = torch.tensor([0.5, 0.4, 0.3]).view(3, 1, 1), torch.tensor([0.2, 0.25, 0.5]).view(3, 1, 1)
@@ -27,14 +32,19 @@ PICTURE = torch.tensor([[[0.0, 0.6], [0.8, 0.0]], [[0.3, 0.3], [0.3, 0.3]], [[1.
 TV = 1.87140652
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path, monkeypatch):
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
+def augmentation(recipe: Recipe, keys: np.ndarray) -> Augmentation:
+    return Augmentation(recipe, keys, SIZE, MEAN, STD, "cpu")
+
+
+def every_step(recipe: Recipe, keys: np.ndarray) -> list[torch.Tensor]:
+    """Shifts (steps, K, 2), scales and offsets (steps, K, copies, 3, 1, 1)."""
+    drawn = augmentation(recipe, keys)
+    return [torch.stack(values) for values in zip(*(drawn.parameters(step) for step in range(recipe.steps)), strict=True)]
 
 
 @pytest.fixture
 def keys() -> np.ndarray:
-    return hashing.keys(0, 0, 5, np.arange(3))
+    return random_streams.keys(0, 0, 5, np.arange(3))
 
 
 def test_total_variation_is_what_it_is_by_hand():
@@ -48,7 +58,7 @@ def test_total_variation_of_a_batch_is_one_number_for_each_picture():
     assert found.tolist() == pytest.approx([TV, 0.93570426, 4e-6], abs=1e-6)
 
 
-def test_total_variation_of_a_flat_picture_has_a_finite_slope():
+def test_total_variation_of_a_flat_picture_has_a_finite_gradient():
     flat = torch.full((1, 3, 4, 4), 0.5, requires_grad=True)
     total_variation(flat).sum().backward()
     assert flat.grad.isfinite().all()
@@ -80,8 +90,7 @@ def test_eight_times_the_authors_loss_is_ours(keys, nominal):
     picture, activation = torch.rand(1, 3, SIZE, SIZE), torch.randn(8)
     # Without contrast changes 1 / s is 1, not sinh(1) on average; without shifts the copies have no seam.
     ours = Recipe(tv=Recipe.paper(nominal).tv / math.sinh(1), color=0, jitter=0, steps=5)
-    draws = draw(ours, keys[:1], SIZE, MEAN, STD, "cpu")
-    copies = augment(picture, draws, step=1) * STD + MEAN  # as the network gets them, normalization taken back
+    copies = augmentation(ours, keys[:1])(picture, step=1) * STD + MEAN  # as the network gets them, normalization taken back
     assert (copies - picture).abs().max() > 0.1  # each has its own color offset, which total variation does not see
     theirs = authors_loss(activation, copies, nominal)
     assert loss(activation, picture, ours).item() == pytest.approx(8 * theirs.item(), rel=1e-5)
@@ -89,44 +98,46 @@ def test_eight_times_the_authors_loss_is_ours(keys, nominal):
 
 def test_contrast_changes_raise_the_copies_variation_by_sinh_1_on_average(keys):
     picture = torch.rand(3, 3, SIZE, SIZE)
-    draws = draw(Recipe(steps=2000, copies=2, jitter=0, noise=0), keys, SIZE, MEAN, STD, "cpu")
-    contrast = draws.scale * STD  # 1 / s
+    recipe = Recipe(steps=2000, copies=2, jitter=0, noise=0)
+    contrast = every_step(recipe, keys)[1] * STD  # 1 / s
     # Its standard deviation is sqrt(sinh(2) / 2 - sinh(1)**2) = 0.66; the mean of 36,000 is known to 0.0035.
     assert contrast.mean().item() == pytest.approx(math.sinh(1), abs=4 * 0.0035)
-    copies = augment(picture, draws, step=7).view(3, 2, 3, SIZE, SIZE) * STD
+    copies = augmentation(recipe, keys)(picture, step=7).view(3, 2, 3, SIZE, SIZE) * STD
     for channel in range(3):
         of_picture = total_variation(picture[:, [channel]])
         of_copies = total_variation(copies[:, 1, [channel]])
         assert torch.allclose(of_copies, of_picture * contrast[7, :, 1, channel, 0, 0], rtol=1e-4)
 
 
-def test_slope_of_the_circular_shift_is_that_of_torch_roll():
+SHIFTS = [(2, -3), (0, 1), (-4, 0)]
+
+
+def test_gradient_of_the_circular_shift_is_that_of_torch_roll():
     torch.manual_seed(2)
     pictures, weights = torch.rand(3, 3, 5, 7), torch.randn(3, 3, 5, 7)
-    draws = draw(Recipe(steps=1, copies=1, color=0, noise=0, jitter=0), hashing.keys(0, np.arange(3)), 5, torch.zeros(3, 1, 1),
-                 torch.ones(3, 1, 1), "cpu")
-    shifts = [(2, -3), (0, 1), (-4, 0)]
-    draws.shift[0] = torch.tensor(shifts)
-    slopes = []
-    for shift_all in (lambda x: augment(x, draws, 0),
-                      lambda x: torch.stack([torch.roll(p, s, (1, 2)) for p, s in zip(x, shifts, strict=True)])):
+    shift = augmentation(Recipe(steps=1, copies=1, color=0, noise=0), random_streams.keys(0, np.arange(3)))
+    shift.parameters = lambda step: (torch.tensor(SHIFTS), torch.ones(3, 1, 3, 1, 1), torch.zeros(3, 1, 3, 1, 1))
+    results = []
+
+    def rolled(x):
+        return torch.stack([torch.roll(p, s, (1, 2)) for p, s in zip(x, SHIFTS, strict=True)])
+
+    for move in (lambda x: shift(x, 0), rolled):
         x = pictures.clone().requires_grad_()
-        moved = shift_all(x)
+        moved = move(x) + 0
         (moved * weights).sum().backward()
-        slopes.append((moved.detach(), x.grad))
-    assert torch.equal(slopes[0][0], slopes[1][0])
-    assert torch.equal(slopes[0][1], slopes[1][1])
+        results.append((moved.detach(), x.grad))
+    assert torch.equal(results[0][0], results[1][0]) and torch.equal(results[0][1], results[1][1])
 
 
 def test_each_copy_is_the_published_formula_of_its_hashes(keys):
     recipe = Recipe(steps=4, copies=2, color=0.7, noise=0.3, jitter=1 / 7)
-    pictures = begin(Recipe(), keys, SIZE)
-    draws = draw(recipe, keys, SIZE, MEAN, STD, "cpu")
+    pictures, views = initial_images(Recipe(), keys, SIZE), augmentation(recipe, keys)
     for step in range(4):
-        copies = augment(pictures, draws, step).view(3, 2, 3, SIZE, SIZE)
+        copies = views(pictures, step).view(3, 2, 3, SIZE, SIZE)
         for k in range(3):
             first = 3 * SIZE**2 + step * (2 + 2 * 12)  # after the start come 2 numbers for the shift and 12 for each copy
-            u = hashing.uniforms(keys[k : k + 1], first, 2 + 2 * 12)[0]
+            u = random_streams.uniforms(keys[k : k + 1], first, 2 + 2 * 12)[0]
             rows, columns = (math.floor(x * 5) - 2 for x in u[:2])
             moved = torch.roll(pictures[k], (rows, columns), (1, 2))
             for copy in range(2):
@@ -141,17 +152,17 @@ def test_each_copy_is_the_published_formula_of_its_hashes(keys):
 
 
 def test_jitter_reaches_its_share_of_the_side_in_both_directions_and_no_further(keys):
-    shift = draw(Recipe(steps=2000, copies=1), keys, SIZE, MEAN, STD, "cpu").shift
+    shift = every_step(Recipe(steps=2000, copies=1), keys)[0]
     counts = torch.bincount(shift.flatten() + 2)
     assert len(counts) == 5 and shift.min() == -2
     assert (counts - 2400).abs().max() < 4 * math.sqrt(12000 * 0.2 * 0.8)  # uniform: five shifts, 12,000 draws
     assert not torch.equal(shift[..., 0], shift[..., 1])
-    assert draw(Recipe(steps=9, jitter=0), keys, SIZE, MEAN, STD, "cpu").shift.abs().max() == 0
+    assert every_step(Recipe(steps=9, jitter=0), keys)[0].abs().max() == 0
 
 
 def test_noise_fades_and_is_zero_in_the_last_step(keys):
     recipe = Recipe(steps=10, copies=500, color=0, noise=0.5)
-    noise = draw(recipe, keys, SIZE, MEAN, STD, "cpu").offset * STD + MEAN
+    noise = every_step(recipe, keys)[2] * STD + MEAN
     for step in range(10):
         wanted = 0.5 * (1 - (step + 1) / 10)  # 4,500 draws know it to 1.1 %
         assert noise[step].std().item() == pytest.approx(wanted, rel=0.06, abs=1e-6)
@@ -160,9 +171,9 @@ def test_noise_fades_and_is_zero_in_the_last_step(keys):
 
 
 def test_color_stays_in_its_range_and_fills_it(keys):
-    draws = draw(Recipe(steps=500, copies=4, color=0.6, noise=0), keys, SIZE, MEAN, STD, "cpu")
-    log_s = -(draws.scale * STD).log()
-    m = -(draws.offset * STD + MEAN) / (draws.scale * STD)
+    _, scale, offset = every_step(Recipe(steps=500, copies=4, color=0.6, noise=0), keys)
+    log_s = -(scale * STD).log()
+    m = -(offset * STD + MEAN) / (scale * STD)
     for found in (log_s, m):
         assert found.abs().max() < 0.6 + 1e-5 and found.min() < -0.59 and found.max() > 0.59
         assert found.std().item() == pytest.approx(0.6 / math.sqrt(3), rel=0.03)  # uniform
@@ -170,7 +181,7 @@ def test_color_stays_in_its_range_and_fills_it(keys):
 
 
 @pytest.mark.parametrize(("step", "deviation"), [(0, 2.0), (10, 1.5), (20, 1.0)])
-def test_slopes_are_blurred_by_a_gaussian_that_shrinks_over_two_thirds_of_the_steps(step, deviation):
+def test_gradients_are_blurred_by_a_gaussian_that_shrinks_over_two_thirds_of_the_steps(step, deviation):
     recipe, point = Recipe(steps=60, blur=0.125), torch.zeros(2, 3, 16, 16)
     point[1, 2, 15, 4] = 1  # at the border, across which it goes on
     found = blurred(point, recipe, step)
@@ -182,61 +193,71 @@ def test_slopes_are_blurred_by_a_gaussian_that_shrinks_over_two_thirds_of_the_st
     assert found[0].abs().max() < 1e-7 and found[1, :2].abs().max() < 1e-7
 
 
-def test_slopes_are_sharp_in_the_last_third_and_without_blur():
-    slope = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
-    assert torch.equal(blurred(slope, Recipe(steps=60, blur=0.125), 40), slope)
-    assert torch.equal(blurred(slope, Recipe(steps=60), 0), slope)
+def test_gradients_are_sharp_in_the_last_third_and_without_blur():
+    gradient = torch.randn(2, 3, 16, 16, generator=torch.Generator().manual_seed(0))
+    assert torch.equal(blurred(gradient, Recipe(steps=60, blur=0.125), 40), gradient)
+    assert torch.equal(blurred(gradient, Recipe(steps=60), 0), gradient)
 
 
-def test_draws_of_a_picture_do_not_depend_on_the_others(keys):
-    recipe = Recipe(steps=6, copies=3)
-    all_of_them = draw(recipe, keys, SIZE, MEAN, STD, "cpu")
-    alone = draw(recipe, keys[1:2], SIZE, MEAN, STD, "cpu")
-    for name in ("shift", "scale", "offset"):
-        assert torch.equal(getattr(all_of_them, name)[:, 1:2], getattr(alone, name))
-        assert not torch.equal(getattr(all_of_them, name)[:, 0], getattr(all_of_them, name)[:, 1])
-    assert torch.equal(begin(Recipe(), keys, SIZE)[1:2], begin(Recipe(), keys[1:2], SIZE))
+def test_random_numbers_of_an_image_depend_neither_on_others_nor_on_the_step_asked_for_before(keys):
+    recipe = Recipe(steps=2 * PIECE + 6, copies=3)
+    together, alone = every_step(recipe, keys), every_step(recipe, keys[1:2])
+    for all_of_them, own in zip(together, alone, strict=True):
+        assert torch.equal(all_of_them[:, 1:2], own) and not torch.equal(all_of_them[:, 0], all_of_them[:, 1])
+    resumed = augmentation(recipe, keys)
+    for step in (PIECE + 5, 3, 2 * PIECE):
+        assert all(torch.equal(a, b[step]) for a, b in zip(resumed.parameters(step), together, strict=True))
+    assert torch.equal(initial_images(Recipe(), keys, SIZE)[1:2], initial_images(Recipe(), keys[1:2], SIZE))
+
+
+def test_a_long_recipe_draws_its_random_numbers_in_pieces(keys):
+    views = augmentation(Recipe(steps=MOST_STEPS, copies=1024), keys)  # 29 GB of numbers, if they were drawn at once
+    tracemalloc.start()
+    views.parameters(MOST_STEPS - 1)
+    assert tracemalloc.get_traced_memory()[1] < 3e8
+    tracemalloc.stop()
 
 
 def test_pictures_begin_uniform(keys):
-    start = begin(Recipe(), keys, 32)
+    start = initial_images(Recipe(), keys, 32)
     assert start.shape == (3, 3, 32, 32) and 0 <= start.min() < 0.01 and 0.99 < start.max() <= 1
     assert start.mean().item() == pytest.approx(0.5, abs=0.015) and start.var().item() == pytest.approx(1 / 12, rel=0.05)
     assert (start[0] - start[1]).abs().mean() > 0.3
 
 
-# Copies are made only where they must be
+# Views are computed only where they must be
 
 
 @pytest.fixture
-def drawn(keys) -> tuple[torch.Tensor, Draws]:
-    """Three pictures and the draws of two copies of each."""
-    return begin(Recipe(), keys, SIZE).requires_grad_(), draw(Recipe(steps=4, copies=2), keys, SIZE, MEAN, STD, "cpu")
+def drawn(keys) -> tuple[torch.Tensor, Augmentation]:
+    """Three images and two views of each."""
+    return initial_images(Recipe(), keys, SIZE).requires_grad_(), augmentation(Recipe(steps=4, copies=2), keys)
 
 
-def by_hand(pictures: torch.Tensor, draws: Draws, step: int) -> torch.Tensor:
-    moved = torch.stack([torch.roll(p, s.tolist(), (1, 2)) for p, s in zip(pictures, draws.shift[step], strict=True)])
-    return (moved[:, None] * draws.scale[step] + draws.offset[step]).flatten(0, 1)
+def by_hand(pictures: torch.Tensor, views: Augmentation, step: int) -> torch.Tensor:
+    shift, scale, offset = views.parameters(step)
+    moved = torch.stack([torch.roll(p, s.tolist(), (1, 2)) for p, s in zip(pictures, shift, strict=True)])
+    return (moved[:, None] * scale + offset).flatten(0, 1)
 
 
-def assert_alike(network, pictures: torch.Tensor, draws: Draws) -> None:
-    """A network says the same of the copies, and has the same slope, as of copies made by hand."""
+def assert_same(network, pictures: torch.Tensor, views: Augmentation) -> None:
+    """A network's output for the views, and its gradient, are those for views computed by hand."""
     torch.manual_seed(3)
-    answers = [network(copies(pictures, draws, 1)) for copies in (augment, by_hand)]
-    assert all(type(answer) is torch.Tensor for answer in answers)
-    weights = torch.randn_like(answers[0])
-    slopes = [torch.autograd.grad((answer * weights).sum(), pictures)[0] for answer in answers]
-    for found, expected in (answers, slopes):
-        assert torch.allclose(found, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
+    outputs = [network(views(pictures, 1)), network(by_hand(pictures, views, 1))]
+    assert all(type(output) is torch.Tensor for output in outputs)
+    weights = torch.randn_like(outputs[0])
+    gradients = [torch.autograd.grad((output * weights).sum(), pictures)[0] for output in outputs]
+    for value, expected in (outputs, gradients):
+        assert torch.allclose(value, expected, rtol=1e-4, atol=1e-5 * expected.abs().max().item())
 
 
 @pytest.mark.parametrize("bias", [True, False])
 @pytest.mark.parametrize("patch", [1, 2, 7, 14])
-def test_a_patch_embedding_of_copies_is_that_of_copies_made_by_hand(drawn, patch, bias, monkeypatch):
+def test_a_patch_embedding_of_views_is_that_of_views_computed_by_hand(drawn, patch, bias, monkeypatch):
     network = nn.Conv2d(3, 5, patch, patch, bias=bias).requires_grad_(False)
-    assert_alike(network, *drawn)
-    monkeypatch.setattr(objective, "_made", None)  # what makes copies is not called
-    assert network(augment(*drawn, 1)).shape == (6, 5, SIZE // patch, SIZE // patch)
+    assert_same(network, *drawn)
+    monkeypatch.setattr(objective, "_computed", None)  # what computes views is not called
+    assert network(drawn[1](drawn[0], 1)).shape == (6, 5, SIZE // patch, SIZE // patch)
 
 
 FIRST_STEPS = {
@@ -250,14 +271,14 @@ FIRST_STEPS = {
 
 
 @pytest.mark.parametrize("first", FIRST_STEPS)
-def test_whatever_else_a_network_does_first_is_done_to_the_copies(drawn, first):
+def test_whatever_else_a_network_does_first_is_done_to_the_views(drawn, first):
     network = FIRST_STEPS[first]
-    assert_alike(network.requires_grad_(False) if isinstance(network, nn.Module) else network, *drawn)
+    assert_same(network.requires_grad_(False) if isinstance(network, nn.Module) else network, *drawn)
 
 
-def test_copies_know_their_shape_before_they_are_made(drawn, monkeypatch):
-    monkeypatch.setattr(objective, "_made", None)
-    copies = augment(*drawn, 0)
+def test_views_know_their_shape_before_they_are_computed(drawn, monkeypatch):
+    monkeypatch.setattr(objective, "_computed", None)
+    copies = drawn[1](drawn[0], 0)
     assert copies.shape == copies.size() == (6, 3, SIZE, SIZE) and len(copies) == 6 and copies.dim() == copies.ndim == 4
     assert copies.dtype == torch.float32 and copies.device == torch.device("cpu")
     with torch._C.DisableTorchFunctionSubclass():
@@ -272,18 +293,33 @@ def test_unchanged_pictures_are_normalized(drawn):
 
 
 @pytest.mark.parametrize("wrong", [
-    {"steps": 0}, {"steps": -1}, {"copies": 0}, {"lr": 0}, {"tv": -1}, {"color": -0.1}, {"noise": -1}, {"jitter": 0.6},
-    {"jitter": -0.1}, {"blur": -0.2}, {"blur": 0.7},
+    {"steps": 0}, {"steps": -1}, {"steps": 10**8}, {"steps": 10**400}, {"steps": 2.0}, {"steps": "many"}, {"steps": True},
+    {"copies": 0}, {"copies": None}, {"lr": 0}, {"lr": 1e30}, {"lr": float("nan")}, {"lr": 1j}, {"tv": -1}, {"tv": 1e38},
+    {"tv": 10**400}, {"color": -0.1}, {"color": 1e9}, {"noise": -1}, {"noise": float("inf")}, {"jitter": 0.6}, {"jitter": -0.1},
+    {"spread": "wide"}, {"leak": [1]}, {"blur": -0.2}, {"blur": 0.7},
 ])
-def test_impossible_recipe_is_refused_with_the_value_named(wrong):
-    with pytest.raises(VitvizError, match=str(*wrong.values())):
+def test_impossible_recipe_is_refused_with_the_field_and_its_range(wrong):
+    with pytest.raises(VitvizError, match=f"A recipe's {next(iter(wrong))} is a (whole )?number from .* to .*, got "):
         Recipe(**wrong)
+
+
+ANYTHING = st.one_of(st.integers(), st.floats(), st.text("a1"), st.none(), st.lists(st.integers()), st.complex_numbers())
+
+
+@settings(deadline=None, max_examples=80)
+@given(st.dictionaries(st.sampled_from([field.name for field in fields(Recipe)]), ANYTHING))
+def test_any_value_of_a_recipe_is_taken_or_refused(values):
+    try:
+        recipe = Recipe(**values)
+    except VitvizError:
+        return
+    assert json.loads(json.dumps(recipe.as_dict())) == recipe.as_dict()
 
 
 def test_recipes_have_names():
     assert {name: Recipe.named(name) for name in RECIPES} == {"quick": Recipe.quick(), "paper": Recipe.paper()}
     assert Recipe.quick().steps * Recipe.quick().copies * 8 == Recipe.paper().steps * Recipe.paper().copies
-    with pytest.raises(VitvizError, match="'papre'; there are quick, paper"):
+    with pytest.raises(VitvizError, match="one of quick, paper; got 'papre'. Did you mean paper"):
         Recipe.named("papre")
 
 

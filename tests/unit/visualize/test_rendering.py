@@ -20,11 +20,6 @@ ALARM = (0xA3, 0x3A, 0x00)
 SCORES = Scores([1.234, -0.5, 3.0], [100.0, 88.06, 12.5], [1, 4, 300], ["alive", "weak", "dead"], "1,024 Emoji World scenes")
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
-
-
 @pytest.fixture
 def rendering() -> Rendering:
     """Three pictures of one color each; the last was stopped."""
@@ -130,12 +125,51 @@ def test_folder_that_does_not_exist_is_an_error(tmp_path):
         Rendering.load(tmp_path / "nowhere")
 
 
-def test_folder_that_cannot_be_written_is_an_error_and_loses_nothing(rendering, tmp_path):
+def test_folder_that_cannot_be_written_is_an_error(rendering, tmp_path):
     (tmp_path / "file").write_text("in the way")
     for folder in (tmp_path / "file", tmp_path / "file" / "out"):
-        with pytest.raises(VitvizError, match=f"cannot be written to {folder} .*They stay in the cache"):
+        with pytest.raises(VitvizError, match="file.* cannot be written .*name another folder that you may write to"):
             rendering.save(folder)
     assert (tmp_path / "file").read_text() == "in the way"
+
+
+@pytest.mark.parametrize("folder", ["", 3, None])
+def test_a_folder_that_is_none_is_refused(rendering, folder):
+    for use in (rendering.save, Rendering.load):
+        with pytest.raises(VitvizError, match="folder is a path, such as 'out', got"):
+            use(folder)
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "neuron_7.png", "pictures.npz", "manifest.json"])
+def test_a_file_that_no_rendering_wrote_is_left_alone(rendering, tmp_path, name):
+    (tmp_path / name).write_bytes(b"mine")
+    with pytest.raises(VitvizError, match=f"{name} exists, and is nothing that this command made; .*force=True"):
+        rendering.save(tmp_path)
+    assert [(path.name, path.read_bytes()) for path in tmp_path.iterdir()] == [(name, b"mine")]
+    assert_same(Rendering.load(rendering.save(tmp_path, force=True)), rendering)
+
+
+def test_an_atlas_s_manifest_is_left_alone(rendering, tmp_path):
+    manifest = json.dumps({"model": "emoji-vit", "layers": [0], "recipe": rendering.recipe.as_dict()})
+    (tmp_path / "manifest.json").write_text(manifest)
+    with pytest.raises(VitvizError, match="manifest.json exists, and is nothing that this command made"):
+        rendering.save(tmp_path)
+    assert (tmp_path / "manifest.json").read_text() == manifest
+
+
+def test_pictures_of_another_save_are_not_taken_for_those_of_the_manifest(rendering, tmp_path):
+    rendering.save(tmp_path / "a")
+    replace(rendering, pictures=rendering.pictures.flip(0)).save(tmp_path / "b")
+    (tmp_path / "a" / "pictures.npz").write_bytes((tmp_path / "b" / "pictures.npz").read_bytes())  # as if killed in between
+    with pytest.raises(VitvizError, match="its pictures are not the manifest's"):
+        Rendering.load(tmp_path / "a")
+
+
+def test_a_rendering_from_before_there_was_a_sha256_can_be_read(rendering, tmp_path):
+    facts = json.loads((rendering.save(tmp_path) / "manifest.json").read_text())
+    del facts["sha256"]
+    (tmp_path / "manifest.json").write_text(json.dumps(facts))
+    assert_same(Rendering.load(tmp_path), rendering)
 
 
 def test_sheet_shows_every_picture(rendering):
@@ -156,9 +190,9 @@ def test_weak_and_dead_pictures_are_captioned_in_another_color(rendering):
     assert ALARM in colors_of(rendering.sheet())
     for status in ("weak", "dead"):
         one_bad = replace(SCORES, status=["alive", "alive", status])
-        assert ALARM in colors_of(rendering.with_scores(one_bad).sheet())
+        assert ALARM in colors_of(replace(rendering, scores=one_bad).sheet())
     all_good = replace(SCORES, status=["alive"] * 3)
-    assert ALARM not in colors_of(rendering.with_scores(all_good).sheet())
+    assert ALARM not in colors_of(replace(rendering, scores=all_good).sheet())
 
 
 def test_title_says_what_it_is_made_from_and_measured_against(rendering):
@@ -176,4 +210,11 @@ def test_notebook_shows_the_sheet_with_alternative_text(rendering):
 
 
 def test_rendering_is_finished_when_every_picture_is(rendering):
-    assert not rendering.finished and replace(rendering, steps=[20, 20, 20]).finished
+    assert not rendering.finished
+    finished = replace(rendering, steps=[20, 20, 20])
+    assert finished.finished and finished.require_finished() is finished
+
+
+def test_an_unfinished_rendering_is_refused_with_what_is_left_and_what_to_do(rendering):
+    with pytest.raises(VitvizError, match=r"1 of 3 pictures .* unfinished \(53 of 60 steps done\).*The same call continues"):
+        rendering.require_finished()

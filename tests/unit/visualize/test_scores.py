@@ -2,6 +2,7 @@
 
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from timm.layers import Mlp
@@ -10,12 +11,10 @@ from torch import Tensor, nn
 from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.datasets.image_folder import ImageFolder
 from vitviz_nb.datasets.image_set import ImageSet
-from vitviz_nb.models import sites
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
-from vitviz_nb.visualize import scores as scores_module
-from vitviz_nb.visualize.scores import reference_activations, score
+from vitviz_nb.visualize.scores import reference_activations, reference_set, score
 from vitviz_nb.visualize.top_images import top_images
 
 SIZE, PATCH = 16, 8
@@ -38,11 +37,6 @@ class Colors(nn.Module):
         return self.head(self.mlp(self.patches(images).flatten(2).transpose(1, 2)).mean(1))
 
 
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
-
-
 @pytest.fixture
 def model() -> VisionModel:
     torch.manual_seed(0)
@@ -50,7 +44,7 @@ def model() -> VisionModel:
 
 
 def flat(*colors: tuple[float, float, float]) -> Tensor:
-    return torch.tensor(colors).view(-1, 3, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
+    return torch.tensor(colors).float().view(-1, 3, 1, 1).expand(-1, 3, SIZE, SIZE).contiguous()
 
 
 # Red 0 to 0.7, green 0.2 and 0.4 in turn, blue 0.1 but for one.
@@ -159,68 +153,132 @@ def test_top_images_refuse_a_neuron_the_layer_lacks(model):
         top_images(model, 0, 5, images=IMAGES)
 
 
+@pytest.mark.parametrize(("arguments", "message"), [
+    ({"neuron": [1, 2]}, "Top images are of one neuron, got 2; call top_images once for each"),
+    ({"neuron": 1, "k": 0}, "k is a whole number from 1"), ({"neuron": 1, "k": "3"}, "k is a whole number"),
+    ({"neuron": 1, "kind": 3}, "no sites of kind 3"), ({"neuron": 1, "layer": 1.5}, "A layer is a whole number"),
+    ({"neuron": None}, "neurons 0 to 4; they are named by whole numbers, got None"),
+    ({"neuron": 1, "images": torch.full((2, 3, SIZE, SIZE), float("nan"))}, "nan"),
+    ({"neuron": 1, "images": 255 * IMAGES}, "0 to 230. Divide 0-255 images by 255"),
+])
+def test_top_images_refuse_what_they_cannot_take(model, arguments, message):
+    with pytest.raises(VitvizError, match=message):
+        top_images(model, **{"layer": 0, "images": IMAGES} | arguments)
+
+
+def test_a_tensor_of_one_neuron_is_a_neuron(model):
+    assert top_images(model, torch.tensor(0), torch.tensor(RED), images=IMAGES, k=2).indices == [7, 6]
+    assert top_images(model, -1, torch.tensor([RED]), images=IMAGES, k=2).indices == [7, 6]
+
+
 # References
 
 
 def test_reference_takes_a_folder_of_images(model):
     folder = ImageFolder(IMAGES, [Path(f"{i}.png") for i in range(8)], [""] * 8, [])
     assert top_images(model, 0, RED, images=folder, k=2).indices == [7, 6]
-    assert ImageSet(model, folder).key == ImageSet(model, IMAGES).key
 
 
 def test_reference_takes_a_world_and_is_emoji_world_by_default(model):
-    world = EmojiWorld("test", size=SIZE, seed=3)
+    world = ImageSet(model, EmojiWorld("test", size=SIZE, seed=3), 32)
     best = top_images(model, 0, RED, images=world, k=2)
-    shown = world.batch(best.indices).images
-    assert torch.equal(best.images, shown) and "1,024 Emoji World scenes" in best.title
+    shown = world.batch(best.indices)
+    assert torch.equal(best.images, shown) and "32 Emoji World scenes" in best.title
     expected = [image[0].mean().item() for image in shown]
     assert best.activations == pytest.approx(expected, abs=1e-5) and expected[0] >= expected[1]
-    default = ImageSet(model)
+    default = reference_set(model)
     assert default.n == 1024 and default.key == ImageSet(model, EmojiWorld("val", size=SIZE)).key
+    assert reference_set(model, world) is world and reference_set(model, IMAGES).key == ImageSet(model, IMAGES).key
 
 
-def test_references_to_different_images_are_never_confused(model):
-    worlds = [EmojiWorld(size=SIZE), EmojiWorld(size=SIZE, seed=1), EmojiWorld("test", size=SIZE),
-              EmojiWorld(size=SIZE, styles=("flat",))]
-    names = EmojiWorld(concepts="all").concepts
-    category = EmojiWorld(concepts="all").category_of
-    same = [names[i] for i in range(len(names)) if category[i] == category[0]]
-    worlds += [EmojiWorld(size=SIZE, concepts=same[:2]), EmojiWorld(size=SIZE, concepts=same[2:4])]
-    images = [IMAGES, IMAGES.flip(0), IMAGES + 0.01]
-    keys = {ImageSet(model, source).key for source in worlds + images}
-    assert len(keys) == len(worlds) + len(images)
+@pytest.fixture
+def batches(monkeypatch) -> list[int]:
+    """The size of every forward pass."""
+    sizes, forward = [], VisionModel.forward
+    monkeypatch.setattr(VisionModel, "forward", lambda self, inputs: sizes.append(len(inputs)) or forward(self, inputs))
+    return sizes
 
 
-@pytest.mark.parametrize(("images", "said"), [
-    (torch.rand(4, 3, 20, 20), r"images of shape \(N, 3, 16, 16\), got \(4, 3, 20, 20\)"),
-    (torch.rand(4, 1, 16, 16), r"got \(4, 1, 16, 16\)"),
-    (torch.rand(3, 16, 16), r"got \(3, 16, 16\)"),
-    (torch.rand(0, 3, 16, 16), r"got \(0, 3, 16, 16\)"),
-    (EmojiWorld(size=24), r"colors sees 16 px; make the world with EmojiWorld\(size=16\)"),
-])
-def test_reference_of_a_wrong_size_is_refused_with_the_right_one(model, images, said):
-    with pytest.raises(VitvizError, match=said):
-        ImageSet(model, images)
-    with pytest.raises(VitvizError, match=said):
-        top_images(model, 0, RED, images=images)
+def read(model: VisionModel, images: Tensor = IMAGES) -> Tensor:
+    return reference_activations(model, find_site(model, 0), ImageSet(model, images))
 
 
-def test_reference_activations_are_computed_once_and_kept_on_disk(model, monkeypatch):
-    batches = []
-
-    def counted(model, kind, images):
-        batches.append(len(images))
-        return sites.activations(model, kind, images)
-
-    monkeypatch.setattr(scores_module, "activations", counted)
+def test_reference_activations_are_computed_once_and_kept_on_disk(model, batches):
     images = torch.rand(130, 3, SIZE, SIZE)
-    reference = ImageSet(model, images)
-    first = reference_activations(model, find_site(model, 0), reference)
+    first = read(model, images)
     assert first.shape == (130, 5) and torch.allclose(first[:, RED], images[:, 0].mean((1, 2)), atol=1e-5)
-    assert sum(batches) == 130
-    again = reference_activations(model, find_site(model, 0), ImageSet(model, images.clone()))  # from disk
-    assert torch.equal(first, again) and sum(batches) == 130
-    other = VisionModel(Colors(), "colors", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
-    other.module.mlp.fc1.weight.data[RED] *= 2
-    doubled = reference_activations(other, find_site(other, 0), reference)  # other weights: computed again
-    assert torch.allclose(doubled[:, RED], 2 * first[:, RED], atol=1e-5)
+    assert sum(batches) == 130 + 1  # one to find the sites
+    assert torch.equal(read(model, images.clone()), first)  # from memory
+    again = VisionModel(Colors(), "colors", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    again.module.load_state_dict(model.module.state_dict())
+    assert torch.equal(read(again, images), first) and sum(batches) == 130 + 2  # from disk
+
+
+def double_red(model: VisionModel) -> None:
+    model.module.mlp.fc1.weight.data[RED] *= 2
+
+
+def hook_red(model: VisionModel) -> None:
+    model.module.mlp.act.register_forward_hook(lambda module, arguments, output: 2 * output)
+
+
+def replace_forward(model: VisionModel) -> None:
+    forward = model.module.mlp.act.forward
+    model.module.mlp.act.forward = lambda x: 2 * forward(x)
+
+
+@pytest.mark.parametrize("change", [double_red, hook_red, replace_forward])
+def test_activations_of_a_changed_model_are_neither_read_from_a_cache_nor_left_in_one(model, change):
+    before = read(model)[:, RED].clone()
+    fresh = VisionModel(Colors(), "colors", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    fresh.module.load_state_dict(model.module.state_dict())
+    change(model)
+    assert torch.allclose(read(model)[:, RED], 2 * before)
+    assert torch.equal(read(fresh)[:, RED], before)
+
+
+def test_a_context_has_activations_of_its_own(model):
+    before = read(model)[:, RED].clone()
+    with model.changed("twice the red"):
+        double_red(model)
+        assert torch.allclose(read(model)[:, RED], 2 * before)
+        model.module.mlp.fc1.weight.data[RED] /= 2
+    assert torch.equal(read(model)[:, RED], before)
+
+
+def test_a_cached_reference_with_nan_is_measured_again(model, tmp_path):
+    before = read(model).clone()
+    (entry,) = (tmp_path / "vitviz_cache" / "references").rglob("*.npz")
+    np.savez_compressed(entry, layer0=np.full((8, 5), np.nan, np.float32))
+    fresh = VisionModel(Colors(), "colors", SIZE, mean=(0, 0, 0), std=(1, 1, 1))
+    fresh.module.load_state_dict(model.module.state_dict())
+    assert torch.equal(read(fresh), before)
+
+
+def test_weights_that_became_nan_give_no_score(model):
+    read(model)
+    model.module.mlp.fc1.weight.data[RED] = float("nan")
+    with pytest.raises(VitvizError, match="weights of colors contain NaN"):
+        scored(model, [RED], flat((1, 0, 0)))
+
+
+def test_a_model_that_changes_while_it_is_measured_gives_no_reference(model, monkeypatch, tmp_path):
+    reference = ImageSet(model, torch.rand(40, 3, SIZE, SIZE))
+    batches = reference.batches
+
+    def changing(what):
+        for i, batch in enumerate(batches(what)):
+            if i == 1:
+                double_red(model)
+            yield batch
+
+    monkeypatch.setattr(reference, "batches", changing)
+    with pytest.raises(VitvizError, match="was changed .* while its activations for 40 images were measured"):
+        reference_activations(model, find_site(model, 0), reference)
+    assert not list((tmp_path / "vitviz_cache").rglob("*.npz"))
+
+
+@pytest.mark.parametrize("pictures", [torch.full((1, 3, SIZE, SIZE), float("nan")), 3 * torch.ones(1, 3, SIZE, SIZE)])
+def test_pictures_that_are_none_get_no_score(model, pictures):
+    with pytest.raises(VitvizError, match="Pictures for colors are floats of shape"):
+        scored(model, [RED], pictures)
