@@ -11,7 +11,7 @@ import importlib
 
 __version__ = "0.1.0"
 
-_HOME = {  # public name: the submodule it lives in
+_HOME = {  # public name: the module it is in
     "EmojiWorld": "datasets.emoji_world",
     "Scenes": "datasets.emoji_world",
     "ImageSet": "datasets.image_set",
@@ -22,6 +22,7 @@ _HOME = {  # public name: the submodule it lives in
     "Recipe": "visualize.recipe",
     "Visualizer": "visualize.visualizer",
     "Atlas": "visualize.atlas",
+    "make_atlas": "visualize.atlas_maker",
     "Rendering": "visualize.rendering",
     "top_images": "visualize.top_images",
     "Result": "experiments.result",
@@ -30,13 +31,15 @@ _HOME = {  # public name: the submodule it lives in
     "interactive": "widgets.interactive",
     "Report": "course.report",
     "setup": "course.setup",
-    "check": "course.exercises",
+    "check": "course.checks",
     "VitvizError": "utils.errors",
 }
-__all__ = sorted(_HOME)
+__all__ = sorted([*_HOME, "sites"])
 
 
 def __getattr__(name: str):
+    if name == "sites":
+        return importlib.import_module("vitviz_nb.models.sites")
     if name not in _HOME:
         raise AttributeError(f"vitviz_nb has no {name!r}; it has {', '.join(__all__)}")
     return getattr(importlib.import_module(f"vitviz_nb.{_HOME[name]}"), name)

@@ -11,13 +11,14 @@ from hatchling.builders.wheel import WheelBuilder
 from packaging.requirements import Requirement
 
 import vitviz_nb
+from vitviz_nb.course.setup import damaged_files
 from vitviz_nb.utils.paths import data_dir
 
 ROOT = Path(__file__).parents[2]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())
 EXTRAS = PROJECT["project"]["optional-dependencies"]
 CONDA_NAME = {"torch": "pytorch", "matplotlib": "matplotlib-base", "seaborn": "seaborn-base"}
-IMPORT_NAME = {"pillow": "PIL"}
+IMPORT_NAME = {"pillow": "PIL", "ipython": "IPython"}
 
 
 def requirements(*lists: list[str]) -> dict[str, Requirement]:
@@ -78,15 +79,27 @@ def test_every_import_of_the_package_is_declared():
     assert imported - declared - set(sys.stdlib_module_names) == {"vitviz_nb"}
 
 
+def fresh(code: str, folder: Path = ROOT) -> str:
+    """What the code prints in a process of its own."""
+    return subprocess.run([sys.executable, "-c", code], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+
 def test_import_is_light():
-    code = "import sys, vitviz_nb; print({'torch', 'numpy', 'timm', 'matplotlib', 'ipywidgets'} & set(sys.modules))"
-    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
-    assert done.stdout.strip() == "set()"
+    heavy = "{'torch', 'numpy', 'timm', 'matplotlib', 'ipywidgets', 'PIL', 'pandas'}"
+    assert fresh(f"import sys, vitviz_nb, vitviz_nb.cli; print({heavy} & set(sys.modules))") == "set()"
 
 
-def test_public_names_all_exist():
-    for name in vitviz_nb.__all__:
-        getattr(vitviz_nb, name)  # raises when the lazy table names a wrong module
+def test_every_name_that_a_text_or_a_docstring_mentions_works_in_a_fresh_process():
+    """Public names and what is written as vv.NAME or vv.NAME.NAME, in README, notebooks, teaching, data and code."""
+    texts = [ROOT / "README.md", *(path for folder in ("notebooks", "data", "vitviz_nb") for path in (ROOT / folder).rglob("*")
+                                   if path.suffix in (".md", ".ipynb", ".py") and ".ipynb_checkpoints" not in path.parts)]
+    names = {f"vv.{name}" for name in vitviz_nb.__all__}
+    for path in texts:
+        names |= set(re.findall(r"\bvv(?:\.[A-Za-z]\w*){1,2}", path.read_text(encoding="utf-8")))
+    assert {"vv.sites.KINDS", "vv.load", "vv.Atlas.open", "vv.make_atlas"} <= names
+    code = f"import vitviz_nb as vv\nfor name in {sorted(names)!r}:\n    try:\n        eval(name)\n" \
+           "    except AttributeError as error:\n        print(name, error)"
+    assert fresh(code) == ""
 
 
 @pytest.fixture(scope="module")
@@ -104,9 +117,9 @@ def test_wheel_carries_its_data_and_nothing_of_the_checkout(wheel, tmp_path):
     assert f"vitviz_nb-{vitviz_nb.__version__}.dist-info/licenses/LICENSE" in names
     assert {name.split("/")[0] for name in names} == {"vitviz_nb", f"vitviz_nb-{vitviz_nb.__version__}.dist-info"}
     assert "__pycache__" not in "".join(names)
+    assert "vitviz_nb/data/SHA256SUMS" in names
     code = "from vitviz_nb.utils.paths import data_dir; print((data_dir() / 'emoji_world' / 'concepts.csv').resolve())"
-    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
-    assert Path(done.stdout.strip()) == (tmp_path / "vitviz_nb/data/emoji_world/concepts.csv").resolve()
+    assert Path(fresh(code, tmp_path)) == (tmp_path / "vitviz_nb/data/emoji_world/concepts.csv").resolve()
 
 
 def test_editable_install_reads_the_checkout(tmp_path):
@@ -123,3 +136,13 @@ def test_command_is_installed(wheel):
     with zipfile.ZipFile(wheel) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))
         assert "vitviz = vitviz_nb.cli:main" in archive.read(entry).decode()
+
+
+def test_every_shipped_file_has_its_sum():
+    """Complete and current; otherwise run the command that stands in vitviz_nb/course/setup.py."""
+    tracked = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT / "data", capture_output=True, text=True, check=True).stdout
+    shipped = {name for name in tracked.split("\0") if name and (ROOT / "data" / name).exists()
+               and not name.endswith((".md", ".py", "SHA256SUMS"))}
+    listed = [line.split("  ", 1)[1] for line in (ROOT / "data" / "SHA256SUMS").read_text(encoding="utf-8").splitlines()]
+    assert set(listed) == shipped and len(listed) == len(shipped)
+    assert damaged_files(ROOT / "data") == []
