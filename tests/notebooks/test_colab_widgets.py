@@ -25,7 +25,7 @@ async def settled(explorer, text):
     raise AssertionError(explorer._status.value)
 """
 CHECKS = [
-    "import ipywidgets; assert ipywidgets.__version__ == '7.7.1'; assert not explorer._threaded" + SETTLE,
+    "import ipywidgets; assert ipywidgets.__version__ == '7.7.1'; assert explorer._worker is None" + SETTLE,
     "await settled(explorer, 'neuron 0: finished')\nassert explorer.result.neurons == [0]",
     # Changes that follow each other faster than the debounce: the last one wins.
     "for n in (1, 2, 3):\n    explorer._neuron.value = n\n"

@@ -20,6 +20,7 @@ from ..plotting.image_grid import to_image
 from ..utils.errors import VitvizError
 from ..visualize.recipe import RECIPES, Recipe
 from ..visualize.rendering import Rendering
+from ..visualize.scores import reference_set
 from ..visualize.top_images import top_images
 from ..visualize.visualizer import Visualizer
 from .elements import Picture, Status, sentence
@@ -69,19 +70,16 @@ class Explorer(widgets.VBox):
     def __init__(self, model: VisionModel, images=None, tune: bool = False):
         if not isinstance(tune, bool):
             raise VitvizError(f"tune is True or False, got {tune!r}.")
-        first = Visualizer(model, images=images)
-        if images is not None:
-            _ = first.reference  # says now what is wrong with them
-        self.model, self.images, self.result = model, images, None
-        self._visualizers: dict[Recipe, Visualizer] = {first.recipe: first}
-        self._request, self._stopped, self._settling = 0, False, False
         kinds = find_sites(model)
-        kind = next(iter(kinds))
-        last = len(kinds[kind]) - 1
+        layers = next(iter(kinds.values()))
+        self.model, self.result = model, None
+        self.images = None if images is None else reference_set(model, images)
+        self._visualizers: dict[Recipe, Visualizer] = {}
+        self._request, self._stopped, self._settling = 0, False, False
         slider = {"continuous_update": False, "layout": (wide := widgets.Layout(width="420px"))}
         self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
-        self._layer = widgets.IntSlider(description="Layer", max=last, value=last, **slider)
-        self._neuron = widgets.IntSlider(description="Neuron", max=kinds[kind][last].units - 1, **slider)
+        self._layer = widgets.IntSlider(description="Layer", max=len(layers) - 1, value=len(layers) - 1, **slider)
+        self._neuron = widgets.IntSlider(description="Neuron", max=layers[-1].units - 1, **slider)
         recipes = {name: Recipe.named(name, model) for name in RECIPES}
         options = [(f"{name}: {recipe.work}", name) for name, recipe in recipes.items()]
         self._recipe = widgets.Dropdown(description="Recipe", options=options, layout=wide)
@@ -219,7 +217,7 @@ class Explorer(widgets.VBox):
             if request != self._request:
                 return
             self.result = frame
-            self._show(frame, request, getattr(visualizer, "note", ""))
+            self._show(frame, request, visualizer.note)
             top = top_images(self.model, layer, neuron, kind, visualizer.reference)
             if request == self._request:
                 self._scenes.show(top.sheet(), top.title)
@@ -238,13 +236,13 @@ class Explorer(widgets.VBox):
         if request in (None, self._request):
             self._status.say(f"layer {self._layer.value}, neuron {self._neuron.value}: {text}")
 
-    def _show(self, frame: Rendering, request: int, note: str) -> None:
+    def _show(self, frame: Rendering, request: int, note: str | None) -> None:
         scores = frame.scores
         done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps} (unfinished)"
         text = (f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of {scores.reference}; rank "
                 f"{scores.rank[0]} among the layer's standardized activations.{_VERDICT.get(scores.status[0], '')}")
         self._scores.value = f"<div style='line-height: 1.4'>{html.escape(text)}</div>"
-        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}{note and f'. {note}'}", request)
+        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}{f'. {note}' if note else ''}", request)
 
 
 explore = Explorer

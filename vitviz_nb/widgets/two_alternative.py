@@ -14,7 +14,6 @@ import pandas as pd
 import torch
 from PIL import Image
 
-from ..datasets.image_set import ImageSet
 from ..experiments.result import Result, proportion
 from ..models.sites import find_site
 from ..models.vision_model import VisionModel
@@ -72,15 +71,15 @@ class Task:
     """
 
     def __init__(self, model: VisionModel, n: int = 20, seed: int = 0, images=None):
-        self.model, self.site, self._images = model, find_site(model), images
-        self._reference = reference_set(model) if images is None else ImageSet(model, images)
+        self.model, self.site = model, find_site(model)
+        generator, self.questions = torch.Generator().manual_seed(validate.whole("seed", seed)), []
+        self._reference = reference_set(model, images)
         activations = reference_activations(model, self.site, self._reference)
         half = len(activations) // 2
         if half < 2 * _HINT_IMAGES:
             raise VitvizError(f"The task needs at least {4 * _HINT_IMAGES} images, got {len(activations)}.")
         varying = (activations[half:].std(0) > 0).nonzero()[:, 0]
         n = validate.whole("n, the number of questions,", n, 1, len(varying))
-        generator, self.questions = torch.Generator().manual_seed(validate.whole("seed", seed)), []
         for i, neuron in enumerate(varying[torch.randperm(len(varying), generator=generator)[:n]].tolist()):
             own = activations[:, neuron]
             order = own[half:].argsort(descending=True) + half
@@ -91,6 +90,7 @@ class Task:
             pair = (low, high) if _draw(generator, 2) else (high, low)
             self.questions.append(Question(neuron, HINTS[i % 2], pair, tuple(own[list(pair)].tolist())))
         self._top = {q.neuron: activations[:half, q.neuron].topk(_HINT_IMAGES).indices.tolist() for q in self.questions}
+        self._visualizer = Visualizer(model, images=None if images is None else self._reference)
         self._visualizations: dict[int, torch.Tensor] = {}
 
     def hint(self, question: Question) -> torch.Tensor:
@@ -100,10 +100,8 @@ class Task:
             return self._reference.batch(self._top[question.neuron]).cpu()
         if not self._visualizations:  # those of all questions: an atlas has them, or one batch makes many
             neurons = [q.neuron for q in self.questions if q.hint == HINTS[0]]
-            rendering = Visualizer(self.model, images=self._images).render(self.site.layer, neurons, self.site.kind)
-            if not rendering.finished:
-                raise VitvizError("The feature visualizations were interrupted; the same call continues them.")
-            self._visualizations = dict(zip(rendering.neurons, rendering.pictures, strict=True))
+            rendering = self._visualizer.render(self.site.layer, neurons, self.site.kind)
+            self._visualizations = dict(zip(neurons, rendering.require_finished().pictures, strict=True))
         return self._visualizations[question.neuron][None]
 
     def pair(self, question: Question) -> torch.Tensor:

@@ -1,50 +1,38 @@
-"""The Explorer without a browser: both of its drivers keep the same promises."""
+"""The Explorer without a browser: what it shows and hands back, whichever way it is driven, and that it ends."""
 
 import asyncio
-import re
+import gc
+import html
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
-from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from io import BytesIO
+from types import ModuleType
 
 import ipywidgets as widgets
+import numpy as np
 import pytest
 import torch
+from ipykernel.zmqshell import ZMQInteractiveShell
+from PIL import Image
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
 
 import vitviz_nb as vv
 from vitviz_nb.models.vision_model import VisionModel
-from vitviz_nb.visualize import visualizer as visualizer_module
-from vitviz_nb.visualize.recipe import Recipe
-from vitviz_nb.visualize.rendering import Rendering
-from vitviz_nb.visualize.visualizer import Visualizer
-from vitviz_nb.widgets import explorer as explorer_module
-from vitviz_nb.widgets.explorer import Explorer
 
 SIZE, PATIENCE = 16, 60.0  # s; reached only when a promise is broken
-SHORT, ENDLESS = Recipe(steps=20, copies=1), Recipe(steps=20_000, copies=1)
-DRIVERS = ["thread", "slices, ipywidgets 7", "slices, Colab"]
-
-
-@pytest.fixture(autouse=True)
-def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "vitviz_cache"))
-
-
-@pytest.fixture(autouse=True)
-def recipes(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(Recipe, "named", lambda name, model=None: {"quick": SHORT, "paper": ENDLESS}[name])
+CARD = {"pictures": {"steps": 20, "copies": 1}, "recipe": {"styles": ("3d",)}}
 
 
 @pytest.fixture
 def model() -> VisionModel:
     torch.manual_seed(0)
     module = VisionTransformer(img_size=SIZE, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4)
-    return VisionModel(module, "tiny", SIZE)
+    return VisionModel(module, "tiny", SIZE, card=CARD)
 
 
 @pytest.fixture
@@ -52,398 +40,320 @@ def images() -> torch.Tensor:
     return torch.rand(8, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(1))
 
 
-class Desk:
-    """Someone at an Explorer, whichever way it is driven."""
-
-    def __init__(self, explorer: Explorer):
-        self.explorer = explorer
-        self.said: list[str] = []  # everything the status has shown
-        explorer._status.observe(lambda change: self.said.append(change["new"]), "value")
-
-    async def until(self, what: Callable[[], object]) -> None:
-        end = time.monotonic() + PATIENCE
-        while not what():
-            assert time.monotonic() < end, f"still waiting; the status is {self.status!r}"
-            await asyncio.sleep(0.005)
-
-    async def rest(self) -> None:
-        """Wait until any picture under way is over."""
-        await self.until(lambda: "waiting" not in self.status and "of " not in self.status or "stopped" in self.status)
-
-    async def working(self, layer: int | None = None) -> None:
-        await self.until(lambda: ": step " in self.status and ": step 0 " not in self.status)
-
-    async def finished(self, neuron: int) -> Rendering:
-        await self.until(lambda: f"neuron {neuron}: finished" in self.status)
-        return self.explorer.result
-
-    @property
-    def status(self) -> str:
-        return self.explorer._status.value
-
-    async def quiet(self, scenes_before: bytes) -> None:
-        await self.until(lambda: self.explorer._scenes.value != scenes_before)
-
-
-Session = Callable[[Callable[[Desk], object]], None]
-
-
-@pytest.fixture(params=DRIVERS)
-def session(request, model, images, monkeypatch) -> Iterator[Session]:
-    """Runs a coroutine function of a Desk on an Explorer that is driven in one of the three ways."""
-    if request.param == "slices, ipywidgets 7":
-        monkeypatch.setattr(widgets, "__version__", "7.7.1")
-    elif request.param == "slices, Colab":
-        monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
-    elif int(widgets.__version__.split(".")[0]) < 8:
-        pytest.skip("threads are for ipywidgets 8")
-    desks = []
-
-    async def act(play):
-        desk = Desk(vv.explore(model, images))
-        desks.append(desk)
-        assert desk.explorer._threaded == (request.param == "thread")
-        await play(desk)
-        await leave(desk.explorer)
-
-    yield lambda play: asyncio.run(act(play))
-    for desk in desks:  # after a failure, too, nothing may go on working
-        asyncio.run(leave(desk.explorer))
-
-
-async def leave(explorer: Explorer) -> None:
-    explorer._stopped = True
-    explorer._leave()
-
-
-def test_explorer_starts_with_a_picture_of_the_last_layer(session):
-    async def play(desk):
-        result = await desk.finished(0)
-        assert (result.kind, result.layer, result.neurons, result.seed) == ("mlp", 2, [0], 0)
-        assert result.finished and result.recipe == SHORT and result.scores.reference == "8 images"
-        assert "<span role='status'>layer 2, neuron 0: finished, quick recipe, seed 0</span>" in desk.status
-        assert any(": waiting" in text for text in desk.said) or ": waiting" not in desk.status
-        assert any("step 1 of 20" in text for text in desk.said)
-        assert any("step 20 of 20, measuring it against 8 images" in text for text in desk.said)
-
-    session(play)
-
-
-def test_picture_of_the_atlas_does_not_wait_for_further_changes(session, model, images, monkeypatch):
-    ready = Visualizer(model, SHORT, images).render(1, 0)
-    atlas = SimpleNamespace(holds=lambda model, kind, layer, recipe, seed: layer == 1, rendering=lambda layer, neurons: ready)
-
-    async def play(desk):
-        await desk.finished(0)
-        monkeypatch.setattr(explorer_module, "_DEBOUNCE", 100 * PATIENCE)
-        desk.explorer._visualizer()._atlas = atlas
-        desk.explorer._layer.value = 1
-        assert await desk.finished(0) is ready
-
-    session(play)
-
-
-def test_atlas_that_cannot_be_read_is_said_in_the_status(session, monkeypatch):
-    async def play(desk):
-        await desk.finished(0)
-
-        def damaged(self):
-            raise vv.VitvizError("the atlas is damaged")
-
-        monkeypatch.setattr(Explorer, "_visualizer", damaged)
-        desk.explorer._neuron.value = 3
-        await desk.until(lambda: "error: the atlas is damaged" in desk.status)
-
-    session(play)
-
-
-def test_picture_scores_and_scenes_are_those_of_the_neuron(session, model, images):
-    async def play(desk):
-        explorer = desk.explorer
-        blank = explorer._scenes.value
-        result = await desk.finished(0)
-        await desk.quiet(blank)
-        assert explorer._picture.value == explorer_module.png(explorer_module.to_image(result.pictures[0], 288))
-        assert explorer._scenes.value == explorer_module.png(vv.top_images(model, 2, 0, images=images).sheet())
-        assert f"Activation {result.scores.activation[0]:.3g}: above {result.scores.percentile[0]:.1f} % of 8 images" in (
-            explorer._scores.value)
-        before = explorer._scenes.value
-        explorer._neuron.value = 9
-        assert (await desk.finished(9)).neurons == [9]
-        await desk.quiet(before)
-        assert explorer._scenes.value == explorer_module.png(vv.top_images(model, 2, 9, images=images).sheet())
-        alone = Visualizer(model, SHORT, images).render(2, 9)
-        assert torch.equal(explorer.result.pictures, alone.pictures)
-
-    session(play)
-
-
-def test_every_control_changes_the_picture_to_what_it_says(session):
-    async def play(desk):
-        explorer = desk.explorer
-        await desk.finished(0)
-        explorer._seed.value = 5
-        await desk.until(lambda: "finished, quick recipe, seed 5" in desk.status)
-        assert explorer.result.seed == 5
-        explorer._layer.value = 1
-        await desk.until(lambda: "layer 1, neuron 0: finished" in desk.status)
-        assert explorer.result.layer == 1
-        explorer._kind.value = "residual"
-        await desk.until(lambda: explorer.result.kind == "residual")
-        assert explorer.result.layer == 1 and explorer._neuron.max == 15
-        explorer._recipe.value = "paper"
-        await desk.until(lambda: re.search(r"step [1-9]\d* of 20000", desk.status))
-
-    session(play)
-
-
-@pytest.mark.parametrize(("seconds", "steps"), [(0.0, range(21)), (3600.0, (0, 1, 20))])
-def test_previews_begin_with_the_first_step_and_keep_their_distance(session, monkeypatch, seconds, steps):
-    monkeypatch.setattr(explorer_module, "_BETWEEN", seconds)
-
-    async def play(desk):
-        await desk.finished(0)
-        desk.said.clear()
-        desk.explorer._seed.value = 5
-        await desk.until(lambda: "finished, quick recipe, seed 5" in desk.status)
-        said = [int(found[1]) for text in desk.said if (found := re.search(r"step (\d+) of 20", text))]
-        assert said == list(steps)
-
-    session(play)
-
-
-def test_latest_of_fast_changes_wins_and_the_others_are_never_begun(session, monkeypatch):
-    begun, results = [], []
-    stream = Visualizer.stream
-    monkeypatch.setattr(Visualizer, "stream", lambda self, layer, neurons, *a, **k: begun.append(neurons) or stream(
-        self, layer, neurons, *a, **k))
-
-    async def play(desk):
-        await desk.finished(0)
-        begun.clear()
-        for neuron in range(1, 20):
-            desk.explorer._neuron.value = neuron
-            await asyncio.sleep(0)
-            results.append(desk.explorer.result.neurons)
-        result = await desk.finished(19)
-        await asyncio.sleep(0.3)
-        assert result.neurons == desk.explorer.result.neurons == [19] and begun == [19]
-        assert results == [[0]] * 19
-
-    session(play)
-
-
-def test_change_during_work_ends_it_and_only_the_last_result_remains(session):
-    async def play(desk):
-        explorer = desk.explorer
-        explorer._recipe.value = "paper"
-        await desk.working()
-        for neuron in (3, 4):
-            explorer._neuron.value = neuron
-            await desk.until(lambda n=neuron: f"neuron {n}: step" in desk.status and ": step 0 " not in desk.status)
-        explorer._recipe.value = "quick"
-        result = await desk.finished(4)
-        await asyncio.sleep(0.3)
-        assert result is explorer.result and result.neurons == [4] and result.recipe == SHORT
-        assert "neuron 4: finished, quick recipe" in desk.status
-        assert not any("finished, paper" in text or "stopped" in text for text in desk.said)
-
-    session(play)
-
-
-def test_stop_keeps_the_picture_as_it_is(session):
-    async def play(desk):
-        explorer = desk.explorer
-        explorer._recipe.value = "paper"
-        await desk.working()
-        explorer._stop.click()
-        await desk.until(lambda: "stopped at step " in desk.status)
-        result = explorer.result
-        assert 0 < result.steps[0] < 20_000 and not result.finished and result.scores
-        assert f"stopped at step {result.steps[0]} of 20000" in desk.status
-        assert explorer._picture.value == explorer_module.png(explorer_module.to_image(result.pictures[0], 288))
-        await asyncio.sleep(0.1)
-        assert explorer.result is result
-        explorer._recipe.value = "quick"  # and the next change is not stopped
-        assert (await desk.finished(0)).finished
-
-    session(play)
-
-
-def test_stop_when_nothing_works_does_nothing(session):
-    async def play(desk):
-        result = await desk.finished(0)
-        desk.explorer._stop.click()
-        await asyncio.sleep(0.05)
-        assert desk.explorer.result is result
-        desk.explorer._neuron.value = 2
-        assert (await desk.finished(2)).finished
-
-    session(play)
-
-
-@pytest.mark.parametrize("error", [vv.VitvizError("use fewer copies"), RuntimeError("shapes <2> & <3> differ")])
-def test_error_appears_in_the_status_and_the_next_change_works(session, monkeypatch, error):
-    async def play(desk):
-        await desk.finished(0)
-        good = visualizer_module.tokens
-
-        def bad(*arguments):
-            raise error
-
-        monkeypatch.setattr(visualizer_module, "tokens", bad)
-        desk.explorer._neuron.value = 1
-        await desk.until(lambda: "error: " in desk.status)
-        assert "layer 2, neuron 1: error: " in desk.status
-        expected = "error: use fewer copies" if isinstance(error, vv.VitvizError) else (
-            "error: RuntimeError: shapes &lt;2&gt; &amp; &lt;3&gt; differ")
-        assert expected in desk.status
-        assert desk.explorer.result.neurons == [0]
-        monkeypatch.setattr(visualizer_module, "tokens", good)
-        desk.explorer._neuron.value = 2
-        assert (await desk.finished(2)).neurons == [2]
-
-    session(play)
-
-
-def test_cache_that_cannot_be_written_is_said_in_the_status(session, tmp_path, monkeypatch):
-    (tmp_path / "file").write_text("in the way")
-    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file" / "cache"))
-
-    async def play(desk):
-        await desk.until(lambda: "error: The cache folder" in desk.status)
-        assert desk.explorer.result is None
-
-    session(play)
-
-
-def test_the_kernel_stays_free_while_a_picture_forms(session):
-    async def play(desk):
-        desk.explorer._recipe.value = "paper"
-        await desk.working()
-        seen, others = set(), 0
-        while len(seen) < 4:
-            await asyncio.sleep(0)
-            others += 1
-            seen.add(desk.status)
-        assert others > 4
-
-    session(play)
-
-
-def test_without_an_event_loop_the_picture_is_made_at_once(model, images, monkeypatch):
-    monkeypatch.setattr(widgets, "__version__", "7.7.1")
-    explorer = Explorer(model, images)
-    assert explorer.result.finished and "finished" in explorer._status.value
-    explorer._neuron.value = 3
-    assert explorer.result.neurons == [3]
-
-
-PROGRAM = """
-import atexit, time
-from timm.models.vision_transformer import VisionTransformer
-import vitviz_nb as vv
-from vitviz_nb.models.vision_model import VisionModel
-
-vv.Recipe.named = lambda name, model=None: vv.Recipe(steps=10**5, copies=1)
-atexit.register(lambda: print(explorer._worker.is_alive()))  # registered first, so called last
-module = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4)
-explorer = vv.explore(VisionModel(module, "tiny", 16))
-end = time.monotonic() + 60
-while ": step " not in explorer._status.value or ": step 0 " in explorer._status.value:
-    assert time.monotonic() < end, explorer._status.value
-    time.sleep(0.01)
-print(time.time())
-"""
-
-
-@pytest.mark.skipif(int(widgets.__version__.split(".")[0]) < 8, reason="threads are for ipywidgets 8")
-def test_a_program_that_ends_while_a_picture_forms_ends_well_and_soon():
-    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
-    gone = time.time()
-    assert done.returncode == 0, done.stderr
-    left, working = done.stdout.split()
-    assert working == "False" and gone - float(left) < 10
-
-
-# Controls; none of this depends on the driver, so work is left out
-
-
-@pytest.fixture
-def idle(monkeypatch) -> None:
-    monkeypatch.setattr(Explorer, "_start", lambda self: None)
-
-
-def every_widget(parent) -> Iterator[widgets.Widget]:
+def every_widget(parent: widgets.Widget) -> Iterator[widgets.Widget]:
     yield parent
     for child in getattr(parent, "children", ()):
         yield from every_widget(child)
 
 
-def test_every_control_is_described_and_waits_for_its_release(model, images, idle):
-    controls = [w for w in every_widget(Explorer(model, images))
-                if isinstance(w, widgets.Button | widgets.Dropdown | widgets.IntSlider | widgets.BoundedIntText)]
-    assert [w.description for w in controls] == ["Kind", "Layer", "Neuron", "Recipe", "Seed", "Stop"]
-    assert not any(getattr(w, "continuous_update", False) for w in controls)
-    assert not any(w.disabled for w in controls)
-    texts = " ".join(w.value for w in every_widget(Explorer(model, images)) if isinstance(w, widgets.HTML))
-    for control in controls:
-        assert f"<b>{control.description}</b>" in texts
+def control(explorer: vv.Explorer, description: str) -> widgets.Widget:
+    return next(w for w in every_widget(explorer) if getattr(w, "description", "") == description)
 
 
-def test_sliders_stay_within_what_the_model_has(idle):
-    model = VisionModel(SwinTransformer(img_size=32, patch_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4,
-                                        num_classes=5), "swin", 32)
-    explorer = Explorer(model)
-    assert (explorer._layer.value, explorer._layer.max, explorer._neuron.max) == (3, 3, 127)
-    explorer._neuron.value = 100
-    explorer._layer.value = 1
-    assert (explorer._neuron.value, explorer._neuron.max) == (63, 63)
-    explorer._layer.value = 2
-    assert (explorer._neuron.value, explorer._neuron.max) == (63, 127)
-    explorer._kind.value = "residual"
-    assert (explorer._neuron.value, explorer._neuron.max, explorer._layer.max) == (31, 31, 3)
+def part(explorer: vv.Explorer, name: str) -> widgets.Widget:
+    return next(w for w in every_widget(explorer) if f"vitviz-{name}" in w._dom_classes)
 
 
-def test_fewer_layers_of_a_kind_clamp_the_layer(model, idle, monkeypatch):
-    found = explorer_module.sites(model)
-    monkeypatch.setitem(found, "residual", found["residual"][:2])
-    explorer = Explorer(model)
-    explorer._kind.value = "residual"
-    assert (explorer._layer.value, explorer._layer.max, explorer._neuron.max) == (1, 1, 15)
-    explorer._kind.value = "mlp"
-    assert (explorer._layer.value, explorer._layer.max, explorer._neuron.max) == (1, 2, 63)
+def pixels(picture: widgets.Image) -> np.ndarray:
+    return np.asarray(Image.open(BytesIO(picture.value)).convert("RGB"))
 
 
-def test_clamping_asks_for_one_picture_within_range(session):
+def threads() -> list[threading.Thread]:
+    return [thread for thread in threading.enumerate() if thread.name == "explorer"]
+
+
+class Desk:
+    """Someone at an Explorer."""
+
+    def __init__(self, explorer: vv.Explorer):
+        self.explorer, self.statuses = explorer, []
+        part(explorer, "status").observe(lambda change: self.statuses.append(change["new"]), "value")
+
+    @property
+    def status(self) -> str:
+        return html.unescape(part(self.explorer, "status").value)
+
+    def set(self, description: str, value) -> None:
+        control(self.explorer, description).value = value
+
+    async def until(self, condition: Callable[[], object]) -> None:
+        end = time.monotonic() + PATIENCE
+        while not condition():
+            assert time.monotonic() < end, f"still waiting; the status is {self.status!r}"
+            await asyncio.sleep(0.005)
+
+    async def working(self) -> None:
+        await self.until(lambda: ": step " in self.status and ": step 0 " not in self.status)
+
+    async def finished(self, neuron: int):
+        await self.until(lambda: f"neuron {neuron}: finished" in self.status)
+        return self.explorer.result
+
+
+Session = Callable[[Callable[[Desk], object]], None]
+
+
+@pytest.fixture(params=["thread", "slices"])
+def session(request, model, images, monkeypatch) -> Session:
+    """Runs a coroutine function of a Desk at an Explorer that works in a thread, or in slices as on ipywidgets 7."""
+    if request.param == "slices":
+        monkeypatch.setattr(widgets, "__version__", "7.7.1")
+
+    async def act(play):
+        desk = Desk(vv.explore(model, images))
+        try:
+            assert len(threads()) == (request.param == "thread")
+            await play(desk)
+        finally:
+            desk.explorer.close()
+
+    return lambda play: asyncio.run(act(play))
+
+
+def test_it_begins_with_a_neuron_of_the_last_layer_its_scores_and_top_images(session, model, images):
     async def play(desk):
-        await desk.finished(0)
-        desk.explorer._neuron.value = 60
-        await desk.finished(60)
-        desk.explorer._kind.value = "residual"  # of 16 units
-        result = await desk.finished(15)
-        assert (result.kind, result.layer, result.neurons) == ("residual", 2, [15])
-        assert not any("error" in text for text in desk.said)
+        result = await desk.finished(0)
+        assert (result.kind, result.layer, result.neurons, result.seed) == ("mlp", 2, [0], 0)
+        assert result.finished and result.recipe == vv.Recipe.quick(model)
+        assert torch.equal(result.pictures, vv.Visualizer(model, images=images).render(2, 0).pictures)
+        shown = np.asarray(Image.fromarray(pixels(part(desk.explorer, "picture"))).resize((SIZE, SIZE), Image.Resampling.BOX))
+        assert np.abs(shown / 255 - result.pictures[0].permute(1, 2, 0).numpy()).mean() < 0.05
+        scores = html.unescape(part(desk.explorer, "scores").value)
+        assert f"Activation {result.scores.activation[0]:.3g}" in scores
+        assert f"above that of {result.scores.percentile[0]:.1f} % of 8 images" in scores
+        expected = np.asarray(vv.top_images(model, 2, 0, images=images).sheet())
+        await desk.until(lambda: np.array_equal(pixels(part(desk.explorer, "scenes")), expected))
 
     session(play)
 
 
-def test_tuned_regularizers_begin_where_the_recipe_has_them_and_make_its_own_pictures(model, images, idle):
-    explorer = Explorer(model, images, tune=True)
-    assert {name: control.value for name, control in explorer._tuned.items()} == {
-        name: getattr(SHORT, name) for name in ("tv", "jitter", "color", "noise", "blur", "copies")}
-    assert explorer._visualizer().recipe == SHORT
-    explorer._tuned["tv"].value = 0.0
-    explorer._tuned["copies"].value = 8
-    assert explorer._visualizer().recipe == replace(SHORT, tv=0.0, copies=8)
-    texts = " ".join(w.value for w in every_widget(explorer) if isinstance(w, widgets.HTML))
-    assert all(f"<b>{name}</b>" in texts for name in explorer._tuned)
+def test_every_control_changes_the_image_to_what_it_says(session, model):
+    async def play(desk):
+        await desk.finished(0)
+        desk.set("Neuron", 9)
+        assert (await desk.finished(9)).neurons == [9]
+        desk.set("Seed", 5)
+        await desk.until(lambda: "finished, quick recipe, seed 5" in desk.status)
+        assert desk.explorer.result.seed == 5
+        desk.set("Layer", 1)
+        await desk.until(lambda: "layer 1, neuron 9: finished" in desk.status)
+        assert desk.explorer.result.layer == 1
+        desk.set("Kind", "residual")
+        await desk.until(lambda: desk.explorer.result.kind == "residual")
+        desk.set("Recipe", "paper")
+        await desk.working()
+        assert f"of {vv.Recipe.paper().steps}" in desk.status
+
+    session(play)
 
 
-def test_another_recipe_puts_the_regularizers_back_and_asks_for_one_picture(model, images, monkeypatch):
-    monkeypatch.setattr(Explorer, "_work", lambda self, request: ())
-    explorer = Explorer(model, images, tune=True)
-    explorer._tuned["color"].value = 0.0
-    before = explorer._request
-    explorer._recipe.value = "paper"
-    assert explorer._request == before + 1 and explorer._visualizer().recipe == ENDLESS
+def test_the_latest_of_fast_changes_wins_and_no_other_is_begun(session):
+    async def play(desk):
+        first = await desk.finished(0)
+        for neuron in range(1, 20):
+            desk.set("Neuron", neuron)
+            await asyncio.sleep(0)
+            assert desk.explorer.result is first
+        result = await desk.finished(19)
+        await asyncio.sleep(0.3)
+        assert desk.explorer.result is result and result.neurons == [19]
+        assert not any(f"neuron {n}: step" in text for text in desk.statuses for n in range(1, 19))
+
+    session(play)
+
+
+def test_a_change_ends_the_work_under_way_and_only_the_last_result_remains(session):
+    async def play(desk):
+        desk.set("Recipe", "paper")
+        await desk.working()
+        desk.set("Neuron", 4)
+        await desk.until(lambda: "neuron 4: step " in desk.status and ": step 0 " not in desk.status)
+        desk.set("Recipe", "quick")
+        result = await desk.finished(4)
+        await asyncio.sleep(0.3)
+        assert desk.explorer.result is result and result.finished
+        assert not any("finished, paper" in text or "stopped" in text for text in desk.statuses)
+
+    session(play)
+
+
+def test_stop_keeps_the_image_and_says_that_it_is_unfinished(session):
+    async def play(desk):
+        await desk.finished(0)
+        control(desk.explorer, "Stop").click()  # stops nothing: nothing is under way
+        desk.set("Recipe", "paper")
+        await desk.working()
+        control(desk.explorer, "Stop").click()
+        await desk.until(lambda: "stopped at step " in desk.status)
+        result = desk.explorer.result
+        assert 0 < result.steps[0] < 400 and not result.finished and result.scores
+        assert f"stopped at step {result.steps[0]} of 400 (unfinished)" in desk.status
+        await asyncio.sleep(0.1)
+        assert desk.explorer.result is result
+        desk.set("Recipe", "quick")  # and the next change is not stopped
+        assert (await desk.finished(0)).finished
+
+    session(play)
+
+
+def test_an_error_is_one_escaped_sentence_in_the_status_and_the_next_change_works(session, tmp_path, monkeypatch):
+    in_the_way = tmp_path / "<b>file"
+    in_the_way.write_text("")
+    good = str(tmp_path / "vitviz_cache")
+
+    async def play(desk):
+        await desk.finished(0)
+        monkeypatch.setenv("VITVIZ_CACHE", str(in_the_way / "cache"))
+        desk.set("Neuron", 1)
+        await desk.until(lambda: "layer 2, neuron 1: error: The cache folder" in desk.status)
+        assert "&lt;b&gt;file" in part(desk.explorer, "status").value and "<b>" not in part(desk.explorer, "status").value
+        assert desk.explorer.result.neurons == [0]
+        monkeypatch.setenv("VITVIZ_CACHE", good)
+        desk.set("Neuron", 2)
+        assert (await desk.finished(2)).neurons == [2]
+
+    session(play)
+
+
+def test_a_hook_that_is_not_the_kits_is_said_in_the_status(session, model):
+    async def play(desk):
+        await desk.finished(0)
+        assert "othing is cached" not in desk.status
+        handle = model.module.blocks[0].register_forward_hook(lambda module, inputs, output: output * 0.5)
+        desk.set("Neuron", 1)
+        await desk.finished(1)
+        assert "othing is cached" in desk.status
+        handle.remove()
+
+    session(play)
+
+
+def test_forward_passes_of_other_cells_neither_change_the_image_nor_are_changed(session, model, images):
+    alone, expected, passes = vv.Visualizer(model, images=images, keep=False).render(2, 0, seed=1), model(images), 0
+
+    async def play(desk):
+        nonlocal passes
+        await desk.finished(0)
+        desk.set("Seed", 1)
+        while "finished, quick recipe, seed 1" not in desk.status:
+            assert torch.equal(model(images), expected)
+            passes += ": step " in desk.status
+            await asyncio.sleep(0)
+        assert torch.equal(desk.explorer.result.pictures, alone.pictures) and passes
+
+    session(play)
+
+
+def test_on_colab_without_an_event_loop_the_image_is_made_at_once(model, images, monkeypatch):
+    monkeypatch.setitem(sys.modules, "google.colab", ModuleType("google.colab"))
+    explorer = vv.explore(model, images)
+    assert threads() == []
+    assert explorer.result.finished
+    control(explorer, "Neuron").value = 3
+    assert explorer.result.neurons == [3]
+    explorer.close()
+
+
+def test_close_ends_the_work_and_frees_the_thread_and_every_widget(session, model):
+    async def play(desk):
+        desk.set("Recipe", "paper")
+        await desk.working()
+        before, of_the_explorer = desk.explorer.result, list(every_widget(desk.explorer))
+        desk.explorer.close()
+        assert threads() == []
+        control(desk.explorer, "Neuron").value = 7  # starts nothing
+        await asyncio.sleep(0.5)
+        assert desk.explorer.result is before and "finished" not in desk.status
+        assert not any(w.comm for w in of_the_explorer)  # what ipywidgets closed
+
+    session(play)
+
+
+@pytest.fixture
+def kernel(monkeypatch) -> Iterator[Callable[[str, str, str], None]]:
+    """``kernel(cell, run, code)``: from now on the kernel runs this cell. Its id is "" for front ends that send none."""
+    shell = ZMQInteractiveShell.instance()
+    yield lambda cell, run, code: shell.set_parent(
+        {"metadata": {"cellId": cell} if cell else {}, "header": {"msg_id": run}, "content": {"code": code}})
+    ZMQInteractiveShell.clear_instance()
+
+
+@pytest.mark.parametrize("cell", ["a", ""])
+def test_a_cell_that_runs_again_replaces_its_explorers_and_no_others(kernel, model, images, cell):
+    kernel("other" if cell else "", "0", "other = vv.explore(model)")
+    other = vv.explore(model, images)
+    for run in range(30):
+        kernel(cell, f"run {run}", "vv.explore(model); vv.explore(model)")
+        both = [vv.explore(model, images), vv.explore(model, images)]
+        assert len(threads()) == 3
+    for explorer in (other, *both):
+        assert explorer.comm
+        explorer.close()
+    gc.collect()
+    assert threads() == []
+
+
+PROGRAM = """
+import atexit, threading, time
+from timm.models.vision_transformer import VisionTransformer
+import vitviz_nb as vv
+from vitviz_nb.models.vision_model import VisionModel
+
+atexit.register(lambda: print([t.name for t in threading.enumerate()]))  # registered first, so called last
+module = VisionTransformer(img_size=16, patch_size=8, embed_dim=16, depth=3, num_heads=2, num_classes=4)
+card = {"pictures": {"steps": 9999, "copies": 1}, "recipe": {"styles": ("3d",)}}
+explorer = vv.explore(VisionModel(module, "tiny", 16, card=card))
+status = explorer.children[0].children[1].children[1]
+end = time.monotonic() + 60
+while ": step " not in status.value or ": step 0 " in status.value:
+    assert time.monotonic() < end, status.value
+    time.sleep(0.01)
+print(time.time())
+"""
+
+
+def test_a_program_that_ends_while_an_image_forms_ends_well_and_soon():
+    done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
+    gone = time.time()
+    assert done.returncode == 0 and "Traceback" not in done.stderr, done.stderr
+    ended, alive = done.stdout.splitlines()
+    assert "explorer" not in alive and gone - float(ended) < 30
+
+
+def test_sliders_stay_within_what_the_model_has():
+    model = VisionModel(SwinTransformer(img_size=32, patch_size=4, embed_dim=16, depths=(2, 2), num_heads=(2, 4), window_size=4,
+                                        num_classes=5), "swin", 32)
+    explorer = vv.explore(model)
+    layer, neuron = control(explorer, "Layer"), control(explorer, "Neuron")
+    assert (layer.value, layer.max, neuron.max) == (3, 3, 127)
+    neuron.value = 100
+    layer.value = 1
+    assert (neuron.value, neuron.max) == (63, 63)
+    control(explorer, "Kind").value = "residual"
+    assert (neuron.value, neuron.max, layer.max) == (15, 15, 3)
+    explorer.close()
+
+
+def test_tuned_regularizers_change_the_recipe_and_another_recipe_sets_them(model, images):
+    quick, paper = vv.Recipe.quick(model), vv.Recipe.paper()
+
+    async def play():
+        desk = Desk(vv.explore(model, images, tune=True))
+        assert (await desk.finished(0)).recipe == quick
+        desk.set("tv", 0.0)
+        await desk.until(lambda: desk.explorer.result.recipe == replace(quick, tv=0.0))
+        desk.set("Recipe", "paper")
+        for name in ("tv", "jitter", "color", "noise", "blur", "copies"):
+            assert control(desk.explorer, name).value == getattr(paper, name)
+        desk.explorer.close()
+
+    asyncio.run(play())
+
+
+@pytest.mark.parametrize(("arguments", "problem"), [
+    ((3,), "model"), ((None,), "model"), (("model", 3), "[Ii]mages"), (("model", torch.rand(2, 3, 8, 8)), "shape"),
+    (("model", torch.rand(2, 3, SIZE, SIZE) * 255), "0, 1"), (("model", None, "yes"), "tune is True or False")])
+def test_an_argument_of_another_type_or_range_is_refused(arguments, problem, model):
+    with pytest.raises(vv.VitvizError, match=problem):
+        vv.explore(*(model if argument == "model" else argument for argument in arguments))
+    assert threads() == []
