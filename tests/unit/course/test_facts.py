@@ -10,7 +10,8 @@ import torch
 import torch.nn.functional as F
 
 import vitviz_nb as vv
-from vitviz_nb.course.exercises import _shared_context, _short
+from vitviz_nb.course.checks.nb00 import shared_context
+from vitviz_nb.course.checks.nb01 import short_recipe
 from vitviz_nb.models.cards import embedded_names, models_dir, read_card
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.utils.errors import VitvizError
@@ -42,7 +43,7 @@ def test_an_answer_that_is_no_neuron_gets_a_sentence(model, answer):
 def test_the_checks_of_notebook_01_make_their_pictures_by_its_recipe(model):
     text = NOTEBOOK.with_name("01_obstacle_noise.ipynb").read_text("utf-8")
     assert "recipe = replace(vv.Recipe.quick(model), steps=64, blur=0.0)" in text
-    assert _short(model) == replace(vv.Recipe.quick(model), steps=64, blur=0.0) != replace(vv.Recipe.quick(model), steps=64)
+    assert short_recipe(model) == replace(vv.Recipe.quick(model), steps=64, blur=0.0) != replace(vv.Recipe.quick(model), steps=64)
 
 
 def test_an_unknown_exercise_names_those_there_are(model):
@@ -55,7 +56,7 @@ def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()
     best = reference_activations(model, find_site(model, 5), reference).topk(6, dim=0).indices
     passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
-    assert all(_shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 20))
+    assert all(shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 20))
     passing = int(passes.sum())
     assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
     assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal

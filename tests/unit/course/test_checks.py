@@ -1,4 +1,4 @@
-"""Exercises take every right answer and reject near misses, and say which number decides."""
+"""Checks accept every right answer and reject near misses, and say which number decides."""
 
 import math
 from pathlib import Path
@@ -10,10 +10,10 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course import exercises, exercises_further
+from vitviz_nb.course.checks import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
-from vitviz_nb.experiments.faithfulness import Named, Selectivity
+from vitviz_nb.experiments.faithfulness import Recognition, Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
 from vitviz_nb.experiments.frequency import CUTOFF
 from vitviz_nb.experiments.result import Result
@@ -21,48 +21,54 @@ from vitviz_nb.plotting.prediction_bars import Prediction
 from vitviz_nb.utils.errors import VitvizError
 
 
+def finished(**values) -> SimpleNamespace:
+    """A rendering of these values."""
+    return SimpleNamespace(require_finished=lambda: SimpleNamespace(**values))
+
+
 @pytest.fixture
 def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
-    """Layers of mean selectivity 2, 2.9 and 3; neuron 0 of the last likes bee best, then cat, ant, dog, eel."""
-    strengths = [2.0, 2.9, 3.0]
-    each = torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 9], [0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])
-    monkeypatch.setattr(exercises, "sites", lambda model: {"mlp": [SimpleNamespace(units=2, n=i) for i in range(3)]})
-    monkeypatch.setattr(exercises, "selectivity", lambda model, place: Selectivity(
-        torch.tensor([1, 3]), torch.full((2,), strengths[place.n]), each))
+    """Layers of mean selectivity 2, 2.9 and 3; neuron 0 of the last prefers bee, then cat, ant, dog, eel."""
+    concepts_by_unit = torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 3], [0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])
+    scale = [2 / 3, 2.9 / 3, 1.0]
+    sites = [SimpleNamespace(units=2, n=i, kind="mlp") for i in range(3)]
+    monkeypatch.setattr(nb03, "find_sites", lambda model: {"mlp": sites})
+    monkeypatch.setattr(nb03, "find_site", lambda model: sites[-1])
+    monkeypatch.setattr(nb03, "selectivity", lambda model, site: Selectivity(scale[site.n] * concepts_by_unit))
     concepts = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
-    monkeypatch.setattr(exercises, "default_world", lambda model: SimpleNamespace(concepts=concepts))
-    # Layer 0 answers to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
+    monkeypatch.setattr(nb03, "default_world", lambda model: SimpleNamespace(concepts=concepts))
+    # Layer 0 responds to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
     stripes = torch.arange(36).remainder(3).float()
-    monkeypatch.setattr(exercises, "reference_set", lambda model: SimpleNamespace(
+    monkeypatch.setattr(nb03, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: (torch.rand(8, 1, 1, 1) * stripes + 0.1 * torch.rand(8, 1, 1, 1)).expand(-1, 3, 36, 36)))
-    monkeypatch.setattr(exercises, "activations", lambda model, kind, images: [images[:, 0, 0, :3]])
+    monkeypatch.setattr(nb03, "activations", lambda model, kind, images: [images[:, 0, 0, :3]])
 
 
 @pytest.fixture
 def depths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of six blocks that keeps 94, 93, 91, 85, 66, 5 and 0 % right with so many blocks apart, and loses 15 points when
-    alone from the last on."""
-    share = {("apart", k): v for k, v in enumerate([94.0, 93.0, 91.0, 85.0, 66.0, 5.0, 0.4])} | {("alone", 5): 79.0}
-    monkeypatch.setattr(exercises, "depth", lambda model: 6)
-    monkeypatch.setattr(exercises, "isolated", lambda model, k: ("apart", k))
-    monkeypatch.setattr(exercises, "alone", lambda model, k: ("alone", k))
-    monkeypatch.setattr(exercises, "top1", lambda model, changed=("apart", 0): share[changed])
-    monkeypatch.setattr(exercises, "patch_hits", lambda model: (torch.tensor([0, 30, 23, 22, 12]), 512))
+    """A model of six blocks with an accuracy of 94, 93, 91, 85, 66, 5 and 0 % as CLS is isolated in so many blocks, which loses
+    15 points with CLS-only in the last."""
+    share = {("isolated", k): v for k, v in enumerate([94.0, 93.0, 91.0, 85.0, 66.0, 5.0, 0.4])} | {("only", 5): 79.0}
+    monkeypatch.setattr(nb05, "depth", lambda model: 6)
+    monkeypatch.setattr(nb05, "isolate_cls", lambda model, k: ("isolated", k))
+    monkeypatch.setattr(nb05, "cls_only", lambda model, k: ("only", k))
+    monkeypatch.setattr(nb05, "top1", lambda model, changed=("isolated", 0): share[changed])
+    monkeypatch.setattr(nb05, "patch_hits", lambda model: (torch.tensor([0, 30, 23, 22, 12]), 512))
 
 
 @pytest.fixture
 def spaces(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     """MLP units at 4.5, random directions at 2.1; 6 units before the activation, in 3 dimensions; 4 queries on 200
-    scenes, of which the second half counts: there unit 2 alone tells the 4 scenes of ants from 96 others."""
+    scenes, of which the second half counts: there only unit 2 separates the 4 scenes of ants from 96 others."""
     table = pd.DataFrame({"kind": ["mlp", "mlp", "query", "query"], "of": ["units", "random directions"] * 2,
                           "value": [4.5, 2.1, 9.0, 0.0]})
-    monkeypatch.setattr(exercises, "by_axes", lambda model: (SimpleNamespace(table=table), None))
+    monkeypatch.setattr(nb02, "axis_alignment", lambda model: (SimpleNamespace(table=table), None))
     labels = torch.tensor(([0] * 4 + [1] * 96) * 2)
     queries = torch.randn(200, 4)
     queries[:100, 2], queries[100:, 2] = 0, (labels[100:] == 0).float()  # nothing to be seen of it in the first half
     found = {"query": queries, "before": torch.randn(200, 3) @ torch.randn(3, 6)}
     stimuli = SimpleNamespace(n=200, labels=lambda numbers: labels[list(numbers)])
-    monkeypatch.setattr(exercises, "answers", lambda model: (stimuli, found))
+    monkeypatch.setattr(nb02, "layer_activations", lambda model: (stimuli, found))
 
 
 def along(*weights: float) -> torch.Tensor:
@@ -79,9 +85,10 @@ def test_right_answers_to_notebook_02_pass_and_near_misses_do_not(exercise, righ
         assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
 
 
-def test_a_direction_must_make_a_concept_stand_out_on_the_second_half(spaces, tiny_vit, capsys):
+def test_a_direction_must_be_selective_on_the_second_half(spaces, tiny_vit, capsys):
     # 4 of 100 scenes, 1 and all others 0: sqrt(96 / 4) = 4.9 standard deviations. Noise of another unit makes it fewer.
-    for direction, said in ((along(0, 0, 1, 0), "Right: along it ant stands out by 4.90"), (along(0, 0, -1, 0), "Not yet"),
+    for direction, said in ((along(0, 0, 1, 0), "Right: along it the selectivity for ant is 4.90"),
+                            (along(0, 0, -1, 0), "Not yet"),
                             (along(0, 0, 1, 0.3), "Not yet"), (along(1, 0, 0, 0), "Not yet"), (along(0, 0, 0, 0), "Not yet"),
                             (along(0, 0, 9, 0.5), "Right")):
         vv.check("02.3", direction, tiny_vit)
@@ -103,13 +110,15 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
     """Layers in which 99, 90, 89.9 and 95 % of a change stays; neurons whose maps masks explain to 61, 59 and 60 %; and in layer
     1 of four a change of which 60 % stays at the middle square and 10 % (so a quarter of the rest) goes to the eight around."""
     table = pd.DataFrame({"layer": range(4), "value": [99.0, 90.0, 89.9, 95.0]})
-    monkeypatch.setattr(exercises, "locality", lambda model: Result("", "", table))
-    monkeypatch.setattr(exercises, "sites", lambda model: {"mlp": [SimpleNamespace(layer=i, units=3 + i) for i in range(2)]})
+    monkeypatch.setattr(nb04, "locality", lambda model: Result("", "", table))
+    sites = [SimpleNamespace(layer=i, units=3 + i, kind="mlp") for i in range(2)]
+    monkeypatch.setattr(nb04, "find_sites", lambda model: {"mlp": sites})
+    monkeypatch.setattr(nb04, "find_site", lambda model: sites[-1])
     explained = torch.tensor([[61.0] * 6, [59.0] * 6, [60.0] * 6])
-    monkeypatch.setattr(exercises, "outline_of", lambda model, layer, neuron: explained[neuron] if layer == 0 else None)
-    monkeypatch.setattr(exercises, "squares", lambda model: (8, 8))
+    monkeypatch.setattr(nb04, "mask_agreement_of", lambda model, layer, neuron: explained[neuron] if layer == 0 else None)
+    monkeypatch.setattr(nb04, "patch_grid", lambda model: (8, 8))
     scenes = SimpleNamespace(batch=lambda numbers: torch.zeros(len(numbers), 3, 8, 8))
-    monkeypatch.setattr(exercises, "reference_set", lambda model: scenes)
+    monkeypatch.setattr(nb04, "reference_set", lambda model: scenes)
 
     def shares(model, images, changed):
         assert changed.tolist() == [36] * 96 and len(images) == 96
@@ -118,7 +127,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
         found[:, 4, 4] = 0.6
         return [torch.zeros(96, 8, 8), found, torch.zeros(96, 8, 8), torch.zeros(96, 8, 8)]
 
-    monkeypatch.setattr(exercises, "ripples", shares)
+    monkeypatch.setattr(nb04, "patch_perturbation", shares)
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [
@@ -143,8 +152,8 @@ def test_an_answer_of_the_wrong_kind_to_notebook_04_is_told_what_is_wanted(exerc
 
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
-    """Pictures that have seams of 8 px without jitter and a fine grain of 10 % at tv 0, less by 1 % for each 0.001; scenes have
-    5 %, and above tv 0.0055 a picture is weak. A change of 0.5 puts a scene above the 99th percentile."""
+    """Pictures that have patch borders of 8 px without jitter and high frequencies of 10 % at tv 0, less by 1 % for each 0.001;
+    scenes have 5 %, and above tv 0.0055 a picture is weak. A change of 0.5 puts a scene above the 99th percentile."""
     line = torch.arange(32)
 
     def render(model, recipe):
@@ -153,16 +162,16 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
         picture = 0.5 + 0.1 * ((1 - share) ** 0.5 * coarse + share**0.5 * fine)
         if not recipe.jitter:
             picture = (line // 8 % 2).float().expand(3, 32, 32)
-        return SimpleNamespace(render=lambda layer, neurons: SimpleNamespace(
+        return SimpleNamespace(render=lambda layer, neurons: finished(
             pictures=picture[None], scores=SimpleNamespace(percentile=[100.0 if recipe.tv < 0.0055 else 98.0])))
 
     scene = 0.5 + 0.1 * (0.95**0.5 * torch.cos(2 * math.pi * 3 * line / 32) + 0.05**0.5 * torch.cos(2 * math.pi * 12 * line / 32))
-    monkeypatch.setattr(exercises, "Visualizer", render)
-    monkeypatch.setattr(exercises, "most_selective", lambda model, n=16: [7] * n)
-    monkeypatch.setattr(exercises, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
-    monkeypatch.setattr(exercises, "reference_set", lambda model: SimpleNamespace(
+    monkeypatch.setattr(nb01, "Visualizer", render)
+    monkeypatch.setattr(nb01, "most_selective", lambda model, n=16: [7] * n)
+    monkeypatch.setattr(nb01, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
+    monkeypatch.setattr(nb01, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
-    monkeypatch.setattr(exercises, "look_alike", lambda model, scene, layer, neuron, distance: SimpleNamespace(
+    monkeypatch.setattr(nb01, "adversarial_example", lambda model, scene, neuron, distance: SimpleNamespace(
         percentiles=(50.0, 99.0 if distance >= 0.5 else 98.9)))
 
 
@@ -182,7 +191,7 @@ def test_right_answers_to_notebook_01_pass_and_near_misses_do_not(exercise, righ
     ("01.1", "size", "one of 'tv', 'jitter', 'color', 'noise'"), ("01.1", 2, "one of"), ("01.2", 0.01, "a neuron and a tv"),
     ("01.2", (128, 0.01), "a neuron, 0 to 127"), ("01.2", (1, -0.01), "a neuron and a tv"),
     ("01.2", (1, "0"), "a neuron and a tv"),
-    ("01.3", 0, "size of a change"), ("01.3", 21, "size of a change"), ("01.3", "1", "size of a change"),
+    ("01.3", 0, "size.* of a perturbation"), ("01.3", 21, "of a perturbation"), ("01.3", "1", "of a perturbation"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebook_01_is_told_what_is_wanted(exercise, answer, wanted, noisy, tiny_vit):
     with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
@@ -213,7 +222,7 @@ def test_right_answers_to_notebook_03_pass_and_near_misses_do_not(exercise, righ
 
 @pytest.mark.parametrize(("exercise", "answer", "wanted"), [
     ("03.1", 3, "a layer, 0 to 2"), ("03.2", "bee", "a neuron and a name"), ("03.2", (2, "bee"), "a neuron, 0 to 1"),
-    ("03.2", (0, 5), "a neuron and a name"), ("03.3", 13, "a shift in pixels, 0 to 12"), ("03.3", 2.5, "a shift"),
+    ("03.2", (0, 5), "a neuron and a name"), ("03.3", 13, "a shift in pixels, 1 to 12"), ("03.3", 2.5, "a shift"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebook_03_is_told_what_is_wanted(exercise, answer, wanted, layers, tiny_vit):
     with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
@@ -237,11 +246,11 @@ def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, answer, wa
 def test_models_that_an_exercise_does_not_fit_get_a_verdict_or_a_sentence(capsys, tiny_vit, monkeypatch):
     cnn = vv.load("emoji-resnet", device="cpu")
     for exercise in ("05.1", "05.2", "05.3"):
-        with pytest.raises(VitvizError, match="emoji-resnet does not read its answer from a class token"):
+        with pytest.raises(VitvizError, match="emoji-resnet .*CLS token"):
             vv.check(exercise, 1, cnn)
-    monkeypatch.setattr(exercises, "top1", lambda model, changed=None: 0.0)  # nothing is right, whatever is cut
+    monkeypatch.setattr(nb05, "top1", lambda model, changed=None: 0.0)  # nothing is right, whatever is cut
     vv.check("05.1", 1, tiny_vit)
-    assert capsys.readouterr().out.startswith("Not yet: with 1 blocks apart 0.0 %")
+    assert capsys.readouterr().out.startswith("Not yet: with CLS isolated in 1 blocks the accuracy is 0.0 %")
 
 
 class Shelves:
@@ -271,16 +280,17 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
         scene, context = int(value * 10 + 1e-4), round(value * 100 + 1e-4) % 10
         return "cat" if context == CONTEXTS.index("snow") else ["ant", "bee", "cat", "ant", "ant"][scene]
 
-    monkeypatch.setattr(exercises_further, "_pictured", lambda model: Shelves())
-    monkeypatch.setattr(exercises_further, "predict", lambda model, images, truth: [
-        Prediction("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
-    monkeypatch.setattr(exercises_further, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
+    for module in (nb06, nb07):
+        monkeypatch.setattr(module, "color_world", lambda model: Shelves())
+        monkeypatch.setattr(module, "predict", lambda model, images, truth: [
+            Prediction("m", said, 1 if said == truth else 2) for said in map(answer, images[:, 0, 0, 0].tolist())])
+    monkeypatch.setattr(nb07, "hybrid", lambda coarse, fine, radius: coarse if radius >= 8 else fine)
     units = torch.zeros(len(CONTEXTS), 3)
     units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5
-    monkeypatch.setattr(exercises_further, "context_selectivity", lambda model, world: [units * 0, units])
+    monkeypatch.setattr(nb06, "context_selectivity", lambda model, world: [units * 0, units])
     curve = pd.DataFrame([{CUTOFF: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
                           for r, v in ((2, 10.0), (4, 44.9), (6, 45.0), (8, 70.0), (45, 90.0))])
-    monkeypatch.setattr(exercises_further, "accuracy_by_cutoff", lambda model, world, n: Result("", "", curve))
+    monkeypatch.setattr(nb07, "accuracy_by_cutoff", lambda model, world, n: Result("", "", curve))
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [
@@ -304,7 +314,7 @@ def test_guessing_by_context_is_right_once_in_thirty(tiny_vit, capsys):
 def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch, capsys):
     line = 2 * math.pi * torch.arange(32) / 32
     images = (0.5 + 0.2 * torch.cos(3 * line) + 0.1 * torch.cos(12 * line)).expand(1, 3, 32, 32)  # 0.1² of 0.1² + 0.2²: 20 %
-    monkeypatch.setattr(exercises_further, "_pictured", lambda model: SimpleNamespace(
+    monkeypatch.setattr(nb07, "color_world", lambda model: SimpleNamespace(
         batch=lambda n: SimpleNamespace(images=images)))
     verdicts = {20: "Right: it is 20.0 %", 17.1: "Right", 22.9: "Right", 16.9: "Not yet", 23.1: "Not yet", 80: "Not yet"}
     for answer, verdict in verdicts.items():
@@ -316,8 +326,8 @@ def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch,
     ("06.1", "3", "a number of percent"), ("06.1", True, "a number of percent"), ("06.2", (0, "moon"), "a scene and a context"),
     ("06.2", 0, "a scene and a context"), ("06.2", (-1, "snow"), "a scene, 0"), ("06.3", (1, "snow"), "a layer, a neuron"),
     ("06.3", (2, 0, "snow"), "a layer, 0 to 1"), ("06.3", (1, 3, "snow"), "a neuron, 0 to 2"),
-    ("07.1", 5, "one of the radii 2, 4"), ("07.1", 6.0, "one of the radii"),
-    ("07.2", (0, 1), "two scenes and a radius"), ("07.2", (0, 1, 8.5), "a radius, 0 to 16"),
+    ("07.1", 5, "one of the cutoffs 2, 4"), ("07.1", 6.0, "one of the cutoffs"),
+    ("07.2", (0, 1), "two scenes and a cutoff"), ("07.2", (0, 1, 8.5), "a cutoff, 0 to 16"),
     ("07.3", None, "a number of percent"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebooks_06_and_07_is_told_what_is_wanted(exercise, answer, wanted, scenery, tiny_vit):
@@ -332,16 +342,15 @@ def score(value: float, n: int) -> Result:
 
 @pytest.fixture
 def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
-    """A model whose neuron 3 shows neuron 5; its judge names 30 of 40 pictures from a selectivity of 4 and 1 of 10 below 3."""
+    """A model whose neuron 3 shows neuron 5; recognized are 30 of 40 pictures from a selectivity of 4 and 1 of 10 below 3."""
     test = Detector(torch.zeros(26), torch.ones(26), torch.zeros(26), torch.tensor(0.5))
     strength = torch.tensor([4.0] * 40 + [3.5] * 68 + [2.99] * 20)
     hits = torch.tensor([True] * 30 + [False] * 10 + [True] * 68 + [True] * 2 + [False] * 18)
-    monkeypatch.setattr(exercises_further, "selectivity", lambda model, place: Selectivity(
-        torch.zeros(128).long(), strength, strength))
-    monkeypatch.setattr(exercises_further, "load", lambda name: name)
-    monkeypatch.setattr(exercises_further, "Visualizer", lambda model: SimpleNamespace(
-        render=lambda layer, neurons, kind: SimpleNamespace(pictures=hits[neurons])))  # a picture says whether it is named
-    monkeypatch.setattr(exercises_further, "named", lambda pictures, concept, strength, judge, bound: Named(
+    monkeypatch.setattr(nb10, "selectivity", lambda model, site: Selectivity(strength[None]))
+    monkeypatch.setattr(nb10, "load", lambda name: name)
+    monkeypatch.setattr(nb10, "Visualizer", lambda model: SimpleNamespace(
+        render=lambda layer, neurons, kind: finished(pictures=hits[neurons])))  # a picture says whether it is recognized
+    monkeypatch.setattr(nb10, "recognition", lambda pictures, concept, strength, recognizer, bound: Recognition(
         pictures, pictures, 0.02))
     return fooling_circuit(tiny_vit, test, 0, 3, 5)
 
@@ -359,7 +368,7 @@ def test_right_answers_to_notebook_10_pass_and_near_misses_do_not(exercise, righ
 
 
 @pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("10.1", 75, "a game, or a score"), ("10.2", 128, "a neuron, 0 to 127"), ("10.2", "3", "a neuron"),
+    ("10.1", 75, "a task, or a score"), ("10.2", 128, "a neuron, 0 to 127"), ("10.2", "3", "a neuron"),
     ("10.3", "65", "percentage points"), ("10.3", True, "percentage points"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebook_10_is_told_what_is_wanted(exercise, answer, wanted, suspect):
@@ -367,8 +376,8 @@ def test_an_answer_of_the_wrong_kind_to_notebook_10_is_told_what_is_wanted(exerc
         vv.check(exercise, answer, suspect)
 
 
-def test_an_honest_model_has_no_liar(tiny_vit):
-    with pytest.raises(VitvizError, match="tiny-vit is none; pass suspect"):
+def test_an_unchanged_model_has_no_fooling_circuit(tiny_vit):
+    with pytest.raises(VitvizError, match="tiny-vit has none; pass suspect"):
         vv.check("10.2", 3, tiny_vit)
 
 
@@ -377,15 +386,14 @@ def photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Three photographs, which excite neuron 7 in the order cup, cat, fog, and every other in the order fog, cup, cat; their
     patches have a mean cosine of 0.9 in layer 0 and of 0.5 in layer 1, the last, and the class token one of 0.2."""
     order = {7: [1, 0, 2]}
-    monkeypatch.setattr(exercises_further, "_photographs", lambda model: SimpleNamespace(
+    monkeypatch.setattr(nb11, "photographs", lambda model: SimpleNamespace(
         paths=[Path(name) for name in ("cat.jpg", "cup.jpg", "fog.jpg")]))
-    monkeypatch.setattr(exercises_further, "top_images", lambda model, layer, neuron, kind, images, k: SimpleNamespace(
+    monkeypatch.setattr(nb11, "top_images", lambda model, layer, neuron, kind, images, k: SimpleNamespace(
         indices=order.get(neuron, [2, 1, 0])[:k], activations=[3.0, 2.0, 1.0]))
-    rows = [(0, "patches of an image", 0.9), (0, "class token and patches", 0.2), (1, "patches of an image", 0.5),
-            (1, "class token and patches", 0.2)]
-    table = pd.DataFrame([{"layer": layer, "between": what, "value": v, "low": v - 0.1, "high": v + 0.1, "n": 3}
+    rows = [(0, "patches", 0.9), (0, "CLS and patches", 0.2), (1, "patches", 0.5), (1, "CLS and patches", 0.2)]
+    table = pd.DataFrame([{"layer": layer, "tokens": what, "value": v, "low": v - 0.1, "high": v + 0.1, "n": 3}
                           for layer, what, v in rows])
-    monkeypatch.setattr(exercises_further, "token_similarity", lambda model, images: Result("", "", table))
+    monkeypatch.setattr(nb11, "token_similarity", lambda model, images: Result("", "", table))
 
 
 @pytest.mark.parametrize(("exercise", "right", "wrong"), [
@@ -400,7 +408,8 @@ def test_right_answers_to_notebook_11_pass_and_near_misses_do_not(exercise, righ
 
 @pytest.mark.parametrize(("exercise", "answer", "wanted"), [
     ("11.1", "cup", "a neuron and a photograph"), ("11.1", (128, "cup"), "a neuron, 0 to 127"), ("11.1", (7, 1), "a neuron and"),
-    ("11.2", "0.5", "a mean cosine"), ("11.2", True, "a mean cosine"), ("11.3", "out/index.html", "a report, made by vv.Report"),
+    ("11.2", "0.5", "a mean cosine similarity"), ("11.2", True, "a mean cosine"),
+    ("11.3", "out/index.html", "a report, made by vv.Report"),
 ])
 def test_an_answer_of_the_wrong_kind_to_notebook_11_is_told_what_is_wanted(exercise, answer, wanted, photographs, tiny_vit):
     with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
@@ -421,10 +430,100 @@ def test_a_report_needs_four_items_of_three_kinds_and_words_on_each(tiny_vit, tm
         ([pictures, finding, words], "Not yet: the report lacks four items (it has 3)"),
         ([finding, finding, words, words], "Not yet: the report lacks pictures"),
         ([pictures, pictures, words, words], "Not yet: the report lacks a measurement"),
-        ([pictures, finding, finding, finding], "Not yet: the report lacks an item of words alone"),
+        ([pictures, finding, finding, finding], "Not yet: the report lacks an item of words only"),
         ([pictures, finding._replace(text=" "), words, words], "Not yet: the report lacks words on 'Numbers'"),
     ):
         report = vv.Report(tmp_path, "Mine", force=True)
         report.items.extend(items)
         vv.check("11.3", report, tiny_vit)
         assert capsys.readouterr().out.startswith(said), said
+
+
+@pytest.fixture
+def captioned(monkeypatch: pytest.MonkeyPatch, tiny_vit):
+    """A context that explains 40 % in the model's last layer and 25 % in the other's; 64 of 256 scenes that find their own
+    caption; and 512 scenes, the nearest to "a bee" 4 bees on sea, then 7 things on snow and 3 elsewhere, to "a cat" 6 on snow."""
+    def shares(model, n):
+        assert n == 2048
+        last = 25.0 if model == "other" else 40.0
+        table = pd.DataFrame([{"layer": layer, "explained by": fact, "value": value} for layer, fact, value in (
+            (0, "concept", 9.0), (0, "context", 70.0), (1, "concept", 5.0), (1, "context", last))])
+        return SimpleNamespace(by_layer=lambda: Result("", "", table))
+
+    monkeypatch.setattr(nb08, "variance_by_fact", shares)
+    monkeypatch.setattr(nb08, "load", lambda name: "other")
+    snow, sea, sky, road = (CONTEXTS.index(name) for name in ("snow", "sea", "sky", "road"))
+    concept, companion = torch.full((512,), 2), torch.full((512,), -1)
+    concept[:3], companion[3] = 1, 1  # three bees, and one beside something else
+    context = torch.arange(512) % 12
+    context[:14] = torch.tensor([sea] * 4 + [snow] * 7 + [sky, road, sea])
+    context[20:30] = torch.tensor([snow] * 6 + [sky, sky, road, road])
+    places = torch.zeros(512, 258)
+    places[torch.arange(256), torch.arange(256)] = torch.where(torch.arange(256) % 4 == 0, 1.0, 0.1)
+    places[torch.arange(256), (torch.arange(256) + 1) % 256] = 0.5
+    places[:14, 256], places[20:30, 257] = torch.arange(14, 0, -1.0), torch.arange(10, 0, -1.0)
+    monkeypatch.setattr(nb08, "image_embeddings", lambda model, images: places[images])
+    facts = {"concept": concept.numpy(), "companion": companion.numpy(), "context": context.numpy()}
+    monkeypatch.setattr(nb08, "color_world", lambda model: SimpleNamespace(
+        concepts=["ant", "bee", "cat"], batch=lambda numbers: SimpleNamespace(images=list(numbers)),
+        captions=lambda numbers: [str(k) for k in numbers],
+        facts=lambda numbers: {name: values[numbers] for name, values in facts.items()}))
+    place = {str(k): k for k in range(256)} | {"a bee": 256, "a cat": 257}
+    monkeypatch.setattr(tiny_vit, "text", lambda captions: torch.eye(258)[[place.get(c, 0) for c in captions]])
+    return tiny_vit
+
+
+@pytest.mark.parametrize(("exercise", "right", "wrong"), [
+    ("08.1", [15, 14.1, 15.9], [13.9, 16.1, -15, 40.0, 0]),
+    ("08.2", [25, 23.1, 26.9], [22.9, 27.1, 0.4, 64, 75]),
+])
+def test_right_answers_to_notebook_08_pass_and_near_misses_do_not(exercise, right, wrong, captioned, capsys):
+    for answer in right + wrong:
+        vv.check(exercise, answer, captioned)
+        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+
+
+def test_a_ground_that_was_not_said_counts_on_scenes_that_do_not_show_the_thing(captioned, capsys):
+    vv.check("08.3", "bee", captioned)
+    assert capsys.readouterr().out.startswith("Right: of the ten scenes nearest to 'a bee' that show none, 7 are on snow")
+    vv.check("08.3", "cat", captioned)
+    assert "wanted are seven" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
+    ("08.1", "15", "a number of percentage points"), ("08.1", True, "a number of percentage points"),
+    ("08.2", None, "a number of percent"), ("08.2", np.bool_(True), "a number of percent"),
+    ("08.3", "beee", "the name of a concept, .* Did you mean bee"), ("08.3", 3, "the name of a concept"),
+])
+def test_an_answer_of_the_wrong_kind_to_notebook_08_is_told_what_is_wanted(exercise, answer, wanted, captioned):
+    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
+        vv.check(exercise, answer, captioned)
+
+
+# The door
+
+
+@pytest.mark.parametrize("number", [torch.tensor(3), np.int64(3), np.array(3), 3])
+def test_whole_numbers_may_come_as_tensors_arrays_and_numpy_numbers(number, suspect, capsys):
+    vv.check("10.2", number, suspect)
+    assert capsys.readouterr().out.startswith("Right")
+
+
+@pytest.mark.parametrize("number", [torch.tensor(65.0), np.float32(65), 65])
+def test_numbers_may_come_as_tensors_arrays_and_numpy_numbers(number, suspect, capsys):
+    vv.check("10.3", number, suspect)
+    assert capsys.readouterr().out.startswith("Right")
+
+
+@pytest.mark.parametrize("exercise", ["00.1", "01.1", "01.2", "03.2", "06.2", "07.2", "08.3", "10.1", "10.3", "11.1", "11.3"])
+def test_an_answer_of_any_other_type_gets_a_sentence(exercise, tiny_vit):
+    for answer in (None, "x", [], {}, torch.zeros(2, 2), torch.tensor([]), float("nan"), 1j, object(), (), b"1", 10**5000):
+        with pytest.raises(VitvizError, match=r"Exercise .* wants .*[.?]$"):
+            vv.check(exercise, answer, tiny_vit)
+
+
+def test_a_check_without_a_model_or_of_no_exercise_says_what_is_wanted(tiny_vit):
+    for exercise, model, said in (("00.1", None, "needs the model"), ("00.1", "emoji-vit", "needs the model"),
+                                  (1, tiny_vit, "There is no exercise 1; there are 00.1"), ([], tiny_vit, "no exercise")):
+        with pytest.raises(VitvizError, match=said):
+            vv.check(exercise, 1, model)

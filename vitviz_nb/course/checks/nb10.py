@@ -1,0 +1,55 @@
+"""Checks of notebook 10, Can you trust a picture?"""
+
+import torch
+
+from ...experiments.faithfulness import recognition, selectivity
+from ...experiments.fooling_circuit import FoolingCircuit
+from ...experiments.result import Result
+from ...models.loading import load
+from ...models.sites import find_site
+from ...utils.errors import VitvizError
+from ...utils.statistics import wilson
+from ...visualize.visualizer import Visualizer
+from ...widgets.two_alternative import TaskWidget
+from . import close, exercise, real, unsuitable, whole
+
+
+@exercise("10.1")
+def beats_chance(answer, model):
+    """A score of the two-alternative task whose interval, over both kinds of hint, lies above chance."""
+    answer = answer.score if isinstance(answer, TaskWidget) else answer
+    if not isinstance(answer, Result) or "hint" not in answer.table:
+        raise unsuitable("a task, or a score such as task.play(player, name)", answer)
+    table = answer.table[answer.table["n"] > 0]
+    n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
+    low, high = wilson(hits, n)
+    right = low > 0.5
+    return right, (f"{hits} of {n} choices are correct; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %, "
+                   + ("above chance." if right else "so it could be chance (50 %)."))
+
+
+@exercise("10.2")
+def fooled_neuron(answer, model):
+    """The neuron of a model with a fooling circuit whose visualization is another's."""
+    if not isinstance(model.module, FoolingCircuit):
+        raise VitvizError(f"Exercise 10.2 is about a model with a fooling circuit, and {model.name} has none; pass suspect.")
+    circuit = model.module
+    neuron = whole(answer, "a neuron", circuit.width - 1)
+    right = neuron == circuit.neuron
+    return right, (f"neuron {neuron} shows the visualization of neuron {circuit.shown}." if right else
+                   f"neuron {neuron} is unchanged. Whose visualization has nothing in common with its top scenes?")
+
+
+@exercise("10.3")
+def value_of_selectivity(answer, model):
+    """Points between recognition from a selectivity of 4 and below 3, last layer, within 3."""
+    number, site = real(answer, "a number of percentage points"), find_site(model)
+    recognizer = load("emoji-resnet" if model.name != "emoji-resnet" else "emoji-vit")
+    selective, viewer, hits = selectivity(model, site), Visualizer(model), []
+    for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
+        pictures = viewer.render(site.layer, part.tolist(), site.kind).require_finished().pictures
+        hits.append(recognition(pictures, selective.concept[part], selective.strength[part], recognizer, 4.0).hits.float())
+    hits, strength = torch.cat(hits), selective.strength
+    high, low = (100 * hits[part].mean().item() for part in (strength >= 4, strength < 3))
+    return close(number, high - low, 3, f"{high:.1f} against {low:.1f} %: {high - low:.1f} points",
+                 "Take all neurons of the last layer, as 10.3 says")
