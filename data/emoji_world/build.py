@@ -10,7 +10,7 @@ draws every concept in five styles at 64 x 64 px, and writes beside this file:
 * ``line.png``, ``word.png``: the opacity of black drawings, the same order.
 
 Run again only to change the world itself: trained models depend on these pixels. Needs Pillow and fontTools (which
-comes with matplotlib). Licences of what is drawn: LICENSES.md beside this file.
+comes with matplotlib). Licenses of what is drawn: LICENSES.md beside this file.
 """
 
 import argparse
@@ -27,7 +27,7 @@ COLUMNS, SPRITE = 30, 64
 NPM = ("emoji-datasource-twitter@16.0.0", "@lobehub/fluent-emoji-3d@1.1.0", "unicode-emoji-json@0.9.0")
 DEBIAN = ("fonts-noto-color-emoji", "fonts-symbola", "fonts-dejavu-core")
 
-# Signs that are letters, arrows or plain shapes carry no object worth recognising; clock faces and flags are alike.
+# Signs that are letters, arrows or plain shapes carry no object worth recognizing; clock faces and flags look the same.
 LEFT_OUT_SUBCATEGORIES = {
     "alphanum", "arrow", "av-symbol", "geometric", "punctuation", "math", "gender", "keycap", "currency", "flag",
     "family", "transport-sign", "zodiac", "person-gesture", "hand-single-finger",
@@ -44,7 +44,7 @@ KEPT = {
     "sos", "free", "diamond_shape_with_a_dot_inside", "arrows_clockwise", "high_brightness", "leo",
 }
 
-# 32 concepts of each of eight categories, drawn in every style, no two alike: what the embedded models are trained on.
+# 32 concepts of each of eight categories, drawn in every style, no two of which look the same: what the embedded models are trained on.
 TRAINED = {
     "Animals & Nature": """dog cat mouse2 tiger rabbit horse cow2 pig bear panda_face lion_face monkey elephant sheep camel
         rooster penguin duck owl frog turtle snake whale octopus fish crab snail bee spider butterfly cactus sunflower""",
@@ -147,7 +147,7 @@ def fit(picture: Image.Image, margin: int = 2) -> Image.Image:
     box = picture.getchannel("A").point(lambda a: 255 * (a > 8)).getbbox()
     picture = picture.crop(box)
     scale = (SPRITE - 2 * margin) / max(picture.size)
-    # Premultiplied, or the resampling would pull the colour of transparent pixels into the rim.
+    # Premultiplied, or the resampling would pull the color of transparent pixels into the rim.
     size = [max(1, round(s * scale)) for s in picture.size]
     picture = picture.convert("RGBa").resize(size, Image.Resampling.LANCZOS).convert("RGBA")
     sprite = Image.new("RGBA", (SPRITE, SPRITE))

@@ -15,7 +15,7 @@ import vitviz_nb as vv
 from vitviz_nb.course.report import Report
 from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.datasets.image_folder import image_folder
-from vitviz_nb.datasets.image_set import ImageSet
+from vitviz_nb.datasets.image_set import ImageSet, derangement
 from vitviz_nb.experiments import background, class_token, frequency, inversion, localization, progression, semantics, units
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.models.cards import build
@@ -23,7 +23,9 @@ from vitviz_nb.models.loading import load
 from vitviz_nb.models.sites import check_neurons, find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.plotting.prediction_bars import predict
+from vitviz_nb.training.loop import train
 from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.paths import data_dir
 from vitviz_nb.visualize.atlas import Atlas
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.rendering import Rendering
@@ -125,6 +127,17 @@ DOORS = {  # one argument of each public function that takes anything
     "image_folder, limit": lambda x: image_folder(".", 8, x),
     "ImageSet, images": lambda x: ImageSet(MODEL, x),
     "ImageSet, n": lambda x: ImageSet(MODEL, IMAGES, x),
+    "ImageSet, model": lambda x: ImageSet(x, IMAGES),
+    "ImageSet.batch": ImageSet(MODEL, IMAGES).batch,
+    "ImageSet.labels": ImageSet(MODEL, n=3).labels,
+    "ImageSet.masks": ImageSet(MODEL, n=3).masks,
+    "EmojiWorld.batch, device": lambda x: EmojiWorld(size=8).batch([0], x),
+    "EmojiWorld.facts": EmojiWorld(size=8).facts,
+    "image_folder, boxes": lambda x: image_folder(data_dir() / "photos", 8, boxes=x),
+    "derangement, n": lambda x: derangement(x, 0),
+    "derangement, seed": lambda x: derangement(4, x),
+    "train, name": lambda x: train(x, "out"),
+    "train, steps": lambda x: train("emoji-pit", "out", steps=x) if isinstance(x, str) else None,
     "Atlas.open": Atlas.open,
     "Rendering.load": Rendering.load,
     "Result": lambda x: Result("a", "b", x),

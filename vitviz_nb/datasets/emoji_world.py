@@ -129,9 +129,11 @@ class EmojiWorld:
             chosen = [i for i, row in enumerate(rows) if concepts == "all" or (concepts == "trained") == (row["trained"] == "1")]
         else:
             names = _names("concepts", concepts)
-            if unknown := [name for name in names if not isinstance(name, str) or name not in number]:
-                raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or names of data/emoji_world/concepts.csv, "
-                                  f"got {unknown[0]!r}.{nearest(str(unknown[0]), number)}")
+            for name in names:
+                if not isinstance(name, str) or name not in number:
+                    hint = nearest(name, number) if isinstance(name, str) else ""
+                    raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or names of data/emoji_world/concepts.csv, got "
+                                      f"{validate.shown(name)}.{hint}")
             chosen = [number[name] for name in dict.fromkeys(names)]
         if len(chosen) < 2:
             raise VitvizError("Emoji World needs at least two concepts: a scene may show a second one beside the first.")
@@ -227,8 +229,9 @@ class EmojiWorld:
         n = len(facts["concept"])
         try:
             images, masks = torch.empty(n, 3, *[self.size] * 2, device=device), torch.empty(n, *[self.size] * 2, device=device)
-        except (RuntimeError, TypeError, AssertionError) as error:
-            raise VitvizError(f"{n} scenes cannot be drawn on the device {device!r} ({str(error).splitlines()[0]}).") from None
+        except (RuntimeError, TypeError, ValueError, AssertionError) as error:
+            raise VitvizError(f"{n} scenes cannot be drawn on the device {validate.shown(device)} "
+                              f"({str(error).splitlines()[0]}).") from None
         pyramid, backgrounds = self._assets(images.device)
         for i in range(0, n, _CHUNK):
             chunk = slice(i, i + _CHUNK)
@@ -247,16 +250,18 @@ class EmojiWorld:
 
 def index_array(name: str, values, high: int, most: int = 2**24) -> np.ndarray:
     """Whole numbers from 0 to ``high`` (a range, list, array or tensor of up to ``most``) as int64 (N,); else VitvizError."""
-    if getattr(values, "ndim", 1) == 1 and hasattr(values, "__len__") and len(values) > most:
-        raise VitvizError(f"{name} holds {len(values):,} numbers; at most {most:,} can be taken at once.")
     try:
-        numbers = np.asarray(values.cpu() if isinstance(values, torch.Tensor) else values if isinstance(values, np.ndarray)
-                             else list(values))
-        if numbers.ndim != 1 or len(numbers) and (numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > high):
+        values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
+        count = len(values) if hasattr(values, "__len__") else 0
+        numbers = None if count > most else values if isinstance(values, np.ndarray) else np.asarray(list(values))
+        if numbers is not None and (numbers.ndim != 1 or len(numbers) and (
+                numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > high)):
             raise ValueError
-    except (TypeError, ValueError, RuntimeError, OverflowError):
+    except Exception:  # what is no list of numbers fails in any way there is
         raise VitvizError(f"{name} are whole numbers from 0 to {high}, such as range(16) or [3], got "
-                          f"{repr(values)[:80]}.") from None
+                          f"{validate.shown(values)}.") from None
+    if numbers is None:
+        raise VitvizError(f"{name} holds {count:,} numbers; at most {most:,} can be taken at once.")
     return numbers.astype(np.int64)
 
 
@@ -264,8 +269,8 @@ def _names(name: str, values) -> list:
     """A list of names, which may be given as a single one; VitvizError if there is none."""
     try:
         names = [values] if isinstance(values, str) else list(values)
-    except TypeError:
+    except Exception:
         names = []
     if not names:
-        raise VitvizError(f"{name} is a list of names, with at least one, got {values!r}.")
+        raise VitvizError(f"{name} is a list of names, with at least one, got {validate.shown(values)}.")
     return names

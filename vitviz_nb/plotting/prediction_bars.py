@@ -9,6 +9,7 @@ import torch
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..utils import validate
 from ..utils.errors import VitvizError, nearest
 from .image_grid import Tile, contact_sheet
 
@@ -27,8 +28,9 @@ class Prediction:
 
 def predict(model: "VisionModel", images: torch.Tensor, truth: str) -> list[Prediction]:
     """The predictions of ``model`` for images (N, 3, S, S) in [0, 1] that all show the class ``truth``."""
-    if not model.class_names or truth not in model.class_names:
-        raise VitvizError(f"{model.name} knows no class {truth!r}.{nearest(str(truth), model.class_names or [])}")
+    known = isinstance(truth, str) and model.class_names or []
+    if not known or truth not in known:
+        raise VitvizError(f"{model.name} knows no class {validate.shown(truth)}.{nearest(truth, known) if known else ''}")
     with torch.inference_mode():
         logits = model(images).float().cpu()
     true = model.class_names.index(truth)

@@ -61,8 +61,8 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
         KeyboardInterrupt: it was stopped; one sentence on the error stream says how it goes on.
     """
     if not isinstance(name, str) or name not in TRAININGS:
-        raise VitvizError(f"There is no recipe to train {name!r}; there is one for {', '.join(TRAININGS)}."
-                          f"{nearest(str(name), TRAININGS)}")
+        raise VitvizError(f"There is no recipe to train {validate.shown(name)}; there is one for {', '.join(TRAININGS)}."
+                          f"{nearest(name, TRAININGS) if isinstance(name, str) else ''}")
     recipe, device = TRAININGS[name], usable_device(device)
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=validate.whole("steps", steps, 1, 10**9))

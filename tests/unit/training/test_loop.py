@@ -15,6 +15,7 @@ from timm.layers import PatchDropout
 from timm.models.vision_transformer import Block
 from torch import Tensor, nn
 
+from vitviz_nb.cli import main
 from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.models import cards
 from vitviz_nb.models import loading as models
@@ -652,3 +653,10 @@ def test_a_damaged_checkpoint_gets_one_sentence(tmp_path: Path):
     (tmp_path / "tiny.checkpoint.safetensors").write_bytes(b"cut off")
     with pytest.raises(VitvizError, match="is damaged .* move it away to start afresh"):
         train("tiny", tmp_path)
+
+
+def test_an_interrupted_command_exits_with_130_and_keeps_its_checkpoint(tmp_path: Path, stop_at, capsys):
+    stop_at(3, KeyboardInterrupt)
+    assert main(["train", "tiny", "--out", str(tmp_path), "--device", "cpu"]) == 130
+    assert "Stopped at step 3 of 6; the same command goes on from" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["tiny.checkpoint.safetensors"]
