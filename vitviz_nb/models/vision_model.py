@@ -59,7 +59,6 @@ class VisionModel:
         plain_attention(module, self.device)
         self.trained, self.class_names, self.license, self.card = trained, class_names, license, card
         self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
-        self.memo: dict = {}
         self.lock = threading.RLock()
         self._memory: dict[Any, tuple[Any, Any]] = {}
         self._changes: list[str] = []
@@ -155,14 +154,15 @@ class VisionModel:
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
             return {"weights": self.weights_hash, "size": self.image_size, "precision": precision,
-                    "structure": None if self.structure == self._built else self.structure,
+                    "structure": self.structure,
                     "changes": [*self._changes, *(f"{path} {name}" for path, name, _ in found)]}
 
     @property
     def unchanged(self) -> bool:
         """Whether the network is as it was loaded, but perhaps for its weights: no hooks, no changes, float32."""
         state = self.state()
-        return bool(state) and not state["changes"] and not state["structure"] and state["precision"] in ([], ["float32"])
+        return (bool(state) and not state["changes"] and state["structure"] == self._built
+                and state["precision"] in ([], ["float32"]))
 
     @contextmanager
     def changed(self, name: str) -> Iterator[None]:
