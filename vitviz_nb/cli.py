@@ -93,7 +93,7 @@ def _parser() -> argparse.ArgumentParser:
                          "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
                          "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.")
     sub.add_argument("model", help="an embedded model, or any timm name")
-    sub.add_argument("--layers", default="all", type=_layers,
+    sub.add_argument("--layers", default="all", type=lambda text: text if text in ("all", "-1") else _ranges(text),
                      help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
     sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
     sub.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
@@ -128,10 +128,6 @@ def _ranges(text: str) -> list[range]:
     return ranges
 
 
-def _layers(text: str) -> str | list[range]:
-    return text if text in ("all", "-1") else _ranges(text)
-
-
 def _path(text: str) -> Path:
     if not text:
         raise argparse.ArgumentTypeError("an empty path; name a file or a folder")
@@ -161,10 +157,11 @@ def _models(options) -> None:
 
     for name in embedded_names():
         card = read_card(name)
-        accuracy = card["accuracy"]["unoccluded"]
-        low, high = accuracy["interval95"]
-        print(f"{name:<20} {card['parameters'] / 1e6:.1f} M parameters, {100 * accuracy['top1']:.1f} % accuracy on unoccluded "
-              f"scenes (95 % interval {100 * low:.1f} to {100 * high:.1f})")
+        try:
+            print(f"{name:<20} {card['parameters'] / 1e6:.1f} M parameters, accuracy on unoccluded scenes "
+                  f"{_percent(card['accuracy']['unoccluded'])}")
+        except (KeyError, TypeError):
+            raise VitvizError(f"The card of {name} has no accuracy on unoccluded scenes; run vitviz doctor.") from None
     if options.pattern is None:
         print("and any timm model: vitviz models '*clip*' searches their names")
         return
@@ -182,6 +179,7 @@ def _render(options) -> int:
     from .models.sites import check_neurons, find_site
     from .utils import files
     from .visualize.recipe import Recipe
+    from .visualize.rendering import Rendering
     from .visualize.visualizer import Visualizer
 
     Recipe.named(options.recipe)  # so that a wrong name is refused before a model is loaded
@@ -196,6 +194,7 @@ def _render(options) -> int:
     neurons = check_neurons(site, chain.from_iterable(options.neurons))
     images = image_folder(options.images, model) if options.images else None
     visualizer = Visualizer(model, recipe, images)
+    Rendering.check_folder(options.out, neurons, options.force)
     files.ready(options.out, "--out")
     rendering = visualizer.render(site.layer, neurons, site.kind, options.seed)
     rendering.save(options.out, options.force)
@@ -209,9 +208,14 @@ def _train(options) -> None:
     from .training.loop import train
 
     card = train(options.model, options.out, options.device, options.steps, options.force)
-    for group, row in card["accuracy"].items():
-        low, high = row["interval95"]
-        print(f"{group:<24}{100 * row['top1']:5.1f} %  (95 % interval {100 * low:.1f} to {100 * high:.1f}, n = {row['n']})")
+    for group, accuracy in card["accuracy"].items():
+        print(f"{group:<24}{_percent(accuracy)}, n = {accuracy['n']}")
+
+
+def _percent(accuracy: dict) -> str:
+    """A card's accuracy with its interval, in percent."""
+    low, high = accuracy["interval95"]
+    return f"{100 * accuracy['top1']:.1f} % (95 % interval {100 * low:.1f} to {100 * high:.1f})"
 
 
 def _atlas(options) -> None:
@@ -232,17 +236,19 @@ def _atlas(options) -> None:
 
 
 def _background(options) -> None:
-    from .experiments.background import paper_table, relative_to_whole
+    from .experiments.background import paper_table
+    from .experiments.result import is_table
     from .models.loading import load
     from .utils import files
 
     if options.out.resolve() == options.boxes.resolve():
         raise VitvizError(f"--out {options.out} is the file of --boxes, which would be lost; name another.")
     files.ready(options.out.parent, "The folder of --out,")
+    files.check_target(options.out, is_table, options.force)
     models = [load(name, device=options.device) for name in options.model]
     result = paper_table(models, options.images, options.boxes, options.per_class)
     path = result.save(options.out, force=options.force)
-    shares = relative_to_whole(result)
+    shares = result.relative_to(shown="whole").where(shown=["foreground", "background"])
     for title, table in ((result.quantity, result.table), (f"{shares.quantity}, as the paper's table", shares.table)):
         print(f"{title}:")
         for row in table.itertuples():

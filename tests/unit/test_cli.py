@@ -87,7 +87,7 @@ def test_doctor_names_each_problem_and_exits_with_1(capsys: pytest.CaptureFixtur
 def test_models_lists_embedded_ones_with_their_accuracy(shelf, capsys: pytest.CaptureFixture):
     assert code(["models"]) == 0
     first, hint = capsys.readouterr().out.splitlines()
-    assert first.startswith("emoji-vit ") and "25.0 % accuracy on unoccluded scenes (95 % interval 17.5 to 34.3)" in first
+    assert first.startswith("emoji-vit ") and "accuracy on unoccluded scenes 25.0 % (95 % interval 17.5 to 34.3)" in first
     assert "vitviz models" in hint
     assert code(["models", "*patch32_clip_quickgelu*"]) == 0
     assert "vit_base_patch32_clip_quickgelu_224.openai" in capsys.readouterr().out.splitlines()
@@ -341,6 +341,13 @@ def test_names_that_a_console_cannot_show_are_written_with_escapes():
     assert done.returncode == 0 and done.stdout.startswith("0 results in /tmp/ph\\udcf6t\\xf6s: ")
 
 
+def test_a_card_without_accuracy_is_named(shelf, capsys: pytest.CaptureFixture):
+    card = json.loads(shelf.card.read_text())
+    for accuracy in ({}, {"unoccluded": None}):
+        shelf.card.write_text(json.dumps(card | {"accuracy": accuracy}))
+        assert "card of emoji-vit has no accuracy" in complaint(["models"], capsys)
+
+
 def test_a_damaged_card_is_named(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):
     shelf.card.write_text('{"name": "emoji-')
     assert "card" in complaint([*RENDER, "--images", photos, "--out", tmp_path / "out"], capsys)
@@ -359,3 +366,33 @@ def test_the_table_does_not_replace_the_boxes(tmp_path: Path, capsys: pytest.Cap
                      capsys)
     assert "is the file of --boxes, which would be lost" in line
     assert (tmp_path / "b.csv").read_text() == "file,left,top,right,bottom\n"
+
+
+@pytest.mark.parametrize("name", ["sheet.png", "manifest.json", "pictures.npz", "neuron_1.png"])
+def test_files_of_others_stay_where_pictures_go(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture, name: str):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / name).write_text('{"kind": "an atlas, say"}')
+    arguments = [*RENDER, "--images", photos, "--out", out]
+    line = complaint(arguments, capsys)
+    assert f"{name} exists, and is nothing that this command made; name another, or say --force" in line
+    assert [file.name for file in out.iterdir()] == [name] and (out / name).read_text() == '{"kind": "an atlas, say"}'
+    assert not (tmp_path / "vitviz_cache" / "renderings").exists()  # refused before the work
+
+
+def test_pictures_replace_earlier_ones_and_by_force_anything(shelf, photos: Path, tmp_path: Path):
+    out = tmp_path / "out"
+    out.mkdir()
+    (out / "sheet.png").write_text("mine")
+    assert code([*RENDER, "--images", photos, "--out", out, "--force"]) == 0
+    before = (out / "sheet.png").read_bytes()
+    assert code([*RENDER, "--images", photos, "--out", out, "--seed", "1"]) == 0
+    assert (out / "sheet.png").read_bytes() != before != b"mine"
+
+
+def test_a_table_of_others_stays(tmp_path: Path, capsys: pytest.CaptureFixture):
+    boxes, table = tmp_path / "b.csv", tmp_path / "t.csv"
+    table.write_text("name,age\n")
+    boxes.write_text("file,left,top,right,bottom\n")
+    line = complaint(["background", "emoji-vit", "--images", tmp_path, "--boxes", boxes, "--out", table], capsys)
+    assert "t.csv exists, and is nothing that this command made" in line and table.read_text() == "name,age\n"

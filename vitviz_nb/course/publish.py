@@ -1,16 +1,14 @@
-"""Write the badges, which depend on where the repository is published, into the README and every notebook.
+"""Write badges and the Colab address, which depend on where the repository is published, into README and notebooks.
 
-A file says where its badges go with a pair of markers, each on a line of its own; before publishing nothing stands
-between them, so that no badge is dead:
+README and the first cell of each notebook, in markdown, have a pair of markers between which the badges go. Before publishing
+nothing stands there, so that no badge is dead:
 
     <!-- badges -->
     <!-- /badges -->
 
-A notebook's first cell, in markdown, has the pair. Its set-up cell has the line
+The set-up cell of a notebook has the line from which Colab learns where to install the package from:
 
     REPOSITORY = ""  # written by vitviz publish
-
-from which Colab learns where to install the package from.
 """
 
 import json
@@ -80,10 +78,8 @@ def badges(repository: str, notebook: Path, root: Path) -> str:
 def _checked(target: str) -> str:
     match = re.fullmatch(_NAME, target)
     if not match:
-        raise VitvizError(
-            f"{target!r} is no GitHub repository. Write OWNER/REPO with letters, digits, '-', '.' or '_', "
-            "for example: vitviz publish ada/vitviz"
-        )
+        raise VitvizError(f"{target!r} is no GitHub repository. Write OWNER/REPO with letters, digits, '-', '.' or '_', for "
+                          f"example: vitviz publish ada/vitviz")
     return f"{match['owner']}/{match['repo']}"
 
 
@@ -92,15 +88,12 @@ def _from_git(root: Path) -> str:
     try:
         address = subprocess.run(command, capture_output=True, text=True, check=True).stdout.strip()
     except (OSError, subprocess.CalledProcessError):
-        raise VitvizError(
-            f"{root} has no git remote named origin to take the repository from. Name it: vitviz publish OWNER/REPO"
-        ) from None
+        raise VitvizError(f"{root} has no git remote named origin to take the repository from. Name it: "
+                          f"vitviz publish OWNER/REPO") from None
     match = re.fullmatch(_REMOTE, address)
     if not match:  # the address is not shown: it may hold a password
-        raise VitvizError(
-            "The git remote origin is not on github.com, where Colab and Binder look. Name the repository that is: "
-            "vitviz publish OWNER/REPO"
-        )
+        raise VitvizError("The git remote origin is not on github.com, where Colab and Binder look. Name the repository that is: "
+                          "vitviz publish OWNER/REPO")
     return _checked(match["name"].rstrip("/").removesuffix(".git"))
 
 
@@ -109,10 +102,8 @@ def _with_badges(text: str, line: str, path: Path) -> str:
     before, start, rest = text.partition(START)
     _, end, after = rest.partition(END)
     if not end or START in rest or END in before + after:
-        raise VitvizError(
-            f"{path} must have the lines {START} and {END} once, in this order, to show where its badges go "
-            "(in a notebook: in the first cell, in markdown). Add them and publish again."
-        )
+        raise VitvizError(f"{path} must have the lines {START} and {END} once, in this order, to show where its badges go (in a "
+                          f"notebook: in the first cell, in markdown). Add them and publish again.")
     return f"{before}{start}\n{line}\n{end}{after}"
 
 
@@ -120,18 +111,17 @@ def _published_notebook(path: Path, repository: str, root: Path) -> str:
     """The text of a notebook file with badges and repository written in."""
     try:
         notebook = json.loads(_read(path))
-        cells, sources = notebook["cells"], ["".join(cell["source"]) for cell in notebook["cells"]]
-        kinds = [cell["cell_type"] for cell in cells]
+        cells = [(cell, cell["cell_type"], "".join(cell["source"])) for cell in notebook["cells"]]
     except (json.JSONDecodeError, KeyError, TypeError):
         raise VitvizError(f"{path} is no Jupyter notebook of format 4. Mend or remove it, and publish again.") from None
-    new = list(sources)
-    first = sources[0] if kinds[:1] == ["markdown"] else ""
-    new[:1] = [_with_badges(first, badges(repository, path, root), path)]
-    for i, cell in enumerate(cells):
-        if kinds[i] == "code":
-            new[i] = REPOSITORY_LINE.sub(f'REPOSITORY = "{repository}"  # written by vitviz publish', new[i])
-        if new[i] != sources[i]:
-            cell["source"] = new[i].splitlines(keepends=True)
+    line = badges(repository, path, root)
+    if not cells or cells[0][1] != "markdown":
+        _with_badges("", line, path)
+    for i, (cell, kind, source) in enumerate(cells):
+        text = (REPOSITORY_LINE.sub(f'REPOSITORY = "{repository}"  # written by vitviz publish', source) if kind == "code" else
+                source if i else _with_badges(source, line, path))
+        if text != source:
+            cell["source"] = text.splitlines(keepends=True)
     # The form that Jupyter itself writes, so that saving a notebook there changes nothing.
     return json.dumps(notebook, indent=1, ensure_ascii=False, sort_keys=True) + "\n"
 

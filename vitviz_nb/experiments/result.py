@@ -51,25 +51,50 @@ class Result:
         Raises:
             VitvizError: a factor or level that the table does not have.
         """
-        table, before = self.table, self.factors
-        names = {column.replace(" ", "_"): column for column in before} | {column: column for column in before}
+        rows, before = self._rows(levels), self.factors
+        if not rows.any():
+            raise VitvizError(f"No row has {', '.join(f'{name} {level!r}' for name, level in levels.items())} together.")
+        table, chosen = self.table[rows], {name.replace("_", " ") for name in levels}
+        fixed = [column for column in before if table[column].nunique() == 1
+                 and (column.replace("_", " ") in chosen or self.table[column].nunique() > 1)]
+        fixed = fixed[1:] if fixed == before else fixed  # a plot needs one
+        return replace(self, table=table.drop(columns=fixed).reset_index(drop=True))
+
+    def relative_to(self, **levels) -> "Result":
+        """Values and intervals in percent of the value in the row with these levels, for all levels of the other factors.
+
+        The uncertainty of that value is left out.
+
+        Raises:
+            VitvizError: a value of 0, or none, to be relative to.
+        """
+        rows, table = self._rows(levels), self.table.copy()
+        others = [table[factor] for factor in self.factors if factor.replace("_", " ") not in
+                  {name.replace("_", " ") for name in levels}]
+        base = table["value"].where(rows)
+        base = base.groupby(others).transform("max") if others else base.max() + 0 * base.fillna(0)
+        if not (base > 0).all():
+            raise VitvizError(f"{self.title}: nothing can be relative to a value of 0, and some rows have no other.")
+        table[NUMBERS[:3]] = 100 * table[NUMBERS[:3]].div(base, axis=0)
+        whole = ", ".join(f"{name.replace('_', ' ')} {level}" for name, level in levels.items())
+        return replace(self, quantity=f"{self.quantity.removesuffix(' (%)')} (% of that for {whole})", table=table, control=None)
+
+    def _rows(self, levels: dict) -> pd.Series:
+        """Which rows have these levels: bool, one a row."""
+        names = {column.replace("_", " "): column for column in self.factors}
+        rows = pd.Series(True, self.table.index)
         for name, wanted in levels.items():
-            if name not in names:
-                raise VitvizError(f"The table has the factors {', '.join(before)}; there is no {name!r}.{nearest(name, names)}")
-            known = list(dict.fromkeys(self.table[names[name]]))
+            column = names.get(name.replace("_", " "))
+            if column is None:
+                raise VitvizError(f"The table has the factors {', '.join(names)}; there is no {name!r}.{nearest(name, names)}")
+            known = list(dict.fromkeys(self.table[column]))
             wanted = [*map(validate.scalar, wanted)] if isinstance(wanted, (list, tuple, range)) else [validate.scalar(wanted)]
             unknown = [level for level in wanted if level not in known]
             if unknown or not wanted:
-                raise VitvizError(f"The levels of {names[name]} are {', '.join(map(repr, known))}; "
+                raise VitvizError(f"The levels of {column} are {', '.join(map(repr, known))}; "
                                   f"got {unknown[0] if unknown else 'none'!r}.")
-            table = table[table[names[name]].isin(wanted)]
-        if table.empty:
-            raise VitvizError(f"No row has {', '.join(f'{name} {level!r}' for name, level in levels.items())} together.")
-        chosen = {names[name] for name in levels}
-        fixed = [column for column in before if table[column].nunique() == 1
-                 and (column in chosen or self.table[column].nunique() > 1)]
-        fixed = fixed[1:] if fixed == before else fixed  # a plot needs one
-        return replace(self, table=table.drop(columns=fixed).reset_index(drop=True))
+            rows &= self.table[column].isin(wanted)
+        return rows
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
         """Values with their intervals: lines where the first factor is numeric, else bars; one color a series."""
@@ -136,7 +161,7 @@ class Result:
 
     def save(self, path: str | Path, force: bool = False) -> Path:
         """Write the table as CSV and return the path; a file that is no such table is overwritten only with ``force``."""
-        return files.write(validate.path("path", path), self.table.to_csv(index=False), ours=_is_table, force=force)
+        return files.write(validate.path("path", path), self.table.to_csv(index=False), ours=is_table, force=force)
 
     def _repr_html_(self) -> str:
         shown = self.table.copy()
@@ -146,7 +171,7 @@ class Result:
         return f"<p>{text}</p>{shown.to_html(index=False)}"
 
 
-def _is_table(path: Path) -> bool:
+def is_table(path: Path) -> bool:
     """Whether a file is a result's table, by its header."""
     with open(path, "rb") as file:
         return file.readline(10_000).rstrip().endswith(",".join(NUMBERS).encode())

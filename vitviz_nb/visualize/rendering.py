@@ -104,15 +104,19 @@ class Rendering:
         contents = {"sheet.png": png(self.sheet()), "pictures.npz": arrays.getvalue()}
         contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
         contents["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
-
-        def ours(path: Path) -> bool:
-            return "curve_steps" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
-        for name in contents:
-            files.check_target(folder / name, ours, force)
+        self.check_folder(folder, self.neurons, force)
         for name, content in contents.items():
             files.write(folder / name, content)
         return folder
+
+    @staticmethod
+    def check_folder(folder: Path, neurons: list[int], force: bool = False) -> None:
+        """VitvizError if ``save`` would refuse to write pictures of these neurons there: to be called before long work, too."""
+        def ours(path: Path) -> bool:
+            return "curve_steps" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+
+        for name in ("sheet.png", "pictures.npz", *(f"neuron_{n}.png" for n in neurons), "manifest.json"):
+            files.check_target(folder / name, ours, force)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Rendering":
