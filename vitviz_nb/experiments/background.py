@@ -77,22 +77,6 @@ def bounding_boxes(masks: torch.Tensor) -> torch.Tensor:
     return (span(inside.any(2).int())[:, :, None] & span(inside.any(1).int())[:, None, :]).float()
 
 
-def relative_to_whole(result: Result) -> Result:
-    """The accuracies of ``foreground_background`` in percent of that on whole images, as the paper's table gives them.
-
-    The interval is that of the part, divided by the accuracy on whole images; the uncertainty of the latter is left out.
-    """
-    table = result.table.copy()
-    by = [factor for factor in ("model", "measure") if factor in table]
-    divisor = table["value"].where(table["shown"] == "whole").groupby([table[factor] for factor in by]).transform("max")
-    if (divisor == 0).any():
-        raise VitvizError("On whole images not one prediction is correct, so nothing can be divided by their accuracy.")
-    for column in ("value", "low", "high"):
-        table[column] = 100 * table[column] / divisor
-    return Result(f"{result.title}, relative to whole images", "accuracy (% of that on whole images)",
-                  table[table["shown"] != "whole"].reset_index(drop=True))
-
-
 def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path, per_class: int | None = None) -> Result:
     """The paper's table of foreground and background, measured on images like its own: ImageNet's, with bounding boxes.
 

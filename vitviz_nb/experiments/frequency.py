@@ -149,21 +149,3 @@ def _partners(labels: torch.Tensor) -> torch.Tensor:
             return partner
         partner[same] = torch.randint(len(labels), (len(same),), generator=random)
     raise VitvizError("Hybrids need images of at least two classes, none of them nearly all; these have one.")
-
-
-def relative_accuracy(results: dict[str, Result], measure: str = "top-1") -> Result:
-    """Curves of ``accuracy_by_cutoff`` of several models, each in percent of its accuracy on the whole images.
-
-    Intervals are those of the filtered images' accuracies, divided by that on whole ones, whose uncertainty is left out.
-
-    Args:
-        results: by the name of each model, all low-pass or all high-pass.
-    """
-    both = Result.side_by_side(results, "Accuracy relative to whole images").where(measure=measure)
-    first = both.table[CUTOFF].min() == 0
-    for name, rows in both.table.groupby("model", sort=False):
-        whole = rows["value"].iloc[0 if first else -1]
-        if whole == 0:
-            raise VitvizError(f"{name} classifies no whole image correctly, so nothing can be relative to that.")
-        both.table.loc[rows.index, ["value", "low", "high"]] *= 100 / whole
-    return Result(both.title, f"{measure} accuracy (% of that on whole images)", both.table)

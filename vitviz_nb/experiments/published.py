@@ -13,7 +13,7 @@ _TABLES = {
     "token_head": ("the trained head on other tokens", {"tokens_read_by_the_head": "head reads"}),
     "foreground_background": ("foreground and background", {}),
 }
-_SHOWN = {"image": "whole", "background": "background", "foreground": "foreground"}
+_SHOWN = {"image": "whole", "foreground": "foreground", "background": "background"}
 
 
 def accuracy(name: str) -> Result:
@@ -28,11 +28,9 @@ def accuracy(name: str) -> Result:
         parts = rows["measure"].str.split("_", expand=True)
         rows.insert(0, "shown", parts[0].map(_SHOWN))
         rows["measure"] = parts[1]
+        rows = rows.sort_values("shown", key=lambda shown: shown.map([*_SHOWN.values()].index), kind="stable")
     rows["measure"] = rows["measure"].str.replace("top", "top-")
     rows = rows.assign(low=float("nan"), high=float("nan"), n=float("nan")).rename(columns=columns)
     first = next(iter(columns.values()), "shown")
     rows = rows[[first, *(column for column in rows if column != first)]]
     return Result(f"Published (ImageNet-1k): {title}", "accuracy (%)", rows)
-
-
-published = accuracy  # until the notebooks have the new name

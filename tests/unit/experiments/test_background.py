@@ -24,7 +24,6 @@ from vitviz_nb.experiments.background import (
     foreground_background,
     masked,
     paper_table,
-    relative_to_whole,
 )
 from vitviz_nb.models.loading import imagenet_names
 from vitviz_nb.models.sites import Site
@@ -81,13 +80,12 @@ def test_a_model_that_looks_at_the_ground_loses_nothing_without_the_thing():
     assert shown(foreground_background(painted(14, 14), Painted())) == {"whole": 16.7, "foreground": 0, "background": 16.7}
 
 
-def test_shares_of_whole_images_are_divided_as_the_paper_does():
-    result = relative_to_whole(foreground_background(painted(14, 14), Painted()))
-    assert shown(result) == {"foreground": 0, "background": 100}
-    assert "% of that on whole images" in result.quantity
-    with pytest.raises(VitvizError, match="not one prediction is correct"):
-        never = VisionModel(nn.Flatten(), "never", 16, class_names=[f"{i}" for i in range(765)] + list(COLORS))
-        relative_to_whole(foreground_background(never, Painted()))
+def test_parts_are_divided_by_whole_images_as_the_paper_does():
+    result = foreground_background(painted(14, 14), Painted()).relative_to(shown="whole")
+    assert shown(result) == {"whole": 100, "foreground": 0, "background": 100}
+    never = VisionModel(nn.Flatten(), "never", 16, class_names=[f"{i}" for i in range(765)] + list(COLORS))
+    with pytest.raises(VitvizError, match="relative to a value of 0"):
+        foreground_background(never, Painted()).relative_to(shown="whole")
 
 
 def test_boxes_enclose_their_masks():
@@ -231,9 +229,9 @@ def test_the_papers_table_is_made_from_imagenets_folders_and_boxes(imagenet):
     # Black leaves 0.5 to classes that do not exist here: nothing is right, and the first three are not among five.
     assert value["at 4 4", "background", "top-5"] == 0
     assert value["at 14 14", "whole", "top-1"] == 0
-    with pytest.raises(VitvizError, match="not one prediction"):
-        relative_to_whole(result)
-    share = relative_to_whole(paper_table([thousand(4, 4)], *imagenet)).table.set_index(["shown", "measure"])["value"]
+    with pytest.raises(VitvizError, match="relative to a value of 0"):
+        result.relative_to(shown="whole")
+    share = paper_table([thousand(4, 4)], *imagenet).relative_to(shown="whole").table.set_index(["shown", "measure"])["value"]
     assert share["foreground", "top-1"] == 100 and share["background", "top-1"] == 0
 
 

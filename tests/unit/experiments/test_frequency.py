@@ -16,7 +16,6 @@ from vitviz_nb.experiments.frequency import (
     cutoffs,
     filtered,
     hybrid,
-    relative_accuracy,
 )
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
@@ -92,18 +91,6 @@ def test_a_model_that_sees_8_cycles_is_correct_from_cutoff_8_on():
     high = accuracy_by_cutoff(model, Stripes(), passes="high").where(measure="top-1").table
     assert dict(zip(high.iloc[:, 0], high["value"], strict=True)) == {0: 100, 1: 100, 2: 100, 3: 100, 4: 100, 6: 100, 8: 50,
                                                                     12: 50, 16: 50}
-
-
-def test_several_models_are_compared_by_the_accuracy_they_keep():
-    model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
-    low, high = accuracy_by_cutoff(model, Stripes()), accuracy_by_cutoff(model, Stripes(), passes="high")
-    table = relative_accuracy({"one": low, "two": low}).table
-    assert set(table["model"]) == {"one", "two"} and table["value"].max() == 100 and table["value"].min() == 50
-    assert table.query("model == 'one'")["value"].iloc[-1] == 100  # the last radius keeps all
-    assert relative_accuracy({"one": high}).table["value"].iloc[0] == 100
-    blind = VisionModel(nn.Flatten(), "blind", SIZE, class_names=[*map(str, range(3070)), "plain", "fine"])
-    with pytest.raises(VitvizError, match="classifies no whole image correctly"):
-        relative_accuracy({"blind": accuracy_by_cutoff(blind, Stripes())})
 
 
 def test_the_cutoff_that_leaves_a_proportion_is_read_from_a_straight_line_between_cutoffs():

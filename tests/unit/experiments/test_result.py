@@ -117,6 +117,26 @@ def test_levels_that_no_row_has_together_are_named():
         Result("", "", table).where(kind="key", where="late")
 
 
+# Relative
+
+
+def test_values_are_relative_to_the_row_with_the_same_other_levels():
+    half = DEPTHS.relative_to(layer=4)  # top-1 of 10 and 20, top-5 of 30 and 200 / 3
+    assert half.table["value"].tolist() == pytest.approx([50, 45, 100, 100])
+    assert half.table[["low", "high"]].to_numpy()[:2].tolist() == [pytest.approx([40, 65]), pytest.approx([37.5, 60])]
+    assert half.table["n"].tolist() == [8] * 4 and half.control is None and half.quantity == "accuracy (% of that for layer 4)"
+    assert DEPTHS.where(measure="top-1").relative_to(layer=0).table["value"].tolist() == [100, 200]
+
+
+def test_nothing_is_relative_to_0_or_to_no_row():
+    table = pd.DataFrame([row(0, 0, 1, layer=0, of="a"), row(5, 4, 6, layer=1, of="a"), row(5, 4, 6, layer=1, of="b")])
+    for level in (0, 1):
+        with pytest.raises(VitvizError, match="relative to a value of 0"):
+            Result("", "", table if level == 0 else table[::2]).relative_to(layer=0)
+    with pytest.raises(VitvizError, match="The levels of layer are 0, 1; got 2"):
+        Result("", "", table).relative_to(layer=2)
+
+
 # Saved
 
 
