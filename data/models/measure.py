@@ -66,10 +66,10 @@ def main() -> None:
         judge = load_from(options.judge_folder, name)
         row = []
         for bound in BOUNDS:
-            found = recognition(rendering.pictures, concept, torch.where(living, strength, -1), judge, bound)
-            low, high = found.interval
-            n = int(found.counted.sum())
-            row.append(f"from {bound}: {100 * found.share:.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {n})")
+            hits = recognition(rendering.pictures, concept, judge)[living & (strength >= bound)]
+            n = len(hits)
+            low, high = wilson(int(hits.sum()), n)
+            row.append(f"from {bound}: {100 * hits.float().mean():.1f} % ({100 * low:.1f} to {100 * high:.1f}, n = {n})")
         print(f"  named by {name}: " + "; ".join(row), flush=True)
     scenes = vv.EmojiWorld("val", styles=model.card["recipe"]["styles"], size=model.image_size).batch(range(500), model.device)
     for radius in (1.0, 2.0):

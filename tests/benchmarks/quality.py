@@ -68,7 +68,7 @@ def main() -> None:
             reached = torch.tensor(found.scores.activation)
             sd = ((reached - known.mean(0)) / known.std(0).clamp_min(1e-12)).median()
             when = steps_to(found, goal).median().item() / found.recipe.steps * took
-            names = [share(recognition(found.pictures, whose, torch.zeros(len(whose)), judge, 0).hits)
+            names = [share(recognition(found.pictures, whose, judge))
                      for whose in (concept, concept[derangement(len(concept), 0)])]
             cells = [str(layer), f"{name}: {found.recipe.work}", f"{took:.2f}", f"{sd:.1f}",
                      f"{torch.tensor(found.scores.percentile).median():.1f}", share(reached >= goal), f"{when:.2f}", *names]

@@ -17,7 +17,7 @@ from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..utils.statistics import ClassSums, pearson, wilson
+from ..utils.statistics import ClassSums, pearson
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
 from .result import Result, proportion
@@ -78,38 +78,15 @@ def _measure(model: VisionModel, kind: str, world: EmojiWorld) -> dict[bool, lis
     return {control: [total.selectivity() for total in totals] for control, totals in sums.items()}
 
 
-@dataclass(frozen=True, eq=False)
-class Recognition:
-    """Cross-model recognition of K feature visualizations.
+def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:
+    """Cross-model recognition, bool (K,): whether ``concept[k]`` is in the recognizer's top 5 for picture k of (K, 3, S, S).
 
-    Attributes:
-        hits: bool (K,), the neuron's preferred concept is among the recognizer's top 5 of its visualization.
-        counted: bool (K,), the neuron's selectivity reaches the bound, so that it has a concept to show.
-        chance: proportion expected of a recognizer that guesses.
+    Chance is five divided by the number of classes.
     """
-
-    hits: torch.Tensor
-    counted: torch.Tensor
-    chance: float
-
-    @property
-    def share(self) -> float:
-        """Recognized proportion of the counted visualizations; NaN if there are none."""
-        return self.hits[self.counted].float().mean().item()
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """Its 95 % interval (Wilson)."""
-        return wilson(int(self.hits[self.counted].sum()), int(self.counted.sum()))
-
-
-def recognition(pictures: torch.Tensor, concept: torch.Tensor, strength: torch.Tensor, recognizer: VisionModel,
-                bound: float) -> Recognition:
-    """Cross-model recognition of pictures (K, 3, S, S): picture k's neuron prefers ``concept[k]``, by ``strength[k]``."""
     with torch.inference_mode():
         top5 = torch.cat([recognizer(part).topk(5).indices.cpu() for part in pictures.split(AT_ONCE)])
     release_memory()
-    return Recognition((top5 == concept[:, None]).any(1), strength >= bound, 5 / len(recognizer.class_names))
+    return (top5 == concept[:, None]).any(1)
 
 
 def check_recognizer(model: VisionModel, recognizer: VisionModel) -> None:
@@ -119,21 +96,13 @@ def check_recognizer(model: VisionModel, recognizer: VisionModel) -> None:
                           "shows. Load them with vv.load('emoji-…').")
 
 
-@dataclass(frozen=True, eq=False)
-class ExcessActivation:
-    """Activations of K neurons on feature visualizations above their largest on reference images, in standard deviations.
+def excess_activation(visualizer: Visualizer, layer: int, neurons,
+                      kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+    """Faithfulness score (K,) of at least two neurons' visualizations, and its control (K,).
 
-    Attributes:
-        own: (K,), on the neuron's own visualization; below 0 where a reference image activates it more.
-        other: (K,), the control, on the visualization of another of the K neurons.
+    The activation of each neuron on its visualization minus its largest on the visualizer's reference images, in standard
+    deviations over those; the control is on the visualization of another of the K neurons.
     """
-
-    own: torch.Tensor
-    other: torch.Tensor
-
-
-def excess_activation(visualizer: Visualizer, layer: int, neurons, kind: str | None = None) -> ExcessActivation:
-    """The faithfulness score of at least two neurons' visualizations, against the visualizer's reference images."""
     site = find_site(visualizer.model, layer, kind)
     rendering = visualizer.render(site.layer, neurons, site.kind).require_finished()
     if len(rendering.neurons) < 2:
@@ -142,7 +111,7 @@ def excess_activation(visualizer: Visualizer, layer: int, neurons, kind: str | N
     shown = torch.cat([activations(visualizer.model, site.kind, part)[site.layer] for part in rendering.pictures.split(AT_ONCE)])
     excess = (shown[:, rendering.neurons] - reference.amax(0)) / reference.std(0, correction=0).clamp_min(1e-12)
     row = torch.arange(len(rendering.neurons))
-    return ExcessActivation(excess[row, row], excess[derangement(len(row), 0), row])
+    return excess[row, row], excess[derangement(len(row), 0), row]
 
 
 def excess_by_layer(visualizer: Visualizer, n: int = 64) -> Result:
@@ -155,8 +124,8 @@ def excess_by_layer(visualizer: Visualizer, n: int = 64) -> Result:
     """
     rows = []
     for site in _own_sites(visualizer.model):
-        excess = excess_activation(visualizer, site.layer, evenly_spaced(site.units, n), site.kind)
-        for name, values in (("the neuron itself", excess.own), ("another neuron", excess.other)):
+        own, other = excess_activation(visualizer, site.layer, evenly_spaced(site.units, n), site.kind)
+        for name, values in (("the neuron itself", own), ("another neuron", other)):
             rows.append({"layer": site.layer, "the picture is of": name, **proportion((values > 0).sum(), len(values))})
     return Result(f"{visualizer.model.title}: visualizations above all of {visualizer.reference.name}", "share of pictures (%)",
                   pd.DataFrame(rows))
@@ -173,14 +142,14 @@ def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int
     check_recognizer(visualizer.model, recognizer)
     rows = []
     for site in _own_sites(visualizer.model):
-        neurons, selective = evenly_spaced(site.units, n), selectivity(visualizer.model, site)
+        neurons = evenly_spaced(site.units, n)
         pictures = visualizer.render(site.layer, neurons, site.kind).require_finished().pictures
-        concept = selective.concept[neurons]
+        concept = selectivity(visualizer.model, site).concept[neurons]
         for name, whose in (("the neuron itself", concept), ("another neuron", concept[derangement(len(concept), 0)])):
-            recognized = recognition(pictures, whose, selective.strength[neurons], recognizer, -np.inf)
-            rows.append({"layer": site.layer, "preferred concept of": name, **proportion(recognized.hits.sum(), len(neurons))})
+            hits = recognition(pictures, whose, recognizer)
+            rows.append({"layer": site.layer, "preferred concept of": name, **proportion(hits.sum(), len(hits))})
     return Result(f"{visualizer.model.title}: visualizations whose neuron's preferred concept is in {recognizer.name}'s top 5",
-                  "share of pictures (%)", pd.DataFrame(rows), ("chance", 100 * recognized.chance))
+                  "share of pictures (%)", pd.DataFrame(rows), ("chance", 500 / len(recognizer.class_names)))
 
 
 def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: VisionModel,
@@ -227,7 +196,7 @@ def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], 
     """Correlation of scores of visualizations with whether they are recognized, with Fisher's interval.
 
     Args:
-        hits: bool (K,), K > 3, as in ``Recognition``.
+        hits: bool (K,), K > 3, from ``recognition``.
         scores: by name, one number a visualization, (K,). One that does not vary has 0, with no interval.
     """
     rows, n = [], len(hits)

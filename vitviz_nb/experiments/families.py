@@ -152,11 +152,11 @@ def _trust(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
     rendering = Visualizer(model).render(site.layer, neurons).require_finished()
     high = sum(percentile > 99 for percentile in rendering.scores.percentile)
     preferred, recognizer = selectivity(model, site), load("emoji-vit" if site.kind == "channel" else "emoji-resnet")
-    seen = recognition(rendering.pictures, preferred.concept[neurons], preferred.strength[neurons], recognizer, _SELECTIVE)
+    hits = recognition(rendering.pictures, preferred.concept[neurons], recognizer)[preferred.strength[neurons] >= _SELECTIVE]
     for what, numbers, *control in (
             ("visualizations above the 99th percentile of scenes", proportion(high, len(neurons)), 1.0, "a random scene"),
             ("visualizations recognized by a model of another family",
-             proportion(seen.hits[seen.counted].sum(), int(seen.counted.sum())), 100 * seen.chance, "guessing")):
+             proportion(hits.sum(), len(hits)), 500 / len(recognizer.class_names), "guessing")):
         yield _row(what, Result("", "visualizations (%)", pd.DataFrame([{"of": "all", **numbers}])), {}, *control)
 
 

@@ -139,7 +139,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
     site = find_site(model, layer, kind)
     neurons, pictures, artifacts, quality = check_neurons(site, neurons), {}, [], []
     patch = None if site.kind == "channel" else patch_size(model)
-    selective = selectivity(model, site) if recognizer else None
+    concept = selectivity(model, site).concept[neurons] if recognizer else None
     for name, ablated in ablated_recipes(recipe or Recipe.quick(model)).items():
         visualizer = Visualizer(model, ablated, images)
         rendering = pictures[name] = visualizer.render(site.layer, neurons, site.kind, seed).require_finished()
@@ -147,7 +147,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
         quality.append({"regularizers": name, "pictures": "above the 99th percentile",
                         **proportion(sum(p > 99 for p in rendering.scores.percentile), len(neurons))})
         if recognizer:
-            hits = recognition(rendering.pictures, selective.concept[neurons], selective.strength[neurons], recognizer, 0.0).hits
+            hits = recognition(rendering.pictures, concept, recognizer)
             quality.append({"regularizers": name, "pictures": f"recognized by {recognizer.name}",
                             **proportion(hits.sum(), len(hits))})
         release_memory()

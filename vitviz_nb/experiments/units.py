@@ -291,7 +291,7 @@ def recognition_by_kind(model: VisionModel, recognizer: VisionModel, *, layer: i
     check_recognizer(model, recognizer)
     rows = []
     for kind, row in visualize(model, layer=layer, neurons=neurons).items():
-        hits = recognition(row.rendering.pictures, row.concept, row.selectivity, recognizer, -torch.inf).hits
+        hits = recognition(row.rendering.pictures, row.concept, recognizer)
         high = sum(p > 99 for p in row.rendering.scores.percentile)
         rows += [{"kind": kind, "pictures": f"recognized by {recognizer.name}", **proportion(hits.sum(), len(hits))},
                  {"kind": kind, "pictures": "above the 99th percentile", **proportion(high, len(hits))}]

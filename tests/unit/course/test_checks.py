@@ -13,7 +13,7 @@ import vitviz_nb as vv
 from vitviz_nb.course.checks import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
-from vitviz_nb.experiments.faithfulness import Recognition, Selectivity
+from vitviz_nb.experiments.faithfulness import Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
 from vitviz_nb.experiments.frequency import CUTOFF
 from vitviz_nb.experiments.result import Result
@@ -350,8 +350,7 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     monkeypatch.setattr(nb10, "load", lambda name: name)
     monkeypatch.setattr(nb10, "Visualizer", lambda model: SimpleNamespace(
         render=lambda layer, neurons, kind: finished(pictures=hits[neurons])))  # a picture says whether it is recognized
-    monkeypatch.setattr(nb10, "recognition", lambda pictures, concept, strength, recognizer, bound: Recognition(
-        pictures, pictures, 0.02))
+    monkeypatch.setattr(nb10, "recognition", lambda pictures, concept, recognizer: pictures)
     return fooling_circuit(tiny_vit, test, 0, 3, 5)
 
 

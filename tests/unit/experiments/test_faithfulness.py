@@ -1,6 +1,5 @@
 """Selectivity of units whose activations are known by hand, and cross-model recognition by logits that are known."""
 
-import math
 from types import SimpleNamespace
 
 import pytest
@@ -11,7 +10,6 @@ from torch import Tensor, nn
 from vitviz_nb.datasets import image_set as image_set_module
 from vitviz_nb.experiments import faithfulness
 from vitviz_nb.experiments.faithfulness import (
-    Recognition,
     evenly_spaced,
     excess_activation,
     excess_by_layer,
@@ -185,31 +183,14 @@ ORDER = [3, 9, 0, 15, 7, 4, 1]
 
 
 def test_a_concept_in_the_top_5_is_recognized_and_the_sixth_is_not():
-    concepts = [3, 9, 7, 4, 1, 12]
-    recognized = recognition(ranked(*[ORDER] * 6), torch.tensor(concepts), torch.ones(6), recognizer, 0.5)
-    assert recognized.hits.tolist() == [True, True, True, False, False, False]
-    assert recognized.share == 0.5 and recognized.chance == 5 / 16
+    hits = recognition(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 1, 12]), recognizer)
+    assert hits.tolist() == [True, True, True, False, False, False]
 
 
 def test_every_picture_is_compared_with_its_own_neuron_however_many_there_are():
     orders = [[i % 16, (i + 1) % 16, (i + 2) % 16, (i + 3) % 16, (i + 4) % 16] for i in range(150)]
     concepts = torch.tensor([(i + 4) % 16 if i % 3 else (i + 5) % 16 for i in range(150)])
-    recognized = recognition(ranked(*orders), concepts, torch.ones(150), recognizer, 0.5)
-    assert recognized.hits.tolist() == [i % 3 > 0 for i in range(150)]
-
-
-def test_neurons_below_the_bound_are_not_counted():
-    strength = torch.tensor([2.0, 1.99, 2.5, 9.0, 0.0, 3.0])
-    recognized = recognition(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 0, 12]), strength, recognizer, 2.0)
-    assert recognized.counted.tolist() == [True, False, True, True, False, True]
-    assert recognized.share == 0.5  # 2 of 4; of all six it would be 4
-    # Wilson with z^2 = 3.8415: (0.5 + z^2 / 8 -+ z * sqrt(0.25 / 4 + z^2 / 64)) / (1 + z^2 / 4)
-    assert recognized.interval == pytest.approx((0.1500, 0.8500), abs=1e-4)
-
-
-def test_where_no_neuron_counts_there_is_no_share_and_the_interval_says_nothing():
-    recognized = Recognition(torch.tensor([True, False]), torch.tensor([False, False]), 5 / 16)
-    assert math.isnan(recognized.share) and recognized.interval == (0.0, 1.0)
+    assert recognition(ranked(*orders), concepts, recognizer).tolist() == [i % 3 > 0 for i in range(150)]
 
 
 def test_recognition_needs_two_embedded_models_of_the_same_concepts(model):
@@ -241,10 +222,10 @@ def grays() -> Tensor:
 
 def test_the_excess_is_how_far_a_picture_lies_above_the_largest_activation_of_images(model):
     painter = Painter(model, [[1.0, 0, 0], [0, 0.3, 0], [0, 0, 0.4]], grays())
-    excess = excess_activation(painter, 0, [RED, GREEN, BLUE])
+    own, other = excess_activation(painter, 0, [RED, GREEN, BLUE])
     spread = (0.08 / 3) ** 0.5  # of 0, 0.2 and 0.4
-    assert excess.own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
-    assert excess.other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the color
+    assert own.tolist() == pytest.approx([0.6 / spread, -0.1 / spread, 0], abs=1e-3)
+    assert other.tolist() == pytest.approx([-0.4 / spread] * 3, abs=1e-3)  # another's picture has none of the color
     with pytest.raises(VitvizError, match="at least two neurons"):
         excess_activation(painter, 0, [RED])
 
@@ -265,7 +246,7 @@ def test_an_interrupted_rendering_is_refused_and_a_second_call_goes_on(experimen
     with pytest.raises(VitvizError, match="interrupted|unfinished"):
         experiment(viewer)
     again, fresh = experiment(viewer), experiment(Visualizer(model, Recipe(steps=4, copies=1), grays(), keep=False))
-    values = [x.table["value"].tolist() if hasattr(x, "table") else x.own.tolist() if hasattr(x, "own") else x.tolist()
+    values = [x.table["value"].tolist() if hasattr(x, "table") else torch.cat(x).tolist() if isinstance(x, tuple) else x.tolist()
               for x in (again, fresh)]
     assert values[0] == pytest.approx(values[1], nan_ok=True)
 

@@ -48,7 +48,7 @@ def value_of_selectivity(answer, model):
     selective, viewer, hits = selectivity(model, site), Visualizer(model), []
     for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
         pictures = viewer.render(site.layer, part.tolist(), site.kind).require_finished().pictures
-        hits.append(recognition(pictures, selective.concept[part], selective.strength[part], recognizer, 4.0).hits.float())
+        hits.append(recognition(pictures, selective.concept[part], recognizer).float())
     hits, strength = torch.cat(hits), selective.strength
     high, low = (100 * hits[part].mean().item() for part in (strength >= 4, strength < 3))
     return close(number, high - low, 3, f"{high:.1f} against {low:.1f} %: {high - low:.1f} points",
