@@ -5,7 +5,7 @@ the batch it is drawn in, on the other scenes or on the device (pixels agree to 
 """
 
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, lru_cache
 from textwrap import wrap
 
 import numpy as np
@@ -142,7 +142,6 @@ class EmojiWorld:
         self.category_of = np.array([self.categories.index(rows[i]["category"]) for i in chosen])
         self.usual_context = np.array([CONTEXTS.index(rows[i]["context"]) for i in chosen])
         self._rows = tuple(chosen)
-        self._on_device: dict[torch.device, tuple] = {}
 
     def __repr__(self) -> str:
         return (f"EmojiWorld({self.split}: {len(self.concepts)} concepts in {len(self.categories)} categories, "
@@ -232,20 +231,19 @@ class EmojiWorld:
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise VitvizError(f"{n} scenes cannot be drawn on the device {validate.shown(device)} "
                               f"({str(error).splitlines()[0]}).") from None
-        pyramid, backgrounds = self._assets(images.device)
+        pyramid, backgrounds = _assets(self.styles, self._rows, len(SPLITS) * self.seed + SPLITS.index(self.split), images.device)
         for i in range(0, n, _CHUNK):
             chunk = slice(i, i + _CHUNK)
             part = {k: v[chunk] for k, v in facts.items()}
             images[chunk], masks[chunk] = draw(part, self.styles, self.size, pyramid, backgrounds)
         return images, masks
 
-    def _assets(self, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
-        """Sprites and background tiles, as ``draw`` takes them."""
-        if device not in self._on_device:
-            levels = zip(*(sprites(style, self._rows) for style in self.styles), strict=True)
-            backgrounds = tiles(_VARIANTS, self.seed * len(SPLITS) + SPLITS.index(self.split))
-            self._on_device[device] = [torch.stack(level).to(device) for level in levels], backgrounds.to(device)
-        return self._on_device[device]
+
+@lru_cache(maxsize=4)  # worlds that differ in size only share them
+def _assets(styles: tuple[str, ...], concepts: tuple[int, ...], seed: int, device: torch.device) -> tuple[list, torch.Tensor]:
+    """Sprites and background tiles, as ``draw`` takes them."""
+    levels = zip(*(sprites(style, concepts) for style in styles), strict=True)
+    return [torch.stack(level).to(device) for level in levels], tiles(_VARIANTS, seed).to(device)
 
 
 def index_array(name: str, values, high: int, most: int = 2**24) -> np.ndarray:

@@ -48,8 +48,6 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
 
     Args:
         name: one of ``TRAININGS``.
-        out: folder for weights, card and checkpoint; made if missing.
-        device: by default the fastest there is.
         steps: fewer updates than the recipe's, to try it out.
         force: replace files of these names that are no model of the kit.
 
