@@ -2,8 +2,7 @@
 
 A player sees a hint, a neuron's feature visualization or its top images, and chooses between two other images. Accuracy above
 chance shows that the hint tells something about the neuron; the kinds of hint are scored separately, so that they can be compared
-(see also Zimmermann et al. 2021, arXiv 2106.12447). ``Task`` is for players made of code, ``TaskWidget``
-for people.
+(see also Zimmermann et al. 2021, arXiv 2106.12447). ``Task`` is for players made of code, ``TaskWidget`` for people.
 """
 
 from collections.abc import Callable
@@ -17,7 +16,7 @@ from PIL import Image
 from ..experiments.result import Result, proportion
 from ..models.sites import find_site
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, contact_sheet, to_image
+from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import validate
 from ..utils.errors import VitvizError
 from ..visualize.scores import reference_activations, reference_set
@@ -26,7 +25,7 @@ from .elements import Picture, Status
 
 HINTS = ("feature visualization", "top images")
 SIDES = ("left", "right")
-_HINT_IMAGES, _SIDE = 4, 224
+_HINT_IMAGES = 4
 _HIGH, _LOW = 0.05, 0.5  # one image of a question has an activation in the top 5 %, the other in the lower half
 
 
@@ -137,7 +136,7 @@ class Task:
         """A question as one image: the hint, then the two images, without the answer."""
         tiles = [Tile(image, [f"neuron {question.neuron}" if not i else ""]) for i, image in enumerate(self.hint(question))]
         tiles += [Tile(image, [f"{side}?"]) for side, image in zip(SIDES, self.pair(question), strict=True)]
-        return contact_sheet(tiles, f"{question.hint.capitalize()}, then two images. Which activates the neuron more?", side=128)
+        return contact_sheet(tiles, f"{question.hint.capitalize()}, then two images. Which activates the neuron more?")
 
     def _check(self, question: Question) -> None:
         if question not in self.questions:
@@ -180,7 +179,7 @@ def model_player(model: VisionModel) -> Callable:
 
 
 class TaskWidget(widgets.VBox):
-    """The task on the page: the hint, the two images, and under each a button that chooses it.
+    """The task on the page: the hint, two images, and a button for each of them.
 
     After a choice the line below says whether it was correct, and the next question appears. All of it works with Tab and Enter.
 
@@ -193,19 +192,15 @@ class TaskWidget(widgets.VBox):
 
     def __init__(self, task: Task):
         if not isinstance(task, Task):
-            raise VitvizError(f"The widget takes a task, as in Task(model, 20), got {type(task).__name__}.")
+            raise VitvizError(f"The widget takes a task, as in TaskWidget(Task(model, 20)), got {type(task).__name__}.")
         self.task, self.choices = task, []
-        self._asked, self._feedback = Status(), Status()
-        self._hint = Picture(layout=widgets.Layout(max_width="100%"))
-        self._images = [Picture(width=_SIDE, height=_SIDE) for _ in SIDES]
-        self._buttons = [widgets.Button(description=f"The {side} image", tooltip=f"The {side} image activates the neuron more",
-                                        layout=widgets.Layout(width=f"{_SIDE}px")) for side in SIDES]
+        self._asked, self._sheet, self._feedback = Status(), Picture(layout=widgets.Layout(max_width="100%")), Status()
+        self._buttons = [widgets.Button(description=f"The {side} image") for side in SIDES]
         for side, button in enumerate(self._buttons):
             button.on_click(lambda button, side=side: self.choose(side))
-        pairs = [widgets.VBox([image, button]) for image, button in zip(self._images, self._buttons, strict=True)]
-        for widget, name in ((self, "task"), (self._hint, "hint"), (self._asked, "question"), (self._feedback, "feedback")):
+        for widget, name in ((self, "task"), (self._sheet, "sheet"), (self._asked, "question"), (self._feedback, "feedback")):
             widget.add_class(f"vitviz-{name}")
-        super().__init__([self._asked, self._hint, widgets.HBox(pairs), self._feedback])
+        super().__init__([self._asked, self._sheet, widgets.HBox(self._buttons), self._feedback])
         self._ask()
 
     @property
@@ -233,8 +228,5 @@ class TaskWidget(widgets.VBox):
                 button.disabled = True
             return
         question = self.task.questions[done]
-        self._asked.say(f"Question {done + 1} of {n}. Hint: {question.hint} of one neuron. Which image below activates it more?")
-        tiles, title = [Tile(image, []) for image in self.task.hint(question)], f"neuron {question.neuron}: {question.hint}"
-        self._hint.show(contact_sheet(tiles, title, side=144), title)
-        for picture, image, side in zip(self._images, self.task.pair(question), SIDES, strict=True):
-            picture.show(to_image(image, _SIDE), f"{side} image")
+        self._asked.say(f"Question {done + 1} of {n}. Hint: {question.hint}. Which of the last two images activates it more?")
+        self._sheet.show(self.task.sheet(question), f"{question.hint} of neuron {question.neuron}, the left and the right image")
