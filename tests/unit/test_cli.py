@@ -15,7 +15,7 @@ from PIL import Image
 
 from vitviz_nb import cli
 from vitviz_nb.training import loop
-from vitviz_nb.utils import cache, paths
+from vitviz_nb.utils import cache, files, paths
 
 RENDER = ["render", "emoji-vit", "--layer", "-1", "--neurons", "0-2", "--steps", "2", "--device", "cpu"]
 
@@ -396,3 +396,19 @@ def test_a_table_of_others_stays(tmp_path: Path, capsys: pytest.CaptureFixture):
     boxes.write_text("file,left,top,right,bottom\n")
     line = complaint(["background", "emoji-vit", "--images", tmp_path, "--boxes", boxes, "--out", table], capsys)
     assert "t.csv exists, and is nothing that this command made" in line and table.read_text() == "name,age\n"
+
+
+def test_pictures_are_written_again_where_that_was_interrupted(shelf, photos: Path, tmp_path: Path,
+                                                               monkeypatch: pytest.MonkeyPatch):
+    write, arguments = files.write, [*RENDER, "--images", photos, "--out", tmp_path / "out"]
+
+    def interrupted(path: Path, *content, **more) -> Path:
+        if path.name == "neuron_1.png":
+            raise KeyboardInterrupt
+        return write(path, *content, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(files, "write", interrupted)
+        assert code(arguments) == 130
+    assert not (tmp_path / "out" / "neuron_1.png").exists()
+    assert code(arguments) == 0 and (tmp_path / "out" / "neuron_1.png").exists()

@@ -92,7 +92,9 @@ class Rendering:
         }
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
-        """Write ``sheet.png``, ``neuron_N.png`` for each, ``pictures.npz`` and last ``manifest.json``; returns the folder.
+        """Write ``manifest.json``, then ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
+
+        The manifest comes first: a folder in which this was interrupted is known as a rendering's, and saved to again.
 
         Raises:
             VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, unless
@@ -101,9 +103,9 @@ class Rendering:
         folder, arrays = validate.path("folder", folder), BytesIO()
         np.savez_compressed(arrays, pictures=self.pictures.numpy(), curves=self.curves.numpy())
         manifest = self.manifest() | {"sha256": hashlib.sha256(arrays.getvalue()).hexdigest()}
-        contents = {"sheet.png": png(self.sheet()), "pictures.npz": arrays.getvalue()}
+        contents = {"manifest.json": json.dumps(manifest, indent=1) + "\n", "pictures.npz": arrays.getvalue(),
+                    "sheet.png": png(self.sheet())}
         contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
-        contents["manifest.json"] = json.dumps(manifest, indent=1) + "\n"
         self.check_folder(folder, self.neurons, force)
         for name, content in contents.items():
             files.write(folder / name, content)
