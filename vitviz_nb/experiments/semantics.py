@@ -76,8 +76,8 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
     known = {} if world else _given(image_set, facts)
     kind = find_site(model, kind=kind).kind
     sites = find_sites(model)[kind]
-    path = cache.entry(model, {"kind": kind, "images": image_set.key, "n": image_set.n, "facts": repr(facts),
-                               "shuffled": shuffled, "styles": STYLES}, "explained")
+    path = cache.entry(model, {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
+                               "facts": {name: labels.tolist() for name, labels in known.items()}}, "explained")
     stored = cache.read(path, finite=True)
     if not stored or len(stored) != len(sites) + 1:
         stored = _measure(model, kind, image_set, known, shuffled)
@@ -226,9 +226,16 @@ def _given(image_set: ImageSet, facts: dict[str, list] | None) -> dict[str, torc
     """Facts of images that are not scenes, as class numbers."""
     if facts is None:
         return {"class": image_set.labels(range(image_set.n))}
+    labels, wanted = {}, f"facts has {image_set.n} values, one for each image, under each name, such as {{'day': ['Monday', …]}}"
     if not isinstance(facts, dict) or not facts:
-        raise VitvizError(f"facts has a value for each image under each name, such as {{'day': ['Monday', …]}}, got {facts!r}.")
+        raise VitvizError(f"{wanted}; got {validate.shown(facts)}.")
     for name, values in facts.items():
+        try:
+            values = [validate.scalar(value) for value in values][:image_set.n]
+            numbers = {value: i for i, value in enumerate(dict.fromkeys(values))}
+        except TypeError:  # not several, or values that cannot be compared
+            raise VitvizError(f"{wanted}; {name!r} is {validate.shown(values)}.") from None
         if len(values) < image_set.n:
-            raise VitvizError(f"The fact {name!r} is given for {len(values)} images, but there are {image_set.n}.")
-    return {name: torch.tensor([sorted(set(values)).index(value) for value in values]) for name, values in facts.items()}
+            raise VitvizError(f"{wanted}; {name!r} has {len(values)}.")
+        labels[name] = torch.tensor([numbers[value] for value in values])
+    return labels

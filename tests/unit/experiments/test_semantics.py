@@ -131,12 +131,22 @@ def test_images_of_ones_own_are_explained_by_their_classes_or_by_what_is_given(t
     found = variance_by_fact(tiny_vit, images, facts={"light": ["dark", "bright"] * 12, "day": ["mon", "tue", "wed"] * 8})
     light, day = (share.mean().item() for share in found.fractions[0])
     assert found.facts == ("light", "day") and light > 0.5 > 0.2 > day
-    with pytest.raises(VitvizError, match="given for 3 images, but there are 24"):
+    with pytest.raises(VitvizError, match="facts has 24 values, .*'light' has 3"):
         variance_by_fact(tiny_vit, images, facts={"light": [1, 2, 3]})
     with pytest.raises(VitvizError, match="scenes are known"):
         variance_by_fact(tiny_vit, facts={"light": []})
     with pytest.raises(VitvizError, match="fact is one of light, day; got 'lihgt'. .*light"):
         found.best("lihgt")
+
+
+def test_facts_are_told_apart_however_many_values_they_have(tiny_vit):
+    images = torch.rand(1200, 3, 32, 32)
+    first = np.arange(1200) % 2
+    second = first.copy()
+    second[500:700] = 1 - second[500:700]  # what repr leaves out of a long array
+    shares = [variance_by_fact(tiny_vit, images, facts={"half": values}).fractions[0]
+              for values in (first, second, torch.tensor(first))]
+    assert torch.equal(shares[0], shares[2]) and not torch.allclose(shares[0], shares[1])
 
 
 @pytest.mark.parametrize("name", ["vit_tiny_patch16_224", "swin_tiny_patch4_window7_224", "resnet18"])
@@ -234,6 +244,8 @@ def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(ti
 @pytest.mark.parametrize("call", [
     lambda model: variance_by_fact(model, n=2.5), lambda model: variance_by_fact(model, n="many"),
     lambda model: variance_by_fact(model, kind=3), lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts=["a"]),
+    lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": 4}),
+    lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": [[], [], [], []]}),
     lambda model: across_styles(model, 0), lambda model: across_styles(model, None),
     lambda model: image_embeddings(model, 255 * torch.ones(1, 3, 32, 32))])
 def test_arguments_of_a_wrong_type_or_range_are_refused_in_a_sentence(call, tiny_vit):

@@ -36,7 +36,7 @@ def check(exercise: str, answer: Any, model: VisionModel | None = None) -> None:
     for number in range(NOTEBOOKS):
         import_module(f"{__name__}.nb{number:02}")
     if not isinstance(exercise, str) or exercise not in EXERCISES:
-        raise VitvizError(f"There is no exercise {exercise!r}; there are {', '.join(sorted(EXERCISES))}.")
+        raise VitvizError(f"There is no exercise {validate.shown(exercise)}; there are {', '.join(sorted(EXERCISES))}.")
     if not isinstance(model, VisionModel):
         raise VitvizError(f"The check needs the model as its third argument, as in vv.check({exercise!r}, answer, model).")
     try:

@@ -3,7 +3,8 @@
 import pandas as pd
 
 from ...experiments.families import stored
-from ...utils.errors import VitvizError, nearest
+from ...utils import validate
+from ...utils.errors import VitvizError
 from ...visualize.atlas import embedded, embedded_atlases
 from . import exercise, one_of, real, several, unsuitable, verdict, whole
 
@@ -37,8 +38,7 @@ def same_concept_twice(answer, model):
         numbers.append(whole(number, f"a neuron of {name}", len(scenes) - 1))
         counts.append(scenes[numbers[-1]].count(concept))
         shown.update(*scenes)
-    if concept not in shown:
-        raise unsuitable(f"a concept that some unit's scenes show; none shows {concept!r}", concept, nearest(str(concept), shown))
+    one_of(concept, f"a concept that some unit's scenes show; none shows {validate.shown(concept)}", shown)
     if units[0][0] == units[1][0]:
         return False, f"both units are of {units[0][0]}; take two families."
     measured = " and in ".join(f"{count} of the 6 of {name}'s unit {number}"
