@@ -84,6 +84,8 @@ def test_first_picture_scores_and_scenes_are_there(nb):
     nb.wait_text(SCORES, r"\d", timeout=RUN)
     nb.next_picture(SCENES, timeout=RUN)
     assert nb.pixels(SCENES).std() > 5
+    for picture, words in ((PICTURE, "feature visualization: mlp"), (SCENES, "strongest of")):
+        assert words in nb.page.locator(picture).first.get_attribute("title")  # its text alternative
 
 
 def test_works_offline_and_without_page_errors(nb):
@@ -211,6 +213,13 @@ def test_stop_keeps_the_picture_and_the_next_move_runs(nb, measured):
     finally:
         changed = recipe.choose(usual)
     finished(nb, layer.value, neuron.value, after=changed)
+
+
+def test_running_the_cells_again_replaces_the_explorer_and_its_thread(nb):
+    nb.run_all()
+    nb.wait_text(STATUS, AT_REST, timeout=RUN)
+    names = nb.python("import threading; print([thread.name for thread in threading.enumerate()])")
+    assert names.count("'explorer'") == 1
 
 
 def test_memory_of_the_kernel(nb):
