@@ -29,9 +29,12 @@ def main(arguments: list[str] | None = None) -> int:
     except KeyboardInterrupt:
         print("vitviz: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
         return 130
-    except BrokenPipeError:  # vitviz models '*' | head
+    except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
-        return 0
+        if isinstance(error, BrokenPipeError):  # vitviz models '*' | head
+            return 0
+        print(f"vitviz: {error}", file=sys.stderr)
+        return 2
 
 
 class _Parser(argparse.ArgumentParser):

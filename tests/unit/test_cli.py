@@ -336,6 +336,11 @@ def test_the_package_is_the_command_and_a_reader_that_has_left_is_no_error():
     assert first.startswith("0 results in ") and exit_code == "0" and done.stderr == ""
 
 
+def test_a_full_disk_under_the_output_is_one_line():
+    done = shell("$VITVIZ cache > /dev/full")
+    assert (done.returncode, done.stderr) == (2, "vitviz: [Errno 28] No space left on device\n")
+
+
 def test_names_that_a_console_cannot_show_are_written_with_escapes():
     done = shell("VITVIZ_CACHE=$'/tmp/ph\\xf6t\\xc3\\xb6s' $VITVIZ cache", PYTHONIOENCODING="ascii", PYTHONUTF8="0")
     assert done.returncode == 0 and done.stdout.startswith("0 results in /tmp/ph\\udcf6t\\xf6s: ")
