@@ -7,7 +7,7 @@ import torch
 
 import vitviz_nb as vv
 from vitviz_nb.models.sites import find_sites
-from vitviz_nb.visualize import visualizer
+from vitviz_nb.visualize import hardware
 
 
 def main() -> None:
@@ -28,7 +28,7 @@ def main() -> None:
             made = {}
             for label, precision, seed in (("float32", torch.float32, 0), ("in bfloat16", torch.bfloat16, 0),
                                            ("from another seed", torch.float32, 1)):
-                visualizer._precision = lambda device, precision=precision: precision
+                hardware.ascent_precision = lambda device, precision=precision: precision
                 viewer = vv.Visualizer(model, vv.Recipe.named(name, model), atlas=False, keep=False)
                 made[label] = viewer.render(layer, neurons, seed=seed)
             full = made.pop("float32")

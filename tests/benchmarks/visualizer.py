@@ -23,7 +23,7 @@ from vitviz_nb.models.cards import embedded_names
 from vitviz_nb.models.sites import Site, find_site, find_sites
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
-from vitviz_nb.visualize import visualizer
+from vitviz_nb.visualize import hardware
 from vitviz_nb.visualize.objective import total_variation
 
 MODELS = ("emoji-vit", "vit_base_patch32_224", "vit_base_patch16_224", "swin_tiny_patch4_window7_224")
@@ -190,15 +190,15 @@ def elsewhere(model: VisionModel, turns: int) -> None:
             pool.submit(step, viewer).result()  # OpenMP makes this thread's helpers
             return pool.submit(step, viewer).result()
 
-    usual = visualizer._SMALL
+    usual = hardware.SMALL
     for copies in (1, 4, 8):
         viewer = vv.Visualizer(model, vv.Recipe(steps=8, copies=copies), atlas=False, keep=False)
         found: list[list[float]] = [[], [], []]
         for _ in range(turns):
             for times, measure, small in zip(found, (step, in_thread, in_thread), (0, 0, sys.maxsize), strict=True):
-                visualizer._SMALL = small
+                hardware.SMALL = small
                 times.append(measure(viewer))
-        visualizer._SMALL = usual
+        hardware.SMALL = usual
         chosen = "one" if copies * model.image_size**2 <= usual else "all"
         line([model.name, str(copies), *(f"{statistics.median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for t in found), chosen])
 

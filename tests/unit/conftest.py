@@ -17,7 +17,8 @@ from vitviz_nb.models import loading as models
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.visualize import visualizer as visualizer_module
 
-THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else 2  # CI machines have two cores, and two processes share them
+# CI machines have two cores, which two processes share; OMP_NUM_THREADS=1 is heeded.
+THREADS = 1 if "PYTEST_XDIST_WORKER" in os.environ else min(2, torch.get_num_threads())
 torch.set_num_threads(THREADS)  # here, too, for what is made once a file
 ARCHITECTURE = {
     "class": "timm.models.vision_transformer.VisionTransformer",

@@ -142,7 +142,7 @@ class Visualizer:
                 pass
             finished = True
         finally:
-            self._leave(request, finished)
+            self._release(request, finished)
         return self._frame(request)
 
     def in_atlas(self, layer: int, kind: str | None = None, seed: int = 0) -> bool:
@@ -179,7 +179,7 @@ class Visualizer:
             scored = self.score(finished)
             self._check_same(request)
         finally:
-            self._leave(request, scored is not None)
+            self._release(request, scored is not None)
         yield scored
 
     def _ascend(self, request: _Request, every: int) -> Iterator[Rendering]:
@@ -226,10 +226,10 @@ class Visualizer:
                         progress = replace(progress, curve={0: self._activation(each, progress.adam)})
                     progress = self._step(network, each, each_view, progress, augmentation)
                 if progress.step % every == 0 and progress.step < recipe.steps:
-                    self._put_away(request, neurons, progress)
+                    self._store(request, neurons, progress)
                     yield
         finally:
-            self._put_away(request, neurons, progress)
+            self._store(request, neurons, progress)
 
     def _step(self, network: VisionModel, each: Site, each_view: Site, progress: _Progress,
               augmentation: Augmentation) -> _Progress:
@@ -268,13 +268,13 @@ class Visualizer:
                 Adam.of(initial_images(self.recipe, self._random_key(request, neuron), self.model.image_size)), {})
         return request.progress[neuron]
 
-    def _put_away(self, request: _Request, neurons: list[int], progress: _Progress) -> None:
+    def _store(self, request: _Request, neurons: list[int], progress: _Progress) -> None:
         adam = progress.adam.to(torch.device("cpu"))
         curve = {step: values.cpu() for step, values in progress.curve.items()}
         for k, neuron in enumerate(neurons):
             request.progress[neuron] = _Progress(adam[k], {step: values[k : k + 1] for step, values in curve.items()})
 
-    def _leave(self, request: _Request, done: bool) -> None:
+    def _release(self, request: _Request, done: bool) -> None:
         """Keep what is unfinished for the next call; forget what has been handed over, or memory would grow."""
         for neuron in request.neurons:
             self._unfinished.pop(request.key(neuron), None)
