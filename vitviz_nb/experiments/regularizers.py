@@ -180,7 +180,7 @@ def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
         ring = rings(stack.shape[-1]).flatten()
         inside = torch.bincount(ring)[frequencies]  # coefficients on each ring, over which the power is averaged
         level = power * (len(ring) - 1) / inside
-        rows += [{"frequency (cycles a side)": int(f), "pictures": name, **mean_of(level[:, i].numpy())}
+        rows += [{"frequency (cycles per image)": int(f), "pictures": name, **mean_of(level[:, i].numpy())}
                  for i, f in enumerate(frequencies)]
     return Result(title, "power (white noise: 1)", pd.DataFrame(rows), ("white noise", 1.0))
 

@@ -23,7 +23,7 @@ SIDE = 32
 
 
 def grating(down: int, across: int) -> Tensor:
-    """(3, 32, 32), a cosine of so many cycles a side."""
+    """(3, 32, 32), a cosine of so many cycles per image."""
     line = 2 * math.pi * torch.arange(SIDE) / SIDE
     return (0.5 + 0.4 * torch.cos(down * line[:, None] + across * line)).expand(3, -1, -1)
 

@@ -70,7 +70,7 @@ def test_the_spectrum_of_white_noise_is_flat_and_that_of_a_grating_is_all_at_its
     white = found[found["pictures"] == "white"]
     assert white["value"].tolist() == pytest.approx([1] * 8, abs=0.05) and (white["n"] == 300).all()
     assert (white["low"] < white["value"]).all() and (white["value"] < white["high"]).all()
-    lone = found[found["pictures"] == "grating"].set_index("frequency (cycles a side)")["value"]
+    lone = found[found["pictures"] == "grating"].set_index("frequency (cycles per image)")["value"]
     # All power lies on the ring of 4.5 to 5.5, which holds 28 of the 255 frequencies of 16 x 16: (5, 0) turned about, 4, and
     # (5, 1), (5, 2) and (4, 3), 8 each.
     assert lone[5] == pytest.approx(255 / 28, rel=1e-4) and lone.drop(5).abs().max() < 1e-4

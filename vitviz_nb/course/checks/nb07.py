@@ -14,7 +14,7 @@ def half_of_it(answer, model):
     if isinstance(cutoff, bool | float) or cutoff not in list(curve.index):
         raise unsuitable(f"one of the cutoffs {', '.join(map(str, curve.index))}", answer)
     first = curve[curve >= curve.iloc[-1] / 2].index[0]
-    return verdict(cutoff == first, f"up to {cutoff} cycles a side the accuracy is {curve[cutoff]:.1f} %, of whole images "
+    return verdict(cutoff == first, f"up to {cutoff} cycles per image the accuracy is {curve[cutoff]:.1f} %, of whole images "
                    f"{curve.iloc[-1]:.1f} %", "look for the first with half or more")
 
 
@@ -33,13 +33,13 @@ def hybrid_fools(answer, model):
     answers = (separate[0].label, separate[1].label, together[0].label)
     measured = f"{names[0]} and {names[1]} are called {answers[0]} and {answers[1]}, the hybrid {answers[2]}"
     if cutoff > 12:
-        return False, f"{measured}; but up to {cutoff} cycles a side is nearly everything: take 12 at most."
+        return False, f"{measured}; but up to {cutoff} cycles per image is nearly everything: take 12 at most."
     return verdict(answers == (*names, names[0]), measured, f"wanted are {names[0]} and {names[1]}, and {names[0]} of the hybrid")
 
 
 @exercise("07.3")
 def share_beyond(answer, model):
-    """Percentage of scenes' variance above 8 cycles a side, within 3."""
+    """Percentage of scenes' variance above 8 cycles per image, within 3."""
     number, images = real(answer, "a number of percent"), color_world(model).batch(range(256)).images
     high, both = ((part - part.mean((2, 3), keepdim=True)).square().sum() for part in (filtered(images, 8, "high"), images))
     share = 100 * (high / both).item()
