@@ -197,6 +197,3 @@ def mean_of(values) -> dict[str, float]:
     mean = values.mean() if len(values) else np.nan
     half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return {"value": mean, "low": mean - half, "high": mean + half, "n": len(values)}
-
-
-share, mean, beside = proportion, mean_of, Result.side_by_side  # until every module has the new names
