@@ -166,7 +166,7 @@ def test_seed_and_kind(nb, measured):
     old = int(seed.value)
     released = seed.type(old + 1)  # of which the atlas has no picture
     measured("another seed typed, last layer: first live picture", (nb.next_picture(PICTURE, after=released).t - released) / 1000)
-    made = nb.wait_text(STATUS, "measuring it against", after=released, timeout=RUN)
+    made = nb.wait_text(STATUS, "scoring it against", after=released, timeout=RUN)
     measured("another seed typed, last layer: finished", (made.t - released) / 1000)
     done = finished(nb, *at(nb), after=released)
     measured("another seed typed, last layer: finished and scored", (done.t - released) / 1000)

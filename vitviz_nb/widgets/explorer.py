@@ -211,7 +211,7 @@ class Explorer(widgets.VBox):
                     frame = visualizer.score(frame)
                     break
                 step = f"step {frame.steps[0]} of {frame.recipe.steps}"
-                self._say(f"{step}, measuring {visualizer.reference.name}" if frame.finished else step, request)
+                self._say(f"{step}, scoring it against {visualizer.reference.name}" if frame.finished else step, request)
                 shown = time.monotonic()
                 yield 0
             if request != self._request:
