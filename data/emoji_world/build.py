@@ -44,7 +44,7 @@ KEPT = {
     "sos", "free", "diamond_shape_with_a_dot_inside", "arrows_clockwise", "high_brightness", "leo",
 }
 
-# 32 concepts of each of eight categories, drawn in every style, no two of which look the same: what the embedded models are trained on.
+# 32 concepts of each of eight categories, drawn in every style, no two of which look the same: those of the embedded models.
 TRAINED = {
     "Animals & Nature": """dog cat mouse2 tiger rabbit horse cow2 pig bear panda_face lion_face monkey elephant sheep camel
         rooster penguin duck owl frog turtle snake whale octopus fish crab snail bee spider butterfly cactus sunflower""",
