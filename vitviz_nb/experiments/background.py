@@ -178,7 +178,9 @@ def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *,
     Contexts are random here, so that a unit selective for a concept gains nothing from the concept's usual context. By chance,
     the largest of a unit's twelve numbers is about 0.13 for 2,048 scenes.
     """
-    world, sites = images or default_world(model), find_sites(model)[find_site(model, kind=kind).kind]
+    sites, world = find_sites(model)[find_site(model, kind=kind).kind], default_world(model) if images is None else images
+    if not isinstance(world, EmojiWorld):
+        raise VitvizError(f"Only of Emoji World are contexts known, so images is an EmojiWorld, got {validate.shown(images)}.")
     image_set = ImageSet(model, world, n)
     path = cache.entry(model, {"kind": sites[0].kind, "world": image_set.key, "n": image_set.n}, "contexts")
     stored = cache.read(path)
@@ -215,7 +217,7 @@ def _how(boxes: bool, fill: str) -> str:
 
 
 def _own_world(model: VisionModel, world: EmojiWorld | None) -> EmojiWorld:
-    world = world or default_world(model)
+    world = default_world(model) if world is None else world
     if not isinstance(world, EmojiWorld) or model.class_names != world.concepts:
         raise VitvizError(f"Only in Emoji World are contexts known, so this needs its scenes and a model of its concepts; "
                           f"{model.name} has other classes. Take an embedded model, such as vv.load('emoji-vit').")

@@ -126,6 +126,7 @@ def _blocks(model: VisionModel) -> list[Site]:
 
 
 def _head_input(model: VisionModel) -> str | None:
+    find_sites(model)  # refuses what is no VisionModel
     return model.remember("head input", lambda: _probe_head(model))
 
 
@@ -152,7 +153,7 @@ def _probe_head(model: VisionModel) -> str | None:
 
 
 def _block_number(model: VisionModel, number: int) -> int:
-    return validate.whole(f"A number of blocks of {model.name}", number, 0, depth(model))
+    return validate.whole("A number of blocks", number, 0, depth(model))
 
 
 @contextmanager

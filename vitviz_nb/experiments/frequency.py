@@ -4,7 +4,7 @@ import numpy as np
 import pandas as pd
 import torch
 
-from ..datasets.image_set import ImageSet
+from ..datasets.image_set import ImageSet, default_world
 from ..models.vision_model import VisionModel
 from ..utils import validate
 from ..utils.errors import VitvizError
@@ -75,8 +75,13 @@ def at_equal_accuracy(models: list[VisionModel], images=None, *, n: int | None =
 
     There every model begins at 100 %, so that none keeps more because it was more accurate, or knew other images, from the start.
     """
-    correct = {model.title: {cutoff: hits[:, 0] for cutoff, hits in _by_cutoff(model, ImageSet(model, images, n), passes).items()}
-               for model in models}
+    models = _models(models)
+    images = default_world(models[0]) if images is None else images  # the same for all
+    image_sets = [ImageSet(model, images, n) for model in models]
+    if len({image_set.n for image_set in image_sets}) > 1:
+        raise VitvizError("These models would see different numbers of images; give n.")
+    correct = {model.title: {cutoff: hits[:, 0] for cutoff, hits in _by_cutoff(model, image_set, passes).items()}
+               for model, image_set in zip(models, image_sets, strict=True)}
     all_correct = torch.stack([next(iter(curve.values())) for curve in correct.values()]).all(0)
     if not all_correct.any():
         raise VitvizError(f"There is no image that {', '.join(correct)} all classify correctly; compare models that know these "
@@ -96,7 +101,7 @@ def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = Non
     if not 0 < validate.real("keep", keep, 0, 1) < 1:
         raise VitvizError(f"The proportion of the accuracy to keep is between 0 and 1, got {keep}.")
     rows = []
-    for model in models:
+    for model in _models(models):
         image_set = ImageSet(model, images, n)
         correct = _by_cutoff(model, image_set, passes)
         hits = torch.stack([part[:, 0] for part in correct.values()]).double().numpy()  # (cutoffs, n)
@@ -106,6 +111,13 @@ def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = Non
         low, high = np.quantile(draws, (0.025, 0.975))
         rows.append({"model": model.title, "value": value, "low": low, "high": high, "n": image_set.n})
     return Result(f"{passes}-pass that leaves {100 * keep:.0f} % of the accuracy ({image_set.name})", CUTOFF, pd.DataFrame(rows))
+
+
+def _models(models) -> list[VisionModel]:
+    models = list(models) if isinstance(models, (list, tuple)) else [models]
+    if not models or not all(isinstance(model, VisionModel) for model in models):
+        raise VitvizError(f"models is a list of models from vv.load(name), such as [model], got {validate.shown(models)}.")
+    return models
 
 
 def _crossing(steps: list[int], curve: np.ndarray, keep: float) -> float:
@@ -129,7 +141,7 @@ def conflict(model: VisionModel, images=None, *, n: int | None = None, steps=(4,
     image_set = ImageSet(model, images, n)
     labels = image_set.labels(range(image_set.n))
     partner, rows = _partners(labels), []
-    for cutoff in steps:
+    for cutoff in np.atleast_1d(steps).tolist():
         predictions = top5_predictions(model, image_set, f"hybrids {cutoff}", lambda numbers, batch, cutoff=cutoff: hybrid(
             batch, image_set.batch(partner[list(numbers)].tolist()), cutoff))[:, 0]
         rows += [{CUTOFF: cutoff, "predicted class": f"of the {part} frequencies",

@@ -113,8 +113,15 @@ def test_patches_still_read_each_other_when_cls_is_isolated_and_stay_as_they_are
 @pytest.mark.parametrize("run", [isolate_cls, cls_only])
 @pytest.mark.parametrize("k", [-1, 4, 1.5, "all", None, True])
 def test_a_number_of_blocks_that_there_is_not_is_refused(run, k):
-    with pytest.raises(VitvizError, match="blocks of planted is a whole number from 0 to 3"), run(planted(VIT, 0), k):
+    with pytest.raises(VitvizError, match="A number of blocks is a whole number from 0 to 3"), run(planted(VIT, 0), k):
         pass
+
+
+@pytest.mark.parametrize("model", ["emoji-vit", nn.Identity(), None])
+def test_what_is_no_model_is_refused(model):
+    for experiment in (*ALL, lambda model: isolate_cls(model, 1), lambda model: cls_only(model, 1)):
+        with pytest.raises(VitvizError, match="vv.load"):
+            experiment(model)
 
 
 def accuracy(model: VisionModel) -> int:

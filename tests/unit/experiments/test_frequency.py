@@ -8,6 +8,7 @@ import torch
 from PIL import Image
 from torch import nn
 
+from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.experiments.frequency import (
     accuracy_by_cutoff,
     at_equal_accuracy,
@@ -199,6 +200,36 @@ def test_hybrids_need_two_classes():
     model = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)
     with pytest.raises(VitvizError, match="at least two classes"):
         conflict(model, Waves([8, 8, 8, 8]))
+
+
+@pytest.mark.parametrize("models", [[], ["emoji-vit"], None, "emoji-vit"])
+def test_what_are_no_models_is_refused(models):
+    for experiment in (at_equal_accuracy, cutoff_needed):
+        with pytest.raises(VitvizError, match="models is a list of models from vv.load"):
+            experiment(models, Stripes())
+
+
+class Constant(nn.Module):
+    """Predicts the first of 256 classes, and remembers the images."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = []
+
+    def forward(self, x):
+        self.seen.append(x.clone())
+        return torch.eye(1, 256).expand(len(x), -1)
+
+
+def test_models_of_other_training_are_compared_on_the_same_images_by_default():
+    """Embedded models trained in other styles have other default scenes, which were compared as if they were the same."""
+    world = EmojiWorld("val", styles=("3d", "flat"), size=SIZE)
+    correct = world.concepts[int(world.facts([0])["concept"][0])]
+    classes = sorted(world.concepts, key=lambda name: name != correct)
+    first, second = (VisionModel(Constant(), name, SIZE, class_names=classes, card={"recipe": {"styles": styles}})
+                     for name, styles in (("first", ("3d", "flat")), ("second", ("word",))))
+    at_equal_accuracy([first, second], n=4)
+    assert torch.equal(first.module.seen[0], second.module.seen[0])
 
 
 @pytest.mark.parametrize("images", [255 * torch.rand(2, 3, 8, 8), torch.rand(3, 8, 8), torch.full((1, 3, 8, 8), math.nan), "a"])
