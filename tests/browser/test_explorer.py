@@ -215,12 +215,12 @@ def test_stop_keeps_the_picture_and_the_next_move_runs(nb, measured):
     finished(nb, layer.value, neuron.value, after=changed)
 
 
+def test_memory_of_the_kernel(nb):
+    assert nb.kernel_memory() <= 1.2
+
+
 def test_running_the_cells_again_replaces_the_explorer_and_its_thread(nb):
     nb.run_all()
     nb.wait_text(STATUS, AT_REST, timeout=RUN)
     names = nb.python("import threading; print([thread.name for thread in threading.enumerate()])")
     assert names.count("'explorer'") == 1
-
-
-def test_memory_of_the_kernel(nb):
-    assert nb.kernel_memory() <= 1.2
