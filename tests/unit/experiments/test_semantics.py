@@ -109,7 +109,7 @@ def test_every_fact_of_a_scene_is_a_number(planted):
 
 
 def test_profiles_correlate_across_styles_and_not_with_other_concepts(planted):
-    rows = across_styles(planted, 512).table
+    rows = across_styles(planted, 288).table
     # Of the eight planted units only those that vary with concepts on average count; concept, sum and product do.
     value = rows.set_index("3d and")["value"]
     assert set(value.index) == {*STYLES, "3d, other concepts"}
@@ -119,7 +119,7 @@ def test_profiles_correlate_across_styles_and_not_with_other_concepts(planted):
 def test_a_unit_keeps_its_profile_in_every_style_if_it_depends_on_the_concept_alone(planted, monkeypatch: pytest.MonkeyPatch):
     answers = semantics.activations
     monkeypatch.setattr(semantics, "activations", lambda *a: [answers(*a)[0][:, [0, 7]]])
-    value = across_styles(planted, 512).table.set_index("3d and")["value"]
+    value = across_styles(planted, 288).table.set_index("3d and")["value"]
     assert value["3d"] == pytest.approx(1, abs=1e-4)
     assert value["word"] == value["line"] == pytest.approx(1, abs=1e-4)  # the unit for 3D alone is still there, and left out
     assert abs(value["3d, other concepts"]) < 0.2
