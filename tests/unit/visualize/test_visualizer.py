@@ -849,20 +849,6 @@ def test_every_family_is_optimized_in_bfloat16_nearly_as_in_float32(family, monk
     assert torch.equal(full.curves[:, 0], half.curves[:, 0])  # what is reported is always measured in float32
 
 
-@pytest.mark.parametrize("family", FAMILIES)
-def test_activations_in_bfloat16_are_those_in_float32(family, monkeypatch):
-    torch.manual_seed(5)
-    build, kind, size = FAMILIES[family]
-    model = VisionModel(build(), family, size)
-    place, keys = replace(find_site(model, 0, kind), own=torch.tensor([0, 0, 5, 5])), random_streams.keys(0, np.arange(2))
-    views = Augmentation(RECIPE, keys, size, model.mean, model.std, "cpu")
-    pictures = torch.rand(2, 3, size, size)
-    full, half = (tokens(hardware.rounded(model, precision), place, views(pictures, 0, precision)).float()
-                  for precision in (torch.float32, torch.bfloat16))
-    assert (half - full).norm() < 0.03 * full.norm()
-    assert not torch.equal(half, full) and next(model.module.parameters()).dtype is torch.float32
-
-
 @pytest.mark.parametrize("family", ["clip", "swin", "coat", "resnet"])
 def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(family, monkeypatch):
     torch.manual_seed(5)
