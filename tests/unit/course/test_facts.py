@@ -56,7 +56,7 @@ def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()
     best = reference_activations(model, find_site(model, 5), reference).topk(6, dim=0).indices
     passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
-    assert all(shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 20))
+    assert all(shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 100))
     passing = int(passes.sum())
     assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
     assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal

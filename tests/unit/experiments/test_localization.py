@@ -124,8 +124,8 @@ def test_a_patch_is_inside_from_half_of_it_on(covered: int, inside: float):
     assert values(pointing_game(make([RED]), Spots(covered), n=19), "mask", "of the image") == pytest.approx([inside])
 
 
-def test_images_without_masks_and_units_without_maps_are_told_so():
-    with pytest.raises(VitvizError, match="not known where the 3 images show their things"):
+def test_images_without_masks_and_units_without_maps_are_refused():
+    with pytest.raises(VitvizError, match="The 3 images have no masks"):
         pointing_game(make([RED]), torch.rand(3, 3, SIZE, SIZE))
     with pytest.raises(VitvizError, match="The windows of patches do not lie in the order of the image"):
         pointing_game(make([RED], [RED], windows=1), Spots(), n=19)
