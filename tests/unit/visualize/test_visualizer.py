@@ -13,6 +13,8 @@ import numpy as np
 import pytest
 import timm
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
 from timm.layers import Mlp
 from timm.models import coat, convit, deit, pit, resnet, swin_transformer, twins
 from timm.models.vision_transformer import VisionTransformer
@@ -768,6 +770,20 @@ def test_numbers_of_numpy_do_as_well(vit, gray, passes, tmp_path):
 def test_address_the_model_lacks_is_an_error_that_says_what_there_is(vit, gray, arguments, said):
     with pytest.raises(VitvizError, match=said):
         Visualizer(vit, RECIPE, gray).render(**arguments)
+
+
+ANYTHING = st.one_of(st.integers(-3, 4), st.integers(), st.floats(), st.text("a1"), st.none(), st.booleans(),
+                     st.lists(st.integers(-1, 4), max_size=3), st.complex_numbers(), st.just(torch.tensor(1)), st.just(np.array([[1]])), st.just("mlp"))
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.one_of(st.just(0), ANYTHING), ANYTHING, st.one_of(st.none(), ANYTHING), st.one_of(st.just(0), ANYTHING))
+def test_any_address_is_rendered_or_refused(planted, gray, layer, neurons, kind, seed):
+    try:
+        rendering = Visualizer(planted, Recipe(steps=1, copies=1), gray, keep=False).render(layer, neurons, kind, seed)
+    except VitvizError:
+        return
+    assert rendering.finished and len(rendering.pictures) == len(rendering.neurons) > 0
 
 
 @pytest.mark.parametrize("every", [0, -1, 1.5, None, "1"])
