@@ -150,7 +150,7 @@ def _cache(options) -> None:
     if options.clear:
         cache.evict(0)
     sizes = [size for _, size, _ in cache.contents()]
-    print(f"{len(sizes)} results in {cache_dir()}: {sum(sizes) / 1e6:.1f} MB of at most {cache.limit() / 1e6:.0f} MB "
+    print(f"{len(sizes)} results in {cache_dir()}: {sum(sizes) / 1e6:.1f} MB of at most {cache.limit() / 1e6:g} MB "
           f"(VITVIZ_CACHE_LIMIT); downloaded weights are not counted")
 
 
