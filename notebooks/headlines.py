@@ -117,7 +117,7 @@ def paper(table: str, model: str = "ViT-B/16", measure: str = "top-1", **levels)
 def mean_frequency(model: vv.VisionModel) -> Result:
     """Spatial frequency of the visualizations of every fourth unit, by layer, as notebook 03 measures it."""
     sites, viewer = find_sites(model)[find_site(model).kind], vv.Visualizer(model)
-    pictures = {site.layer: viewer.render(site.layer, range(0, site.units, 4)).require_finished().pictures for site in sites}
+    pictures = {site.layer: viewer.render(site.layer, range(0, site.units, 4)) for site in sites}
     return progression.frequency_and_color(pictures, model.title)[0]
 
 

@@ -15,16 +15,17 @@ from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.spectrum import radial_spectrum
 from ..utils.statistics import pearson
+from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
 from .faithfulness import selectivity
 from .result import Result, mean_of
 
 
-def frequency_and_color(pictures: dict[int, torch.Tensor], title: str) -> tuple[Result, Result]:
+def frequency_and_color(pictures: dict[int, Rendering | torch.Tensor], title: str) -> tuple[Result, Result]:
     """Spatial frequency and colorfulness of feature visualizations, by layer.
 
     Args:
-        pictures: for each layer pictures (K, 3, S, S) in [0, 1], one a neuron.
+        pictures: for each layer a finished rendering, or pictures (K, 3, S, S) in [0, 1], one a neuron.
 
     Returns:
         The mean spatial frequency, weighted by power, in cycles per image; and the colorfulness, the standard deviation of a
@@ -32,6 +33,7 @@ def frequency_and_color(pictures: dict[int, torch.Tensor], title: str) -> tuple[
     """
     frequency, color = [], []
     for layer, images in pictures.items():
+        images = images.require_finished().pictures if isinstance(images, Rendering) else images
         validate.images(f"pictures of layer {layer}", images, (3, *getattr(images, "shape", ())[-2:]))
         cycles, power = radial_spectrum(images)
         frequency.append({"layer": layer, **mean_of((power * cycles).sum(1) / power.sum(1).clamp_min(1e-12))})

@@ -172,7 +172,7 @@ def test_a_wall_has_a_row_a_layer_of_random_and_of_the_most_selective_units(monk
     assert torch.equal(drawn[-2].picture, atlas.rendering(5, [511]).pictures[0])
 
 
-def test_a_wall_shows_no_unfinished_pictures(monkeypatch):
+def test_no_unfinished_picture_is_shown_or_measured_as_finished(monkeypatch):
     model = vv.load("emoji-vit", device="cpu")
     finished = Visualizer(model).render(0, range(4))
     unfinished = replace(finished, steps=[1, *finished.steps[1:]])
@@ -180,3 +180,6 @@ def test_a_wall_shows_no_unfinished_pictures(monkeypatch):
     monkeypatch.setattr(progression, "selectivity", lambda model, site: Selectivity(torch.rand(256, site.units)))
     with pytest.raises(VitvizError, match="unfinished"):
         wall(Visualizer(model), units=2)
+    assert frequency_and_color({0: finished}, "")[0].table["n"].tolist() == [4]
+    with pytest.raises(VitvizError, match="unfinished"):
+        frequency_and_color({0: unfinished}, "")
