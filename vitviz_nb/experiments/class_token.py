@@ -29,18 +29,17 @@ def cls_isolation(model: VisionModel, images=None, *, n: int | None = None) -> R
     Args:
         images: labeled, as ``ImageSet`` takes them.
     """
-    image_set = ImageSet(model, images, n)
-    rows = [row for k in range(depth(model) + 1) for row in
-            _accuracy(model, image_set, {"isolated blocks": k}, isolate_cls(model, k))]
-    return Result(f"{model.title}: isolated CLS for the first blocks ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
+    return _by_block(model, ImageSet(model, images, n), "isolated blocks", isolate_cls, "isolated CLS for the first blocks")
 
 
 def cls_only_from(model: VisionModel, images=None, *, n: int | None = None) -> Result:
     """Accuracy if CLS attends only to itself from block k on, for k = 0 (it never sees a patch) to all blocks (as trained)."""
-    image_set = ImageSet(model, images, n)
-    rows = [row for k in range(depth(model) + 1) for row in
-            _accuracy(model, image_set, {"CLS-only from block": k}, cls_only(model, k))]
-    return Result(f"{model.title}: CLS-only from a block on ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
+    return _by_block(model, ImageSet(model, images, n), "CLS-only from block", cls_only, "CLS-only from a block on")
+
+
+def _by_block(model: VisionModel, images: ImageSet, factor: str, change: Callable, what: str) -> Result:
+    rows = [row for k in range(depth(model) + 1) for row in _accuracy(model, images, {factor: k}, change(model, k))]
+    return Result(f"{model.title}: {what} ({images.name})", "accuracy (%)", pd.DataFrame(rows))
 
 
 def isolate_cls(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
