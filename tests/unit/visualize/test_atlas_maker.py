@@ -440,12 +440,12 @@ def test_a_worker_whose_model_has_other_weights_is_told_so(model, tmp_path, monk
         make(model, tmp_path, executor=Here())
 
 
-BY_NAME = Recipe(steps=1, copies=1, jitter=0)  # timm's smallest ViT, which workers load by its name: 192 units at 160 px
+BY_NAME = Recipe(steps=1, copies=1, jitter=0)  # of emoji-vit, which workers load by its name: 512 units, so 32 chunks
 
 
 @pytest.fixture(scope="module")
 def by_name() -> VisionModel:
-    return with_few_images(vv.load("test_vit", pretrained=False, device="cpu"))
+    return with_few_images(vv.load("emoji-vit", device="cpu"))
 
 
 @pytest.fixture(scope="module")
@@ -458,14 +458,14 @@ def alone(by_name, tmp_path_factory) -> dict[str, bytes]:
 
 
 def kill_when_half_done(monkeypatch, kill) -> list[Path]:
-    """Calls ``kill`` when 48 of the 96 chunks have come back."""
+    """Calls ``kill`` when 16 of the 32 chunks have come back."""
     write, came = atlas_maker.files.write, []
 
     def written(path, content):
         write(path, content)
         if path.suffix == ".npz":
             came.append(path)
-        if len(came) == 48:
+        if len(came) == 16:
             kill()
 
     monkeypatch.setattr(atlas_maker.files, "write", written)
@@ -473,7 +473,7 @@ def kill_when_half_done(monkeypatch, kill) -> list[Path]:
 
 
 class Deadly(ProcessPoolExecutor):
-    """The first of them kills the worker that is given the 48th call, while it works: one that dies while it hands over a
+    """The first of them kills the worker that is given the 16th call, while it works: one that dies while it hands over a
     result can leave CPython's pool waiting for the rest of it."""
 
     made: list["Deadly"] = []
@@ -485,7 +485,7 @@ class Deadly(ProcessPoolExecutor):
 
     def submit(self, function, /, *arguments):
         self.calls += 1
-        if len(self.made) == 1 and self.calls == 48:
+        if len(self.made) == 1 and self.calls == 16:
             return super().submit(signal.raise_signal, signal.SIGKILL)
         return super().submit(function, *arguments)
 
@@ -497,7 +497,7 @@ def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, mon
     context.set_forkserver_preload(["vitviz_nb.visualize.atlas_maker"])  # torch and timm are imported once, not by each worker
     came = kill_when_half_done(monkeypatch, lambda: None)
     atlas = make(by_name, tmp_path, [0], BY_NAME, executor=lambda: Deadly(2, context))
-    assert len(Deadly.made) == 2 and len(set(came)) == len(came) == 96 + 1  # the table, too
+    assert len(Deadly.made) == 2 and len(set(came)) == len(came) == 32 + 1  # the table, too
     assert contents(atlas.folder) == alone
 
 
@@ -510,5 +510,5 @@ def test_dask_with_two_workers_of_which_one_is_killed_half_way(by_name, alone, t
         atlas = make(by_name, tmp_path, [0], BY_NAME, executor=client.get_executor())
         client.wait_for_workers(2)
         assert len(set(before.values())) == 2 and set(client.run(os.getpid).values()) != set(before.values())
-    assert len(set(came)) == len(came) == 96 + 1
+    assert len(set(came)) == len(came) == 32 + 1
     assert contents(atlas.folder) == alone
