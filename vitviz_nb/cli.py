@@ -114,9 +114,6 @@ def _parser() -> argparse.ArgumentParser:
                      help="LOC_train_solution.csv, or a CSV file with the columns file,left,top,right,bottom")
     sub.add_argument("--per-class", type=int, help="so many images of each class (default: all that have boxes)")
     sub.add_argument("--out", type=_path, required=True, help="CSV file for the table")
-
-    sub = command("publish", _publish, "write badges and the Colab address into the README and every notebook")
-    sub.add_argument("target", nargs="?", metavar="OWNER/REPO", help="on GitHub (default: the git remote 'origin')")
     return parser
 
 
@@ -258,10 +255,3 @@ def _background(options) -> None:
             print(f"  {row.model:<44}{row.shown:<12}{row.measure}  {row.value:6.2f}  "
                   f"(95 % interval {row.low:.2f} to {row.high:.2f}, n = {row.n})")
     print(f"written to {path}")
-
-
-def _publish(options) -> None:
-    from .course.publish import publish
-
-    changed = publish(options.target, Path.cwd())
-    print("\n".join(map(str, changed)) if changed else "nothing to change: badges and addresses are as they should be")

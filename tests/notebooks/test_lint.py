@@ -1,5 +1,6 @@
 """Every notebook keeps the rules that make it open well on GitHub, Colab, Binder and JupyterLab, and for everyone."""
 
+import importlib.util
 import json
 import re
 from dataclasses import dataclass, field
@@ -9,12 +10,14 @@ from urllib.parse import unquote
 import nbformat
 import pytest
 
-from vitviz_nb.course.publish import END, REPOSITORY_LINE, START, find_notebooks
-
 from .refresh import course, neighbors
 
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = find_notebooks(ROOT)
+SPEC = importlib.util.spec_from_file_location("publish_command", ROOT / "notebooks" / "publish.py")
+publish = importlib.util.module_from_spec(SPEC)
+SPEC.loader.exec_module(publish)
+END, REPOSITORY_LINE, START = publish.END, publish.REPOSITORY_LINE, publish.START
+NOTEBOOKS = publish.find_notebooks()
 LOCAL_PATH = re.compile(r"(?<![\w.:/-])/(?:work|home|root|Users)\b|\bC:\\")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 COURSE = course(ROOT)
@@ -55,7 +58,7 @@ def problems(path: Path, root: Path) -> list[str]:
     if sum(len(re.findall(r"^# ", text, re.MULTILINE)) for text in prose) != 1:
         found.append("not exactly one H1")
     if sum(len(REPOSITORY_LINE.findall(cell.source)) for cell in code) != 1:
-        found.append("not exactly one REPOSITORY line for vitviz publish")
+        found.append("not exactly one REPOSITORY line for notebooks/publish.py")
     if any(cell.outputs for cell in code) and [c.execution_count for c in code] != [*range(1, len(code) + 1)]:
         found.append("outputs are stored, but not of one run from top to bottom: counts are not 1, 2, 3 ...")
     found += badge_problems(notebook.cells[0] if notebook.cells else None, path.relative_to(root).as_posix())
@@ -75,7 +78,7 @@ def badge_problems(cell: dict | None, name: str) -> list[str]:
         return ["the first cell does not have the badge markers"]
     between = cell.source.partition(START)[2].partition(END)[0].strip()
     if between and (between.count("[![") != 3 or unquote(between).count(name) != 3):
-        return ["the badges do not open this notebook: run vitviz publish"]
+        return ["the badges do not open this notebook: run notebooks/publish.py"]
     return []
 
 
@@ -270,7 +273,7 @@ GOOD = json.dumps({
     "cells": [
         cell("markdown", f"{START}\n{END}"),
         cell("markdown", PROSE.splitlines(keepends=True)),  # Jupyter saves lines
-        cell("code", 'REPOSITORY = ""  # written by vitviz publish', execution_count=1, outputs=[]),
+        cell("code", 'REPOSITORY = ""  # written by notebooks/publish.py', execution_count=1, outputs=[]),
         cell("code", "draw()", execution_count=2, outputs=[PICTURE], metadata=FIGURE),
     ],
     "metadata": {}, "nbformat": 4, "nbformat_minor": 5,
@@ -297,7 +300,7 @@ def test_good_notebook_has_no_problems(tmp_path):
     ("H1", "# One", "## One"),
     ("H1", "See ", "\\n# Two\\n"),
     ("REPOSITORY", "REPOSITORY", "repository"),
-    ("REPOSITORY", "draw()", 'REPOSITORY = \\"a/b\\"  # written by vitviz publish'),
+    ("REPOSITORY", "draw()", 'REPOSITORY = \\"a/b\\"  # written by notebooks/publish.py'),
     ("1, 2, 3", '"execution_count": 1', '"execution_count": 3'),
     ("1, 2, 3", '"execution_count": 1', '"execution_count": null'),
     ("markers", "<!-- badges -->", ""),

@@ -239,7 +239,6 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
     (["models", "*no such model*"], "No pretrained timm model matches '*no such model*'"),
     (["atlas", "emoji-vti", "--out", "out"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
     (["atlas", "emoji-vit"], "required: --out"),
-    (["publish", "not a repository"], "'not a repository'"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says: str, shelf, tmp_path: Path,
                                                       capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
