@@ -108,8 +108,9 @@ class VisionModel:
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""
+        weight = next((p for p in self.module.parameters() if p.is_floating_point()), inputs)
         with self.lock, evaluating(self.module):
-            return self.module(inputs)
+            return self.module(inputs.to(weight.dtype))
 
     def _class_points(self) -> torch.Tensor:
         def make() -> torch.Tensor:

@@ -113,6 +113,15 @@ def test_a_network_in_training_is_read_in_eval_mode_and_put_back():
     assert torch.equal(model(shown), model(shown)) and module.training and module[1].training
 
 
+@pytest.mark.parametrize("precision", [torch.float64, torch.bfloat16])
+def test_a_network_of_another_precision_takes_images_as_they_come(precision: torch.dtype, tiny_vit: VisionModel):
+    expected = tiny_vit(images())
+    tiny_vit.module.to(precision)
+    logits = tiny_vit(images())
+    assert logits.dtype == precision and torch.allclose(logits.float(), expected, atol=0.05)
+    assert activations(tiny_vit, "mlp", images())[1].shape == (4, 128)
+
+
 # What the model computes at this moment
 
 
