@@ -5,6 +5,8 @@ run ("measured in the browser") and never decide a test.
 """
 
 import re
+import subprocess
+import sys
 
 import pytest
 
@@ -216,7 +218,10 @@ def test_stop_keeps_the_picture_and_the_next_move_runs(nb, measured):
 
 
 def test_memory_of_the_kernel(nb):
-    assert nb.kernel_memory() <= 1.2
+    """Beyond torch and timm, which take 0.3 GB of Binder's 2 with a CPU build of torch, three times that with a CUDA build."""
+    measure = "import torch, timm, resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
+    imports = float(subprocess.check_output([sys.executable, "-c", measure], text=True)) * 1024 / 1e9
+    assert nb.kernel_memory() - imports <= 0.5
 
 
 def test_running_the_cells_again_replaces_the_explorer_and_its_thread(nb):
