@@ -9,8 +9,8 @@ from ..utils import validate
 from ..utils.errors import VitvizError
 
 Box = tuple[float, float, float, float]  # left, top, right, bottom, px of the image as it is shown
-_OWN, _IMAGENET = {"file", "left", "top", "right", "bottom"}, {"ImageId", "PredictionString"}
-_ALLOWED = ("a CSV file whose first line is file,left,top,right,bottom (pixels; several lines a file for several boxes), or "
+_SIDES = ("left", "top", "right", "bottom")
+_ALLOWED = (f"a CSV file whose first line is file,{','.join(_SIDES)} (pixels; several lines a file for several boxes), or "
             "ImageNet's own LOC_train_solution.csv")
 
 
@@ -31,35 +31,33 @@ class Boxes:
             with open(self.path, newline="", encoding="utf-8-sig") as file:
                 rows = csv.DictReader(file)
                 columns = set(rows.fieldnames or ())
-                if not (_OWN <= columns or _IMAGENET <= columns):
+                if not ({"file", *_SIDES} <= columns or {"ImageId", "PredictionString"} <= columns):
                     shown = ", ".join(sorted(columns)) or "(none)"
                     raise VitvizError(f"{self.path} has the columns {shown}. Boxes are {_ALLOWED}.")
                 for row in rows:
-                    self._add(row, rows.line_num, own=_OWN <= columns)
+                    self._add(row, rows.line_num)
         except (OSError, UnicodeDecodeError, csv.Error) as error:
             why = getattr(error, "strerror", None) or error
             raise VitvizError(f"The boxes in {self.path} cannot be read ({why}). They are {_ALLOWED}.") from None
 
-    def _add(self, row: dict, line: int, own: bool) -> None:
+    def _add(self, row: dict, line: int) -> None:
         try:
-            if own:
-                name, boxes = row["file"].replace("\\", "/"), [tuple(float(row[k]) for k in ("left", "top", "right", "bottom"))]
+            if row.keys() >= {"file", *_SIDES}:
+                name, numbers = row["file"].replace("\\", "/"), [row[side] for side in _SIDES]
             else:
-                words = row["PredictionString"].split()
-                name = row["ImageId"]
-                boxes = [tuple(map(float, words[i + 1:i + 5])) for i in range(0, len(words), 5)]
-            for box in boxes:
-                left, top, right, bottom = box
-                if not name or not all(map(math.isfinite, box)) or not (left < right and top < bottom):
-                    raise ValueError
+                name, words = row["ImageId"], row["PredictionString"].split()
+                numbers = [word for i, word in enumerate(words) if i % 5]
+            numbers = [float(number) for number in numbers]
+            boxes = [tuple(numbers[i:i + 4]) for i in range(0, len(numbers), 4)]
+            valid = name and all(map(math.isfinite, numbers)) and all(l < r and t < b for l, t, r, b in boxes)  # noqa: E741
         except (ValueError, TypeError, AttributeError):
+            valid = False
+        if not valid:
             raise VitvizError(f"Line {line} of {self.path} is not a box: left must be less than right, and top less than bottom, "
-                              f"all in pixels, with the file's name.") from None
+                              f"all in pixels, with the file's name.")
         self._boxes.setdefault(name, []).extend(boxes)
 
     def of(self, file: Path, folder: Path) -> list[Box]:
         """The boxes of ``file`` in ``folder``: by its path in it, else its name, else its name without the suffix."""
-        for name in (file.relative_to(folder).as_posix(), file.name, file.stem):
-            if name in self._boxes:
-                return self._boxes[name]
-        return []
+        names = (file.relative_to(folder).as_posix(), file.name, file.stem)
+        return next((self._boxes[name] for name in names if name in self._boxes), [])

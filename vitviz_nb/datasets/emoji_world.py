@@ -39,42 +39,29 @@ _NOUNS = {"3d": ("3D model", "3D models"), "cartoon": ("cartoon", "cartoons"), "
 
 @dataclass(frozen=True, eq=False)
 class Scenes:
-    """A batch of N scenes and their ground truth. All tensors are on one device.
-
-    Attributes:
-        images: float32 (N, 3, size, size), RGB in [0, 1].
-        masks: float32 (N, size, size) in [0, 1], the fraction of each pixel that shows the scene's concept; of a blurred
-            scene, before the blur.
-        concept: int64 (N,), index into ``world.concepts``: the label.
-        style, context: int64 (N,), indices into ``world.styles`` and ``CONTEXTS``.
-        count: int64 (N,), 1 to 3 objects of the concept.
-        size, rotation, position: int64 (N,), indices into ``SIZES``, ``ROTATIONS`` and ``POSITIONS``.
-        occluded, blurred: bool (N,).
-        companion: int64 (N,), the concept of a second, smaller object, or -1.
-        indices: int64 (N,), which scenes of the split these are.
-    """
+    """N scenes and their ground truth, tensors on one device: indices and labels are int64 (N,)."""
 
     world: "EmojiWorld"
-    images: torch.Tensor
-    masks: torch.Tensor
-    concept: torch.Tensor
-    style: torch.Tensor
-    context: torch.Tensor
-    count: torch.Tensor
-    size: torch.Tensor
-    rotation: torch.Tensor
-    position: torch.Tensor
-    occluded: torch.Tensor
-    blurred: torch.Tensor
-    companion: torch.Tensor
-    indices: torch.Tensor
+    images: torch.Tensor  # float32 (N, 3, size, size), RGB in [0, 1]
+    masks: torch.Tensor  # float32 (N, size, size) in [0, 1], how much of a pixel shows the concept; of a blurred scene, unblurred
+    concept: torch.Tensor  # the label, an index into world.concepts
+    style: torch.Tensor  # index into world.styles
+    context: torch.Tensor  # index into CONTEXTS
+    count: torch.Tensor  # 1 to 3 objects of the concept
+    size: torch.Tensor  # index into SIZES
+    rotation: torch.Tensor  # index into ROTATIONS
+    position: torch.Tensor  # index into POSITIONS
+    occluded: torch.Tensor  # bool (N,)
+    blurred: torch.Tensor  # bool (N,)
+    companion: torch.Tensor  # the concept of a second, smaller object, or -1
+    indices: torch.Tensor  # which scenes of the split these are
 
     def __len__(self) -> int:
         return len(self.concept)
 
     @property
     def category(self) -> torch.Tensor:
-        """int64 (N,), index into ``world.categories``."""
+        """Indices into ``world.categories``, int64 (N,)."""
         return torch.as_tensor(self.world.category_of, device=self.concept.device)[self.concept]
 
     @cached_property
@@ -88,12 +75,11 @@ class Scenes:
         return bundle(contact_sheet(shown, repr(self.world)), f"{len(self)} scenes: {'; '.join(self.captions)}")
 
     def _caption(self, concept, style, context, count, size, rotation, position, occluded, blurred, companion) -> str:
-        world = self.world
-        noun = _NOUNS[world.styles[style]][count > 1]
-        words = [f"{('a', 'two', 'three')[count - 1]} {('small ', '', 'large ')[size]}{noun} of {world.concepts[concept]}"]
+        noun, concepts = _NOUNS[self.world.styles[style]][count > 1], self.world.concepts
+        words = [f"{('a', 'two', 'three')[count - 1]} {('small ', '', 'large ')[size]}{noun} of {concepts[concept]}"]
         words += [ROTATIONS[rotation]] * (rotation > 0) + [f"at the {POSITIONS[position]}"] * (position > 0)
         if companion >= 0:
-            words.append(f"with {world.concepts[companion]}")
+            words.append(f"with {concepts[companion]}")
         words += ["half hidden"] * occluded + ["blurred"] * blurred
         return ", ".join([*words, f"on {CONTEXTS[context]}"])
 
@@ -103,15 +89,14 @@ class EmojiWorld:
 
     Args:
         split: "train", "val" or "test"; they share neither scenes nor background tiles.
-        concepts: "trained" (the committed list of 256 the embedded models know), "unseen" (all others), "all", or at least
-            two names.
-        styles: one or more of ``STYLES``; leave one out to hold it out, give one twice to draw it twice as often.
+        concepts: "trained" (the 256 that embedded models know), "unseen" (all others), "all", or at least two names.
+        styles: one or more of ``STYLES``; the others are held out, and one given twice is drawn twice as often.
         size: side of a scene, 8 to 2,048 px.
         seed: another seed is another world of the same statistics.
 
     Attributes:
         concepts: names, the class names of a model trained on this world.
-        categories: the Unicode categories of ``concepts``; ``category_of`` gives each concept's index in it.
+        categories, category_of: Unicode's categories of the concepts, and the index of each concept's.
         usual_context: index into ``CONTEXTS`` for each concept; a scene shows it with probability ``P_USUAL_CONTEXT``.
 
     Raises:
@@ -128,13 +113,11 @@ class EmojiWorld:
         if isinstance(concepts, str) and concepts in ("trained", "unseen", "all"):
             chosen = [i for i, row in enumerate(rows) if concepts == "all" or (concepts == "trained") == (row["trained"] == "1")]
         else:
-            names = _names("concepts", concepts)
-            for name in names:
-                if not isinstance(name, str) or name not in number:
-                    hint = nearest(name, number) if isinstance(name, str) else ""
-                    raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or names of data/emoji_world/concepts.csv, got "
-                                      f"{validate.shown(name)}.{hint}")
-            chosen = [number[name] for name in dict.fromkeys(names)]
+            names = dict.fromkeys(_names("concepts", concepts))
+            if unknown := [name for name in names if name not in number]:
+                raise VitvizError(f"concepts is 'trained', 'unseen', 'all' or names of data/emoji_world/concepts.csv, got "
+                                  f"{validate.shown(unknown[0])}.{nearest(unknown[0], number)}")
+            chosen = [number[name] for name in names]
         if len(chosen) < 2:
             raise VitvizError("Emoji World needs at least two concepts: a scene may show a second one beside the first.")
         self.concepts = [rows[i]["name"] for i in chosen]
@@ -250,25 +233,25 @@ def index_array(name: str, values, high: int, most: int = 2**24) -> np.ndarray:
     """Whole numbers from 0 to ``high`` (a range, list, array or tensor of up to ``most``) as int64 (N,); else VitvizError."""
     try:
         values = values.cpu().numpy() if isinstance(values, torch.Tensor) else values
-        count = len(values) if hasattr(values, "__len__") else 0
-        numbers = None if count > most else values if isinstance(values, np.ndarray) else np.asarray(list(values))
-        if numbers is not None and (numbers.ndim != 1 or len(numbers) and (
-                numbers.dtype.kind not in "iu" or numbers.min() < 0 or numbers.max() > high)):
-            raise ValueError
+        too_many = hasattr(values, "__len__") and len(values) > most
+        numbers = np.asarray([] if too_many else values if isinstance(values, np.ndarray) else list(values))
+        valid = numbers.ndim == 1 and (not len(numbers) or numbers.dtype.kind in "iu")
+        valid = valid and ((numbers >= 0) & (numbers <= high)).all()
     except Exception:  # what is no list of numbers fails in any way there is
-        raise VitvizError(f"{name} are whole numbers from 0 to {high}, such as range(16) or [3], got "
-                          f"{validate.shown(values)}.") from None
-    if numbers is None:
-        raise VitvizError(f"{name} holds {count:,} numbers; at most {most:,} can be taken at once.")
+        valid = too_many = False
+    if too_many:
+        raise VitvizError(f"{name} holds {len(values):,} numbers; at most {most:,} can be taken at once.")
+    if not valid:
+        raise VitvizError(f"{name} are whole numbers from 0 to {high}, such as range(16) or [3], got {validate.shown(values)}.")
     return numbers.astype(np.int64)
 
 
-def _names(name: str, values) -> list:
-    """A list of names, which may be given as a single one; VitvizError if there is none."""
+def _names(name: str, values) -> list[str]:
+    """A list of names, which may be given as a single one; VitvizError if it is empty or holds anything else."""
     try:
         names = [values] if isinstance(values, str) else list(values)
     except Exception:
         names = []
-    if not names:
+    if not names or not all(isinstance(value, str) for value in names):
         raise VitvizError(f"{name} is a list of names, with at least one, got {validate.shown(values)}.")
     return names

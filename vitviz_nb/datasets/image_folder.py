@@ -18,8 +18,9 @@ from .preprocessing import Preprocessing
 if TYPE_CHECKING:  # models are a room above
     from ..models.vision_model import VisionModel
 
-_FORMATS = {".jpg": "JPEG", ".jpeg": "JPEG", ".png": "PNG", ".webp": "WEBP", ".bmp": "BMP"}
-_OTHERS = {".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg"}  # named, not silently left out
+_FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # as Pillow calls them
+_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp")
+_OTHERS = (".gif", ".tif", ".tiff", ".heic", ".heif", ".avif", ".jp2", ".jxl", ".svg")  # named, not silently left out
 _ALLOWED = "JPEG, PNG, WebP or BMP"
 _HINT = f"Give a folder of {_ALLOWED} images, flat or with a subfolder per class."
 _ORIENTATION = 0x0112  # EXIF
@@ -32,27 +33,21 @@ _OPENING = threading.Lock()
 
 @dataclass(frozen=True, eq=False)
 class ImageFolder:
-    """What ``image_folder`` read.
+    """What ``image_folder`` read: N images and what is known of each."""
 
-    ``images``: (N, 3, S, S) float32 RGB in [0, 1]. ``paths``: the N files. ``labels``: for each, the name of the
-    subfolder of the given folder that it lies in, "" when it lies in none. ``skipped``: (file or folder, why) of the others.
-    ``masks``: (N, S, S) of 0 and 1, the inside of each image's bounding boxes; None if no boxes were given.
-    """
-
-    images: torch.Tensor
+    images: torch.Tensor  # float32 (N, 3, S, S), RGB in [0, 1]
     paths: list[Path]
-    labels: list[str]
-    skipped: list[tuple[Path, str]]
-    masks: torch.Tensor | None = None
+    labels: list[str]  # the subfolder of the given folder that each lies in, "" when it lies in none
+    skipped: list[tuple[Path, str]]  # (file or folder, why) of what was not read
+    masks: torch.Tensor | None = None  # float32 (N, S, S) of 0 and 1, the inside of the bounding boxes; None without boxes
 
 
 def image_folder(path: str | os.PathLike[str], size: Union[int, "VisionModel"], limit: int | None = None,
                  boxes: str | os.PathLike[str] | Boxes | None = None) -> ImageFolder:
-    """The images in a folder and its subfolders, sorted by path.
+    """The images in a folder and its subfolders, sorted by path, turned as their EXIF says, over white where transparent.
 
-    Each is turned as its EXIF says and laid over white where transparent. Files that are not images by name and hidden ones are
-    passed over; images that cannot be read, or of more than 100 megapixels, and folders that cannot be read are skipped with one
-    warning; with ``boxes``, so are images that have no box inside the crop. The result takes 12 * size**2 bytes per image.
+    Hidden files and those that are not images by name are passed over. Images that cannot be read, have more than 100 megapixels
+    or no box inside the crop, and folders that cannot be read, are skipped with one warning.
 
     Args:
         size: a model, whose preprocessing (timm's) is applied but for its normalization; or px, for the whole middle square.
@@ -68,31 +63,30 @@ def image_folder(path: str | os.PathLike[str], size: Union[int, "VisionModel"], 
     if not os.path.isdir(folder):
         problem = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
         raise VitvizError(f"{_printable(folder)} {problem}. {_HINT}")
-    files, unread = _image_files(folder)
-    check_memory(len(files) if limit is None else min(limit, len(files)), preprocessing.size)
-    pixels, paths, masks, failed = [], [], [], []
+    files, skipped = _image_files(folder)
+    check_memory(len(files[:limit]), preprocessing.size)
+    read = []
     for file in files:
-        if len(paths) == limit:
+        if len(read) == limit:
             break
         try:
-            seen, mask = _read(file, preprocessing, boxes and boxes.of(file, folder))
-            if mask is not None and not mask.any():
+            image, mask = _read(file, preprocessing, boxes and boxes.of(file, folder))
+            if boxes and not mask.any():
                 raise VitvizError(f"no box in what the model sees of it, in {boxes.path.name}")
+            read.append((file, image, mask))
         except Exception as error:  # on damaged files Pillow raises anything from OSError to struct.error
-            failed.append((file, _reason(error)))
-            continue
-        pixels.append(seen)
-        masks.append(mask)
-        paths.append(file)
-    summary = _summary(folder, unread, failed, len(paths) + len(failed))
-    if not paths:
-        raise VitvizError(f"No image in {_printable(folder)} can be read. {_HINT} {summary}".rstrip())
+            skipped.append((file, _reason(error)))
+    shown, count = _printable(folder), f"{len(skipped)} of {len(skipped) + len(read)}"
+    named = [f"{_printable(os.path.relpath(path, folder))} ({why})" for path, why in skipped[:_NAMED]]
+    named += [f"and {len(skipped) - _NAMED} more"] * (len(skipped) > _NAMED)
+    summary = f"{count} images and folders in {shown} skipped: {'; '.join(named)}." if skipped else ""
+    if not read:
+        raise VitvizError(f"No image in {shown} can be read. {_HINT} {summary}".rstrip())
     if summary:
         warnings.warn(summary, stacklevel=2)
-    relative = [file.relative_to(folder).parts for file in paths]
-    labels = [_printable(parts[0]) if len(parts) > 1 else "" for parts in relative]
-    images = torch.stack(pixels).float().div_(255)
-    return ImageFolder(images, paths, labels, unread + failed, torch.stack(masks) if boxes else None)
+    paths, images, masks = zip(*read, strict=True)
+    labels = ["" if path.parent == folder else _printable(path.relative_to(folder).parts[0]) for path in paths]
+    return ImageFolder(torch.stack(images).float().div_(255), list(paths), labels, skipped, torch.stack(masks) if boxes else None)
 
 
 def check_memory(n: int, size: int) -> None:
@@ -103,26 +97,31 @@ def check_memory(n: int, size: int) -> None:
 
 
 def _image_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
-    """Files that are images by name, none of them hidden, in an order that is the same on every system; (folder, why) unread."""
-    files, unread, errors = [], [], []
+    """Files that are images by name, in an order that is the same on every system, and (folder or link, why) of what is not."""
+    files, skipped, errors = [], [], []
     for here, subfolders, names in os.walk(folder, onerror=errors.append):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        unread += [(Path(here, name), "a link; links to folders are not followed") for name in subfolders
-                   if os.path.islink(os.path.join(here, name))]
-        for file in (Path(here, name) for name in names if not name.startswith(".")):
-            if file.is_symlink() and not os.path.exists(file):
-                unread.append((file, "a link to nothing"))
-            elif file.suffix.lower() in _FORMATS.keys() | _OTHERS and os.path.isfile(file):
-                files.append(file)
-    unread += [(Path(error.filename), _reason(error)) for error in errors]
-    return sorted(files, key=lambda file: file.relative_to(folder).parts), sorted(unread)
+        for path in (Path(here, name) for name in (*subfolders, *names) if not name.startswith(".")):
+            if os.path.islink(path) and not os.path.isfile(path):
+                why = "a link; links to folders are not followed" if os.path.exists(path) else "a link to nothing"
+                skipped.append((path, why))
+            elif path.suffix.lower() in _SUFFIXES + _OTHERS and os.path.isfile(path):
+                files.append(path)
+    skipped += [(Path(error.filename), _reason(error)) for error in errors]
+    return sorted(files, key=lambda file: file.relative_to(folder).parts), sorted(skipped)
 
 
 def _read(file: Path, preprocessing: Preprocessing, boxes: list | None) -> tuple[torch.Tensor, torch.Tensor | None]:
     """One image as uint8 (3, size, size), and the mask (size, size) of its boxes if there are boxes."""
-    if file.suffix.lower() not in _FORMATS:
+    if file.suffix.lower() not in _SUFFIXES:
         raise VitvizError(f"not {_ALLOWED}")
-    with _open(file) as image:
+    with _OPENING:  # Pillow's own limit is global; ours, applied to what is only a header yet, is lower and says the size
+        pillows, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
+        try:
+            image = Image.open(file, formats=_FORMATS)
+        finally:
+            Image.MAX_IMAGE_PIXELS = pillows
+    with image:
         width, height = image.size
         if width * height > _MEGAPIXELS * 1e6:
             raise VitvizError(f"{width} x {height} px = {width * height / 1e6:.0f} megapixels, the limit is {_MEGAPIXELS}")
@@ -137,16 +136,6 @@ def _read(file: Path, preprocessing: Preprocessing, boxes: list | None) -> tuple
         return preprocessing(image), None if boxes is None else preprocessing.box_mask(boxes, width, height)
 
 
-def _open(file: Path) -> Image.Image:
-    """Pillow's image with only its header read, whatever its size."""
-    with _OPENING:  # Pillow's own limit is global; ours, applied to what this returns, is lower and says the size
-        limit, Image.MAX_IMAGE_PIXELS = Image.MAX_IMAGE_PIXELS, None
-        try:
-            return Image.open(file, formats=sorted(set(_FORMATS.values())))
-        finally:
-            Image.MAX_IMAGE_PIXELS = limit
-
-
 def _reason(error: Exception) -> str:
     if isinstance(error, VitvizError):
         return str(error)
@@ -158,11 +147,3 @@ def _reason(error: Exception) -> str:
 def _printable(path: str | Path) -> str:
     """A path as text that can be printed, also where its name is not UTF-8."""
     return os.fsencode(path).decode("utf-8", "backslashreplace")
-
-
-def _summary(folder: Path, unread: list[tuple[Path, str]], failed: list[tuple[Path, str]], tried: int) -> str:
-    """One sentence that counts and names what was skipped, "" when nothing was."""
-    counted = [f"{len(failed)} of {tried} images"] * bool(failed) + [f"{len(unread)} folders or links"] * bool(unread)
-    skipped = [f"{_printable(os.path.relpath(path, folder))} ({why})" for path, why in [*unread, *failed]]
-    more = f"; and {len(skipped) - _NAMED} more" if len(skipped) > _NAMED else ""
-    return f"{' and '.join(counted)} in {_printable(folder)} skipped: {'; '.join(skipped[:_NAMED])}{more}." if skipped else ""

@@ -3,7 +3,6 @@
 import hashlib
 import os
 from collections.abc import Iterator
-from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
@@ -15,7 +14,7 @@ from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from .emoji_world import STYLES, EmojiWorld, Scenes, index_array
 from .image_folder import ImageFolder, check_memory, image_folder
-from .labels import Labels
+from .labels import label_indices
 from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # models are a room above
@@ -30,10 +29,9 @@ class ImageSet:
 
     Args:
         model: whose size and preprocessing the images take, and to whose classes their labels refer.
-        images: an ``EmojiWorld`` (its first scenes are used), an ``ImageFolder`` or the path of a folder, a data set as
-            torchvision makes them, whose items are (PIL image, class number) or (PIL image, (class number, mask)), the mask a
-            PIL image that is 0 outside the class, or a tensor (N, 3, S, S) in [0, 1]; by default the validation scenes of
-            Emoji World, for an embedded model in the styles it was trained on.
+        images: an ``EmojiWorld`` (its first scenes; by default ``default_world``), an ``ImageFolder`` or the path of a folder,
+            a tensor (N, 3, S, S) in [0, 1], or a data set as torchvision makes them, of (PIL image, class number) or (PIL image,
+            (class number, mask)), the mask a PIL image that is 0 outside the class.
         n: how many of them; by default all of a folder or tensor, else 1,024 (128 for models that see more than 96 px).
 
     Attributes:
@@ -52,7 +50,7 @@ class ImageSet:
         n, size = n if n is None else validate.whole("n", n, 1, _MOST), model.image_size
         default_n = 1024 if size <= 96 else 128  # a large network on a CPU takes its time
         self.source = source = default_world(model) if images is None else images
-        self._model, self._classes, self._masks, self._last = model, None, None, None
+        self._model, self._classes, self._masks, self._last = model, [], None, None
         if isinstance(source, EmojiWorld):
             if source.size != size:
                 raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
@@ -63,9 +61,8 @@ class ImageSet:
             source = image_folder(source, model, n)
         if isinstance(source, ImageFolder):
             stack, self._masks = source.images, source.masks
-            if any(source.labels):
-                self._classes = sorted(set(source.labels))
-                self._class_of = [self._classes.index(label) for label in source.labels]
+            self._classes = sorted(set(source.labels)) if any(source.labels) else []
+            self._class_of = [self._classes.index(label) for label in source.labels if self._classes]
         elif isinstance(source, torch.Tensor):
             stack = source
         elif all(hasattr(source, name) for name in ("__getitem__", "__len__", "classes")):
@@ -105,11 +102,10 @@ class ImageSet:
             raise VitvizError(f"Accuracy needs images with labels and a model whose class names are known; {self.name} have "
                               f"{'labels' if self._classes else 'none'}. Use an EmojiWorld, a folder with a subfolder per class, "
                               f"or a torchvision data set.")
-        if isinstance(self.source, EmojiWorld):
-            classes = self.source.facts(index_array("numbers", numbers, self.n - 1))["concept"]
-        else:
-            classes = [self._class_of[i] for i in index_array("numbers", numbers, self.n - 1)]
-        return torch.tensor(self._labels.of([int(i) for i in classes]), dtype=torch.int64)
+        numbers = index_array("numbers", numbers, self.n - 1)
+        world = isinstance(self.source, EmojiWorld)
+        classes = self.source.facts(numbers)["concept"].tolist() if world else [self._class_of[i] for i in numbers]
+        return torch.tensor(label_indices(classes, self._classes, self._model.class_names), dtype=torch.int64)
 
     def masks(self, numbers) -> torch.Tensor:
         """The mask of each image's class: float32 (N, S, S) in [0, 1], 1 where it is shown; VitvizError if that is not known."""
@@ -119,10 +115,6 @@ class ImageSet:
             raise VitvizError(f"The {self.name} have no masks; use an EmojiWorld, vv.image_folder(path, model, "
                               f"boxes=\"boxes.csv\"), or a data set whose items are (image, (class number, mask)).")
         return self._masks[index_array("numbers", numbers, self.n - 1)]
-
-    @cached_property
-    def _labels(self) -> Labels:
-        return Labels(self._classes, self._model.class_names)
 
     def _scenes(self, numbers) -> Scenes:
         """The scenes of these numbers; the last batch is kept, because its masks are often asked for next."""
@@ -167,6 +159,6 @@ def _read(source, model: "VisionModel", n: int, classes: int) -> tuple[torch.Ten
         images.append(preprocessing(image))
         labels.append(validate.whole(f"The class of item {i} of {kind}", label, 0, classes - 1))
         masks += [] if mask is None else [preprocessing.mask(mask)]
-    if masks and len(masks) < n:
+    if len(masks) not in (0, n):
         raise VitvizError(f"{len(masks)} of {n} items of {kind} have a mask; either all have one, or none.")
     return torch.stack(images).float().div_(255), labels, torch.stack(masks) if masks else None

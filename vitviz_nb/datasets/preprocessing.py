@@ -1,7 +1,7 @@
 """How a model sees an image file: resized and cropped as timm does it for that model, and the same for masks and boxes."""
 
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cache
 from typing import TYPE_CHECKING, Union
 
@@ -15,43 +15,33 @@ from ..utils import validate
 if TYPE_CHECKING:  # models are a room above
     from ..models.vision_model import VisionModel
 
-MOST_PX = 4096  # a side
-
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """timm's evaluation transform without its normalization: from a PIL image to pixels, a mask or a box in them.
+    """timm's evaluation transform without its normalization: from a PIL image to pixels, a mask or a box in them."""
 
-    Attributes:
-        size: side of the result, px.
-        crop_pct: which fraction of the resized image's (shorter) side is seen.
-        interpolation: "bicubic", "bilinear", … (antialiased).
-        crop_mode: "center" crops the longer side, "squash" changes the aspect ratio, "border" pads the shorter side.
-        mean: RGB in [0, 1], the color of the padding.
-    """
-
-    size: int
-    crop_pct: float = 1.0
+    size: int  # side of the result, px
+    crop_pct: float = 1.0  # which fraction of the resized image's (shorter) side is seen
     interpolation: str = "bicubic"
-    crop_mode: str = "center"
-    mean: tuple[float, ...] = (0.5, 0.5, 0.5)
+    crop_mode: str = "center"  # crops the longer side; "squash" changes the aspect ratio, "border" pads the shorter side
+    mean: tuple[float, ...] = (0.5, 0.5, 0.5)  # RGB in [0, 1], the color of the padding
 
     @classmethod
     def of(cls, size: Union[int, "VisionModel"]) -> "Preprocessing":
         """A model's own; for a size in px, the whole middle square. VitvizError for anything else."""
         if not hasattr(size, "image_size"):
-            return cls(validate.whole("size (px; or a model, for its preprocessing)", size, 1, MOST_PX))
+            return cls(validate.whole("size (px; or a model, for its preprocessing)", size, 1, 4096))
         settings = {name: value for name in ("crop_pct", "interpolation", "crop_mode") if (value := getattr(size, name, None))}
         return cls(size.image_size, **settings, mean=tuple(size.mean.flatten().tolist()))
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """An image of any mode, over white where it is transparent, as uint8 RGB (3, size, size)."""
-        return _transform(self, self.mean)(_rgb(image))
+        return _transform(self)(_rgb(image))
 
     def mask(self, image: Image.Image) -> torch.Tensor:
         """A mask, which is not 0 where the class is shown, as float32 (size, size) of 0 and 1."""
         shown = image.convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
-        return (_transform(self, (0.0, 0.0, 0.0))(shown)[0] > 127).float()
+        return (_transform(replace(self, mean=(0.0, 0.0, 0.0)))(shown)[0] > 127).float()
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
         """Width and height of an image once it is resized, before it is cropped or padded to the size."""
@@ -77,9 +67,9 @@ class Preprocessing:
 
 
 @cache
-def _transform(settings: Preprocessing, fill: tuple[float, ...]):
-    return create_transform(settings.size, is_training=False, interpolation=settings.interpolation, mean=fill,
-                            crop_pct=settings.crop_pct, crop_mode=settings.crop_mode, normalize=False)
+def _transform(settings: Preprocessing):
+    arguments = asdict(settings)
+    return create_transform(arguments.pop("size"), is_training=False, normalize=False, **arguments)
 
 
 def _rgb(image: Image.Image) -> Image.Image:

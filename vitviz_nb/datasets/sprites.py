@@ -1,6 +1,8 @@
 """The drawings of Emoji World: its concepts, and a sprite of each in five styles, as ``data/emoji_world`` holds them."""
 
 import csv
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import cache
 from pathlib import Path
 
@@ -22,15 +24,11 @@ _COLUMNS = 30  # sprites in a row of a sheet
 @cache
 def concept_table() -> list[dict[str, str]]:
     """One row a concept: name, codepoint, category, subcategory, usual context, and whether embedded models know it ("1")."""
-    path = data_dir() / "emoji_world" / "concepts.csv"
-    try:
-        with open(path, newline="", encoding="utf-8") as file:
-            rows = list(csv.DictReader(file))
+    with _intact(data_dir() / "emoji_world" / "concepts.csv") as path, open(path, newline="", encoding="utf-8") as file:
+        rows = list(csv.DictReader(file))
         if not rows or not all(row["context"] in CONTEXTS and row["name"] and row["category"] and row["trained"] for row in rows):
             raise ValueError("not a table of concepts and their contexts")
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise _damaged(path, error) from None
-    return rows
+        return rows
 
 
 @cache
@@ -44,23 +42,24 @@ def sprites(style: str, rows: tuple[int, ...]) -> tuple[torch.Tensor, torch.Tens
 
 def sheet(style: str) -> torch.Tensor:
     """All sprites of a style: uint8 (concepts, 4, 64, 64), colors premultiplied by opacity."""
-    path, inked = data_dir() / "emoji_world" / f"{style}.{'png' if style in INKED else 'webp'}", style in INKED
-    count = len(concept_table())
-    rows = -(-count // _COLUMNS)
-    try:
-        with Image.open(path) as image:
-            if image.size != (_COLUMNS * SPRITE, rows * SPRITE):
-                raise ValueError(f"{image.width} x {image.height} px instead of {_COLUMNS * SPRITE} x {rows * SPRITE}")
-            pixels = torch.from_numpy(np.array(image.convert("L") if inked else image.convert("RGBA").convert("RGBa")))
-    except (OSError, ValueError, SyntaxError) as error:  # Pillow calls a broken PNG a SyntaxError
-        raise _damaged(path, error) from None
+    inked, count = style in INKED, len(concept_table())
+    size = (_COLUMNS * SPRITE, -(-count // _COLUMNS) * SPRITE)
+    with _intact(data_dir() / "emoji_world" / f"{style}.{'png' if inked else 'webp'}") as path, Image.open(path) as image:
+        if image.size != size:
+            raise ValueError(f"{image.width} x {image.height} px instead of {size[0]} x {size[1]}")
+        pixels = torch.from_numpy(np.array(image.convert("L") if inked else image.convert("RGBA").convert("RGBa")))
     if inked:
         pixels = torch.stack([torch.zeros_like(pixels)] * 3 + [pixels], -1)
-    cells = pixels.view(rows, SPRITE, _COLUMNS, SPRITE, 4).permute(0, 2, 4, 1, 3)
+    cells = pixels.view(-1, SPRITE, _COLUMNS, SPRITE, 4).permute(0, 2, 4, 1, 3)
     return cells.reshape(-1, 4, SPRITE, SPRITE)[:count].contiguous()
 
 
-def _damaged(path: Path, error: Exception) -> VitvizError:
-    why = getattr(error, "strerror", None) or (f"no column {error}" if isinstance(error, KeyError) else error)
-    return VitvizError(f"Emoji World cannot be drawn, because {path} is missing or damaged ({why}). Restore it with git "
-                       f"checkout, or install the kit again.")
+@contextmanager
+def _intact(path: Path) -> Iterator[Path]:
+    """VitvizError that names ``path`` when reading it fails."""
+    try:
+        yield path
+    except (OSError, ValueError, KeyError, SyntaxError, csv.Error) as error:  # Pillow calls a broken PNG a SyntaxError
+        why = getattr(error, "strerror", None) or (f"no column {error}" if isinstance(error, KeyError) else error)
+        raise VitvizError(f"Emoji World cannot be drawn, because {path} is missing or damaged ({why}). Restore it with git "
+                          f"checkout, or install the kit again.") from None

@@ -69,7 +69,7 @@ def test_a_folder_with_boxes_has_masks_and_skips_what_has_no_box(tmp_path: Path)
     lying[0x0112] = 6  # turned: shown as 20 x 40
     Image.new("RGB", (40, 20)).save(tmp_path / "dog/4.jpg", exif=lying)
     boxes = csv(tmp_path, "file,left,top,right,bottom\n1.png,10,0,20,10\n3.jpg,0,0,40,20\n4.jpg,0,10,10,20\n")
-    why = r"1 of 4 images in .* skipped: cat/2.png \(no box in what the model sees of it, in boxes.csv\)"
+    why = r"1 of 4 images and folders in .* skipped: cat/2.png \(no box in what the model sees of it, in boxes.csv\)"
     with pytest.warns(UserWarning, match=why):
         folder = vv.image_folder(tmp_path, 10, boxes=boxes)
     assert [path.name for path in folder.paths] == ["1.png", "3.jpg", "4.jpg"] and folder.masks.shape == (3, 10, 10)

@@ -64,7 +64,7 @@ def test_limit_counts_images_read(tmp_path: Path):
     (tmp_path / "0.png").write_text("broken")
     for i in range(1, 5):
         save(tmp_path / f"{i}.png")
-    with pytest.warns(UserWarning, match="1 of 3 images"):
+    with pytest.warns(UserWarning, match="1 of 3 images and folders"):
         assert [file.name for file in image_folder(str(tmp_path), 8, limit=2).paths] == ["1.png", "2.png"]
 
 
@@ -148,7 +148,7 @@ def test_what_cannot_be_read_is_named(tmp_path: Path):
         (tmp_path / name).write_bytes(content[: len(content) // 2])
     Image.fromarray(noise).save(tmp_path / "moving.gif")
     Image.fromarray(noise).save(tmp_path / "gif.png", format="GIF")
-    with pytest.warns(UserWarning, match=r"^8 of 9 images in .* skipped: cut.bmp \(.*; and 3 more") as caught:
+    with pytest.warns(UserWarning, match=r"^8 of 9 images and folders in .* skipped: cut.bmp \(.*; and 3 more") as caught:
         result = image_folder(tmp_path, 16)
     assert len(caught) == 1 and caught[0].filename == __file__
     assert result.paths == [good] and len(result.images) == 1
@@ -165,7 +165,7 @@ def test_huge_image_is_not_decoded(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     decoded, load = [], ImageFile.ImageFile.load
     monkeypatch.setattr(ImageFile.ImageFile, "load", lambda image: decoded.append(image.size) or load(image))
     limit = Image.MAX_IMAGE_PIXELS
-    with pytest.warns(UserWarning, match="1 of 2 images"):
+    with pytest.warns(UserWarning, match="1 of 2 images and folders"):
         result = image_folder(tmp_path, 16)
     assert result.paths == [good]
     assert result.skipped[0][1] == "30000 x 30000 px = 900 megapixels, the limit is 100"
@@ -190,7 +190,7 @@ def test_no_images(tmp_path: Path):
     with pytest.raises(VitvizError, match=f"No image in .* can be read. Give a folder of {allowed}"):
         image_folder(tmp_path / "empty", 16)
     file.write_text("broken")
-    with pytest.raises(VitvizError, match="1 of 1 images in .* skipped: .*file.png .its content is not"):
+    with pytest.raises(VitvizError, match="1 of 1 images and folders in .* skipped: .*file.png .its content is not"):
         image_folder(tmp_path, 16)  # the error says it all: no warning
 
 
@@ -230,11 +230,11 @@ def test_folders_that_cannot_be_read_are_counted_and_named(tmp_path: Path, monke
         return scandir(path)
 
     monkeypatch.setattr(os, "scandir", closed)
-    named = r"2 folders or links in .* skipped: ant \(cannot be read: Permission denied\); bee/deep \(cannot be read: Perm"
+    named = r"2 of 3 images and folders in .* skipped: ant \(cannot be read: Permission denied\); bee/deep \(cannot be read: Perm"
     with pytest.warns(UserWarning, match=named):
         result = image_folder(tmp_path, 8)
     assert result.labels == ["bee"] and [path for path, _ in result.skipped] == [tmp_path / "ant", tmp_path / "bee" / "deep"]
-    with pytest.raises(VitvizError, match="No image in .* can be read.* 1 folders or links in .* skipped"):
+    with pytest.raises(VitvizError, match="No image in .* can be read.* 1 of 1 images and folders in .* skipped"):
         image_folder(tmp_path / "ant", 8)
 
 
@@ -244,7 +244,7 @@ def test_links_that_lead_to_nothing_or_to_a_folder_are_named(tmp_path: Path):
     (tmp_path / "zoo" / "cat.png").symlink_to(tmp_path / "lost.png")
     (tmp_path / "zoo" / "dog").symlink_to(tmp_path / "zoo")  # a loop, if it were followed
     (tmp_path / "zoo" / "elk.png").symlink_to(tmp_path / "zoo" / "ant" / "0.png")
-    with pytest.warns(UserWarning, match=r"3 folders or links .*bee \(a link to nothing\); cat.png \(a link to nothing\); dog"):
+    with pytest.warns(UserWarning, match=r"3 of 5 .*bee \(a link to nothing\); cat.png \(a link to nothing\); dog"):
         result = image_folder(tmp_path / "zoo", 8)
     assert [path.name for path in result.paths] == ["0.png", "elk.png"]
 
