@@ -6,7 +6,6 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
-import pandas as pd
 import torch
 from tqdm import tqdm
 
@@ -15,15 +14,13 @@ from ..datasets.boxes import Boxes
 from ..datasets.emoji_world import P_USUAL_CONTEXT, EmojiWorld
 from ..datasets.image_folder import image_folder
 from ..datasets.image_set import ImageSet, default_world
-from ..models.reading import activations
-from ..models.sites import find_site, find_sites
+from ..models.sites import find_site
 from ..models.vision_model import VisionModel
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
-from ..utils.statistics import ClassSums
 from .classification import MEASURES, accuracy_rows, correct_predictions, top5_predictions
 from .result import Result, proportion
-from .semantics import random_contexts
+from .semantics import in_random_contexts, sums_by_fact
 
 SHOWN = ("whole", "foreground", "background")
 FILLS = ("black", "mean")
@@ -42,7 +39,7 @@ def foreground_background(model: VisionModel, images=None, *, n: int | None = No
     rows = [row for shown, correct in _correct(model, image_set, boxes, fill).items()
             for row in accuracy_rows({"shown": shown}, correct)]
     return Result(f"{model.title}: foreground and background, {_how(boxes, fill)} ({image_set.name})", "accuracy (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def masked(images: torch.Tensor, masks: torch.Tensor, shown: str, boxes: bool = False, fill: str = "black") -> torch.Tensor:
@@ -111,7 +108,7 @@ def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path
         warnings.warn(f"{len(left_out)} of {len(folders)} classes left out: {'; '.join(left_out[:3])}", stacklevel=2)
     rows = [row for (name, shown), hits in correct.items()
             for row in accuracy_rows({"shown": shown, "model": name}, torch.cat(hits))]
-    return Result(f"Foreground and background, cut along bounding boxes ({root})", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"Foreground and background, cut along bounding boxes ({root})", "accuracy (%)", rows)
 
 
 def context_chance(world: EmojiWorld) -> dict[str, float]:
@@ -147,7 +144,7 @@ def context_swap(model: VisionModel, images: EmojiWorld | None = None, *, n: int
                   **proportion((followed == here[wrong]).sum(), wrong.sum())},
                  {"context": context, "measure": "shuffled contexts", **proportion((followed == control).sum(), wrong.sum())}]
     return Result(f"{model.title}: objects in their usual and in another context ({image_set.name})", "scenes (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *, n: int = 1024, boxes: bool = True,
@@ -167,7 +164,7 @@ def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *,
         ("consistent with the context", usual == contexts), ("shuffled contexts", usual == control),
         ("correct, top-1", correct[:, 0]), ("correct, top-5", correct.any(1)))]
     return Result(f"{model.title}: background alone, {_how(boxes, fill)} ({image_set.name})", "backgrounds (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *, kind: str | None = None,
@@ -178,23 +175,19 @@ def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *,
     Contexts are random here, so that a unit selective for a concept gains nothing from the concept's usual context. By chance,
     the largest of a unit's twelve numbers is about 0.13 for 2,048 scenes.
     """
-    sites, world = find_sites(model)[find_site(model, kind=kind).kind], default_world(model) if images is None else images
+    world = default_world(model) if images is None else images
     if not isinstance(world, EmojiWorld):
         raise VitvizError(f"Only of Emoji World are contexts known, so images is an EmojiWorld, got {validate.shown(images)}.")
-    image_set = ImageSet(model, world, n)
-    path = cache.entry(model, {"kind": sites[0].kind, "world": image_set.key, "n": image_set.n}, "contexts")
-    stored = cache.read(path)
-    if stored and len(stored) == len(sites):
-        return [torch.from_numpy(stored[f"layer{i}"]) for i in range(len(sites))]
-    sums = [ClassSums(len(CONTEXTS), site.units) for site in sites]
-    for numbers, _ in image_set.batches(f"{model.name}: contexts"):
-        contexts = random_contexts(numbers)
-        layers = activations(model, sites[0].kind, world.batch(numbers, model.device, contexts=contexts).images)
-        for total, layer in zip(sums, layers, strict=True):
-            total.add(layer, torch.from_numpy(contexts))
-    selectivity = [total.selectivity() for total in sums]
-    cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(selectivity)})
-    return selectivity
+    image_set, kind = ImageSet(model, world, n), find_site(model, kind=kind).kind
+
+    def measure() -> dict[str, np.ndarray]:
+        batches = ((scenes.images, {"context": scenes.context.cpu()})
+                   for _, scenes in in_random_contexts(model, world, range(image_set.n), "contexts"))
+        sums = sums_by_fact(model, kind, batches, len(CONTEXTS))
+        return {f"layer{i}": of_layer["context"].selectivity().numpy() for i, of_layer in enumerate(sums)}
+
+    facts = {"kind": kind, "world": image_set.key, "n": image_set.n}
+    return [*map(torch.from_numpy, cache.made(model, facts, "contexts", measure).values())]
 
 
 def _correct(model: VisionModel, images: ImageSet, boxes: bool, fill: str = "black") -> dict[str, torch.Tensor]:

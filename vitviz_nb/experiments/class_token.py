@@ -8,7 +8,6 @@ import threading
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 
-import pandas as pd
 import torch
 
 from ..datasets.image_set import ImageSet
@@ -39,7 +38,7 @@ def cls_only_from(model: VisionModel, images=None, *, n: int | None = None) -> R
 
 def _by_block(model: VisionModel, images: ImageSet, factor: str, change: Callable, what: str) -> Result:
     rows = [row for k in range(depth(model) + 1) for row in _accuracy(model, images, {factor: k}, change(model, k))]
-    return Result(f"{model.title}: {what} ({images.name})", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"{model.title}: {what} ({images.name})", "accuracy (%)", rows)
 
 
 def isolate_cls(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
@@ -74,7 +73,7 @@ def head_on_tokens(model: VisionModel, images=None, *, n: int | None = None) -> 
         for j, measure in enumerate(MEASURES):
             hits = correct[..., j].float().mean(1).sum().round()  # of all patches together, counted in images
             rows.append({"head reads": token, "measure": measure, **proportion(hits, len(correct))})
-    return Result(f"{model.title}: the trained head on other tokens ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"{model.title}: the trained head on other tokens ({image_set.name})", "accuracy (%)", rows)
 
 
 def top1(model: VisionModel, changed: AbstractContextManager | None = None, *, n: int = 512) -> float:

@@ -32,17 +32,14 @@ def top5_predictions(model: VisionModel, images: ImageSet, what: str,
         what: names the change, for the progress bar and the cache: the same words must mean the same change.
         change: from the images' numbers and the images (N, 3, S, S) in [0, 1] to those that are shown instead.
     """
+    @torch.inference_mode()
+    def predict() -> dict[str, np.ndarray]:
+        predictions = [top5(model(change(numbers, batch) if change else batch))
+                       for numbers, batch in images.batches(f"{model.name}: {what}")]
+        return {"top5": torch.cat(predictions).numpy()}
+
     facts = {"images": images.key, "n": images.n, "change": what}
-    path = cache.entry(model, facts, "predictions")
-    stored = cache.read(path)
-    if stored and stored.keys() == {"top5"} and len(stored["top5"]) == images.n:
-        return torch.from_numpy(stored["top5"]).long()
-    with torch.inference_mode():
-        predictions = torch.cat([top5(model(change(numbers, batch) if change else batch))
-                                 for numbers, batch in images.batches(f"{model.name}: {what}")])
-    if path == cache.entry(model, facts, "predictions"):  # the same model from the first batch to the last
-        cache.write(path, {"top5": predictions.numpy().astype(np.int32)})
-    return predictions
+    return torch.from_numpy(cache.made(model, facts, "predictions", predict)["top5"]).long()
 
 
 def top5(logits: torch.Tensor) -> torch.Tensor:

@@ -1,9 +1,9 @@
 """Does the feature visualization of a neuron show what the neuron detects? Emoji World has the ground truth to measure it."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -17,10 +17,11 @@ from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..utils.statistics import ClassSums, pearson
+from ..utils.statistics import pearson
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
 from .result import Result, proportion
+from .semantics import sums_by_fact
 
 _SCENES = 8192  # 32 of each of 256 concepts
 
@@ -52,30 +53,23 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
         shuffled: the control, with the labels of other scenes. The best of 256 concepts then has about 0.5.
     """
     world = world or default_world(model)
+
+    def batches() -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        for start in tqdm(range(0, _SCENES, AT_ONCE), desc=f"{model.name}: concepts", unit="batch", leave=False, delay=2):
+            scenes = world.batch(range(start, start + AT_ONCE), model.device)
+            concept = scenes.concept.cpu()
+            yield scenes.images, {"concepts": concept, "shuffled": concept[derangement(len(concept), start)]}
+            if start % (16 * AT_ONCE) == 0:
+                release_memory()
+
+    def measure() -> dict[str, np.ndarray]:  # with and without shuffling from one pass over the scenes
+        sums = sums_by_fact(model, site.kind, batches(), len(world.concepts))
+        return {f"{labels}{layer}": total.selectivity().numpy()
+                for layer, of_layer in enumerate(sums) for labels, total in of_layer.items()}
+
     facts = {"kind": site.kind, "world": repr(world), "concepts": world.concepts, "n": _SCENES}
-    paths = {control: cache.entry(model, facts | {"shuffled": control}, "selectivity") for control in (False, True)}
-    sites, stored = find_sites(model)[site.kind], cache.read(paths[shuffled])
-    if not stored or len(stored) != len(sites):
-        measured = _measure(model, site.kind, world)
-        for control, layers in measured.items():
-            cache.write(paths[control], {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
-        return Selectivity(measured[shuffled][site.layer])
-    return Selectivity(torch.from_numpy(stored[f"layer{site.layer}"]))
-
-
-def _measure(model: VisionModel, kind: str, world: EmojiWorld) -> dict[bool, list[torch.Tensor]]:
-    """Selectivity (concepts, units) of each layer, by whether labels are shuffled: both from one pass over the scenes."""
-    sites, concepts = find_sites(model)[kind], len(world.concepts)
-    sums = {control: [ClassSums(concepts, site.units) for site in sites] for control in (False, True)}
-    for start in tqdm(range(0, _SCENES, AT_ONCE), desc=f"{model.name}: concepts", unit="batch", leave=False, delay=2):
-        scenes = world.batch(range(start, start + AT_ONCE), model.device)
-        layers, concept = activations(model, kind, scenes.images), scenes.concept.cpu()
-        for control, labels in ((False, concept), (True, concept[derangement(len(concept), start)])):
-            for layer, total in zip(layers, sums[control], strict=True):
-                total.add(layer, labels)
-        if start % (16 * AT_ONCE) == 0:
-            release_memory()
-    return {control: [total.selectivity() for total in totals] for control, totals in sums.items()}
+    stored = cache.made(model, facts, "selectivity", measure)
+    return Selectivity(torch.from_numpy(stored[f"{'shuffled' if shuffled else 'concepts'}{site.layer}"]))
 
 
 def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:
@@ -128,7 +122,7 @@ def excess_by_layer(visualizer: Visualizer, n: int = 64) -> Result:
         for name, values in (("the neuron itself", own), ("another neuron", other)):
             rows.append({"layer": site.layer, "the picture is of": name, **proportion((values > 0).sum(), len(values))})
     return Result(f"{visualizer.model.title}: visualizations above all of {visualizer.reference.name}", "share of pictures (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int = 64) -> Result:
@@ -149,7 +143,7 @@ def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int
             hits = recognition(pictures, whose, recognizer)
             rows.append({"layer": site.layer, "preferred concept of": name, **proportion(hits.sum(), len(hits))})
     return Result(f"{visualizer.model.title}: visualizations whose neuron's preferred concept is in {recognizer.name}'s top 5",
-                  "share of pictures (%)", pd.DataFrame(rows), ("chance", 500 / len(recognizer.class_names)))
+                  "share of pictures (%)", rows, ("chance", 500 / len(recognizer.class_names)))
 
 
 def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: VisionModel,
@@ -206,4 +200,4 @@ def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], 
         middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (n - 3) ** 0.5
         low, high = (np.tanh(middle - half), np.tanh(middle + half)) if varies else (np.nan, np.nan)
         rows.append({"score": name, "value": r, "low": low, "high": high, "n": n})
-    return Result(title, "correlation with being recognized", pd.DataFrame(rows), ("no correlation", 0.0))
+    return Result(title, "correlation with being recognized", rows, ("no correlation", 0.0))

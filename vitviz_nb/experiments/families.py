@@ -101,7 +101,7 @@ def _units(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
 def _progression(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
     for layer, name in ((0, "first"), (-1, "last")):
         real, shuffled = (selectivity(model, find_site(model, layer), shuffled=control).strength for control in (False, True))
-        result = Result("", "selectivity (standard deviations)", pd.DataFrame([{"layer": layer, **mean_of(real)}]))
+        result = Result("", "selectivity (standard deviations)", [{"layer": layer, **mean_of(real)}])
         yield _row(f"units of the {name} layer are selective for concepts", result, {"layer": layer}, float(shuffled.mean()),
                    "concepts of other scenes")
 
@@ -130,7 +130,7 @@ def _background(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
 
 def _frequency(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
     whole = accuracy_rows({}, correct_predictions(model, ImageSet(model, world, _SCENES), "whole"))
-    yield _row("accuracy on whole scenes", Result("", "accuracy (%)", pd.DataFrame(whole)), {"measure": "top-1"},
+    yield _row("accuracy on whole scenes", Result("", "accuracy (%)", whole), {"measure": "top-1"},
                100 / len(world.concepts), "guessing")
     yield _row("low-pass cutoff that leaves 90 % of it", cutoff_needed([model], world, n=_SCENES), {})
 
@@ -157,7 +157,7 @@ def _trust(model: VisionModel, world: EmojiWorld) -> Iterator[dict]:
             ("visualizations above the 99th percentile of scenes", proportion(high, len(neurons)), 1.0, "a random scene"),
             ("visualizations recognized by a model of another family",
              proportion(hits.sum(), len(hits)), 500 / len(recognizer.class_names), "guessing")):
-        yield _row(what, Result("", "visualizations (%)", pd.DataFrame([{"of": "all", **numbers}])), {}, *control)
+        yield _row(what, Result("", "visualizations (%)", [{"of": "all", **numbers}]), {}, *control)
 
 
 EXPERIMENTS: dict[str, Callable[[VisionModel, EmojiWorld], Iterator[dict]]] = {

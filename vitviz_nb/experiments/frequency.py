@@ -1,7 +1,6 @@
 """Which spatial frequencies does a model rely on? Low-pass and high-pass filtered images, and hybrids (paper, section 5)."""
 
 import numpy as np
-import pandas as pd
 import torch
 
 from ..datasets.image_set import ImageSet, default_world
@@ -59,7 +58,7 @@ def accuracy_by_cutoff(model: VisionModel, images=None, *, n: int | None = None,
     image_set = ImageSet(model, images, n)
     rows = [row for cutoff, correct in sorted(_by_cutoff(model, image_set, passes).items())
             for row in accuracy_rows({CUTOFF: cutoff}, correct)]
-    return Result(f"{model.title}: {passes}-pass ({image_set.name})", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"{model.title}: {passes}-pass ({image_set.name})", "accuracy (%)", rows)
 
 
 def _by_cutoff(model: VisionModel, images: ImageSet, passes: str) -> dict[int, torch.Tensor]:
@@ -88,7 +87,7 @@ def at_equal_accuracy(models: list[VisionModel], images=None, *, n: int | None =
                           f"classes.")
     rows = [{CUTOFF: cutoff, "model": name, **proportion(hits[all_correct].sum(), int(all_correct.sum()))}
             for name, curve in correct.items() for cutoff, hits in sorted(curve.items())]
-    return Result(f"{passes}-pass, images that all models classify correctly unfiltered", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"{passes}-pass, images that all models classify correctly unfiltered", "accuracy (%)", rows)
 
 
 def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = None, passes: str = "low",
@@ -110,7 +109,7 @@ def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = Non
         value, *draws = (_crossing([*correct], curve, keep) for curve in curves)
         low, high = np.quantile(draws, (0.025, 0.975))
         rows.append({"model": model.title, "value": value, "low": low, "high": high, "n": image_set.n})
-    return Result(f"{passes}-pass that leaves {100 * keep:.0f} % of the accuracy ({image_set.name})", CUTOFF, pd.DataFrame(rows))
+    return Result(f"{passes}-pass that leaves {100 * keep:.0f} % of the accuracy ({image_set.name})", CUTOFF, rows)
 
 
 def _models(models) -> list[VisionModel]:
@@ -148,7 +147,7 @@ def conflict(model: VisionModel, images=None, *, n: int | None = None, steps=(4,
                   **proportion((predictions == truth).sum(), image_set.n)}
                  for part, truth in (("low", labels), ("high", labels[partner]))]
     return Result(f"{model.title}: hybrids, low frequencies up to a cutoff, high beyond ({image_set.name})", "predictions (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def _partners(labels: torch.Tensor) -> torch.Tensor:

@@ -3,7 +3,6 @@
 from collections.abc import Iterator
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 
@@ -76,7 +75,7 @@ def locality(model: VisionModel, images=None, *, n: int = 256, seed: int = 0) ->
                           f"differ.")
     rows = [{"layer": site.layer, **mean_of(100 * torch.cat(own[i]))} for i, site in enumerate(sites)]
     return Result(f"{model.title}: one patch of the image is replaced ({image_set.name})", "change at the same position (%)",
-                  pd.DataFrame(rows), ("evenly spread", 100 / (grid[0] * grid[1])))
+                  rows, ("evenly spread", 100 / (grid[0] * grid[1])))
 
 
 def pointing_game(model: VisionModel, images=None, *, kind: str | None = None, n: int | None = None) -> Result:
@@ -95,7 +94,7 @@ def pointing_game(model: VisionModel, images=None, *, kind: str | None = None, n
             hits = (masks.gather(-1, peak) >= 0.5).float()
             rows.append({"layer": site.layer, "mask": name, **mean_of(100 * hits.mean((0, 2)))})
         rows.append({"layer": site.layer, "mask": "area", **mean_of(100 * (own >= 0.5).float().mean((0, 2)))})
-    return Result(f"{model.title}: pointing game ({TOP} top images of {image_set.name})", "peaks inside (%)", pd.DataFrame(rows))
+    return Result(f"{model.title}: pointing game ({TOP} top images of {image_set.name})", "peaks inside (%)", rows)
 
 
 def mask_agreement(model: VisionModel, images=None, *, kind: str | None = None, n: int | None = None) -> tuple[Result, Result]:
@@ -120,8 +119,8 @@ def mask_agreement(model: VisionModel, images=None, *, kind: str | None = None, 
                 on_foreground.append({"layer": site.layer, **proportion((r.mean(0) > 0).sum(), r.shape[1])})
     what = f"({TOP} top images of {image_set.name})"
     return (Result(f"{model.title}: activation maps and masks {what}", "variance explained by the mask (%)",
-                   pd.DataFrame(explained)),
-            Result(f"{model.title}: neurons more active on the foreground {what}", "neurons (%)", pd.DataFrame(on_foreground)))
+                   explained),
+            Result(f"{model.title}: neurons more active on the foreground {what}", "neurons (%)", on_foreground))
 
 
 def mask_agreement_of(model: VisionModel, layer: int, neuron: int, images=None, *, kind: str | None = None) -> torch.Tensor:
@@ -156,7 +155,7 @@ def linear_probes(model: VisionModel, images=None, *, n: int = 256) -> Result:
             rows.append({"layer": site.layer, "probe": name, **mean_of(100 * _ridge_r2(x, target))})
     release_memory()
     return Result(f"{model.title}: linear probes of patch tokens ({image_set.name})", "variance explained (%)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def token_similarity(model: VisionModel, images=None, *, n: int = 256) -> Result:
@@ -170,7 +169,7 @@ def token_similarity(model: VisionModel, images=None, *, n: int = 256) -> Result
         rows.append({"layer": site.layer, "tokens": "patches", **mean_of(among_patches)})
         if site.prefix:
             rows.append({"layer": site.layer, "tokens": "CLS and patches", **mean_of(with_cls)})
-    return Result(f"{model.title}: similarity of tokens ({image_set.name})", "mean cosine similarity", pd.DataFrame(rows))
+    return Result(f"{model.title}: similarity of tokens ({image_set.name})", "mean cosine similarity", rows)
 
 
 def _several(model: VisionModel, images, n: int | None) -> ImageSet:

@@ -1,6 +1,5 @@
 """From edges and textures to objects: feature visualizations and units by depth (paper, section 3)."""
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from PIL import Image
@@ -39,8 +38,8 @@ def frequency_and_color(pictures: dict[int, Rendering | torch.Tensor], title: st
         frequency.append({"layer": layer, **mean_of((power * cycles).sum(1) / power.sum(1).clamp_min(1e-12))})
         chroma = (images - images.mean(1, keepdim=True)).square().mean((1, 2, 3)).sqrt()
         color.append({"layer": layer, **mean_of(100 * chroma)})
-    return (Result(f"{title}: spatial frequency of visualizations", "mean frequency (cycles per image)", pd.DataFrame(frequency)),
-            Result(f"{title}: color of visualizations", "colorfulness (% of range)", pd.DataFrame(color)))
+    return (Result(f"{title}: spatial frequency of visualizations", "mean frequency (cycles per image)", frequency),
+            Result(f"{title}: color of visualizations", "colorfulness (% of range)", color))
 
 
 def wall(visualizer: Visualizer, units: int = 8) -> Image.Image:
@@ -79,7 +78,7 @@ def selectivity_by_layer(model: VisionModel, images: EmojiWorld | None = None) -
         for site in find_sites(model)[find_site(model).kind]:
             rows.append({"layer": site.layer, "labels": labels, **mean_of(selectivity(model, site, images, shuffled).strength)})
     return Result(f"{model.title}: selectivity of units for their preferred concept", "selectivity (standard deviations)",
-                  pd.DataFrame(rows))
+                  rows)
 
 
 def invariance(model: VisionModel, images=None, *, kind: str | None = None, n: int = 256) -> Result:
@@ -104,7 +103,7 @@ def invariance(model: VisionModel, images=None, *, kind: str | None = None, n: i
         for name, parts in changed.items():
             second = torch.cat([part[i] for part in parts])
             rows.append({"layer": site.layer, "transformation": name, **mean_of(pearson(first, second)[alive])})
-    return Result(f"{model.title}: units on shifted and rotated images ({image_set.name})", "correlation", pd.DataFrame(rows))
+    return Result(f"{model.title}: units on shifted and rotated images ({image_set.name})", "correlation", rows)
 
 
 def rotated(images: torch.Tensor, angle: float) -> torch.Tensor:

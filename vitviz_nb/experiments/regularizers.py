@@ -2,7 +2,6 @@
 
 from dataclasses import dataclass, replace
 
-import pandas as pd
 import torch
 from PIL import Image
 from tqdm import tqdm
@@ -156,8 +155,8 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
     title = f"{model.title}, {site}, {len(neurons)} neurons, {rendering.recipe.steps} steps, seed {seed}"
     chance = ("chance recognition", 500 / len(recognizer.class_names)) if recognizer else None
     even = patch and ("patch borders by chance", 100 * (model.image_size // patch - 1) / (model.image_size - 1))
-    quality = Result(f"{title}: quality of visualizations ({reference.name})", "pictures (%)", pd.DataFrame(quality), chance)
-    return Ablation(pictures, Result(f"{title}: artifacts", "share (%)", pd.DataFrame(artifacts), even), quality)
+    quality = Result(f"{title}: quality of visualizations ({reference.name})", "pictures (%)", quality, chance)
+    return Ablation(pictures, Result(f"{title}: artifacts", "share (%)", artifacts, even), quality)
 
 
 def _artifacts(name: str, images: torch.Tensor, patch: int | None) -> list[dict]:
@@ -182,7 +181,7 @@ def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
         level = power * (len(ring) - 1) / inside
         rows += [{"frequency (cycles per image)": int(f), "pictures": name, **mean_of(level[:, i].numpy())}
                  for i, f in enumerate(frequencies)]
-    return Result(title, "power (white noise: 1)", pd.DataFrame(rows), ("white noise", 1.0))
+    return Result(title, "power (white noise: 1)", rows, ("white noise", 1.0))
 
 
 def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25, 0.5, 1.0, 2.0), layer: int = -1,
@@ -230,7 +229,7 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
         rows += [{"L2 norm": distance, "perturbation": name, **mean_of(torch.cat(parts).numpy())}
                  for name, parts in increases.items()]
     return Result(f"{model.title}, {site}: increase of activations by perturbations ({image_set.name})",
-                  "increase (standard deviations over scenes)", pd.DataFrame(rows))
+                  "increase (standard deviations over scenes)", rows)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,9 +25,9 @@ class Result:
     Attributes:
         title: what was measured, on which images.
         quantity: what ``value`` is, with its unit, as an axis is labeled.
-        table: a row a number: first the factors that it was measured for (layer, measure, model, …), the first of them along
-            the horizontal axis of a plot; then ``value``, ``low`` and ``high`` (the interval) and ``n`` (how many images,
-            neurons or tokens).
+        table: a row a number, also given as a list of dicts: first the factors that it was measured for (layer, measure,
+            model, …), the first of them along the horizontal axis of a plot; then ``value``, ``low`` and ``high`` (the
+            interval) and ``n`` (how many images, neurons or tokens).
         control: the value expected if there were no effect, with its name; None where there is none.
     """
 
@@ -35,6 +35,9 @@ class Result:
     quantity: str
     table: pd.DataFrame
     control: tuple[str, float] | None = None
+
+    def __post_init__(self):
+        object.__setattr__(self, "table", pd.DataFrame(self.table))
 
     @property
     def factors(self) -> list[str]:

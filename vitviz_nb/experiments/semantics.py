@@ -3,10 +3,10 @@
 Emoji World knows every fact of its scenes, so the fraction of a unit's variance that each fact explains can be measured.
 """
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from tqdm import tqdm
@@ -47,7 +47,7 @@ class ExplainedVariance:
         rows = [{"layer": layer, "explained by": fact, **mean_of(100 * fractions[i].numpy())}
                 for layer, fractions in enumerate(self.fractions) for i, fact in enumerate(self.facts)]
         return Result(f"{self.title}: variance of activations explained by facts (ε²)", "variance explained (%)",
-                      pd.DataFrame(rows))
+                      rows)
 
     def best(self, fact: str, layer: int = -1, count: int = 8) -> list[tuple[int, float]]:
         """The units of a layer that ``fact`` explains best, as (unit, fraction), the best first."""
@@ -72,47 +72,64 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
     world = images if isinstance(images, EmojiWorld) else EmojiWorld("val", size=model.image_size) if images is None else None
     if world and facts:
         raise VitvizError("The facts of Emoji World's scenes are known; give facts only with images of your own.")
-    image_set = ImageSet(model, world or images, n or (8192 if world else None))
-    known = {} if world else _given(image_set, facts)
-    kind = find_site(model, kind=kind).kind
-    sites = find_sites(model)[kind]
-    path = cache.entry(model, {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
-                               "facts": {name: labels.tolist() for name, labels in known.items()}}, "explained")
-    stored = cache.read(path, finite=True)
-    if not stored or len(stored) != len(sites) + 1:
-        stored = _measure(model, kind, image_set, known, shuffled)
-        cache.write(path, stored)
-    fractions = [torch.from_numpy(np.asarray(stored[f"layer{i}"])) for i in range(len(sites))]
-    return ExplainedVariance(tuple(stored["facts"].tolist()), fractions,
+    image_set = ImageSet(model, world or images, 8192 if world and n is None else n)
+    known, kind = {} if world else _given(image_set, facts), find_site(model, kind=kind).kind
+
+    def batches() -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+        if known:
+            every = ((numbers, images, {name: labels[list(numbers)] for name, labels in known.items()})
+                     for numbers, images in image_set.batches(f"{model.name}: facts"))
+        else:
+            every = ((numbers, scenes.images, scene_facts(scenes)) for numbers, scenes in
+                     in_random_contexts(model, image_set.source, range(image_set.n), "facts"))
+        for numbers, images, of in every:
+            if shuffled:
+                other = derangement(len(numbers), numbers[0])
+                of = {name: labels[other] for name, labels in of.items()}
+            if all(name in of for name in _PAIR):
+                of = of | {IN_ONE_STYLE: of["concept"] * len(STYLES) + of["style"]}
+            yield images, of
+
+    def measure() -> dict[str, np.ndarray]:
+        sums = sums_by_fact(model, kind, batches())
+        fractions = {"facts": np.array(list(sums[0]))}
+        for i, of_layer in enumerate(sums):
+            explained = {name: total.variance_explained() for name, total in of_layer.items()}
+            if IN_ONE_STYLE in explained:
+                explained[IN_ONE_STYLE] = explained[IN_ONE_STYLE] - sum(explained[name] for name in _PAIR)
+            fractions[f"layer{i}"] = torch.stack([*explained.values()]).numpy()
+        return fractions
+
+    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
+           "facts": {name: labels.tolist() for name, labels in known.items()}}
+    names, *fractions = cache.made(model, key, "explained", measure, finite=True).values()
+    return ExplainedVariance(tuple(names.tolist()), [*map(torch.from_numpy, fractions)],
                              f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
 
 
-def _measure(model: VisionModel, kind: str, image_set: ImageSet, known: dict[str, torch.Tensor],
-             shuffled: bool) -> dict[str, np.ndarray]:
-    """Names of facts, and (facts, units) of each layer."""
-    sums: list[dict[str, ClassSums]] = [{} for _ in find_sites(model)[kind]]
-    for start in tqdm(range(0, image_set.n, AT_ONCE), desc=f"{model.name}: facts", unit="batch", leave=False, delay=2):
-        numbers = range(start, min(start + AT_ONCE, image_set.n))
-        if known:
-            batch, facts = image_set.batch(numbers), {name: values[start:numbers.stop] for name, values in known.items()}
-        else:
-            scenes = image_set.source.batch(numbers, model.device, contexts=random_contexts(numbers))
-            batch, facts = scenes.images, scene_facts(scenes)
-        if shuffled:
-            other = derangement(len(numbers), start)
-            facts = {name: values[other] for name, values in facts.items()}
-        if all(name in facts for name in _PAIR):
-            facts = facts | {IN_ONE_STYLE: facts["concept"] * len(STYLES) + facts["style"]}
-        for layer, table in zip(activations(model, kind, batch), sums, strict=True):
+def sums_by_fact(model: VisionModel, kind: str | None, batches: Iterable[tuple[torch.Tensor, dict[str, torch.Tensor]]],
+                 classes: int = 0) -> list[dict[str, ClassSums]]:
+    """Sums of activations by each fact about the images, from which statistics are computed: a layer each.
+
+    Args:
+        batches: images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
+        classes: how many numbers a fact has, at least.
+    """
+    sums: list[dict[str, ClassSums]] = []
+    for images, facts in batches:
+        layers = activations(model, kind, images)
+        sums = sums or [{name: ClassSums(classes, layer.shape[1]) for name in facts} for layer in layers]
+        for layer, of_layer in zip(layers, sums, strict=True):
             for name, labels in facts.items():
-                table.setdefault(name, ClassSums(0, layer.shape[1])).add(layer, labels)
-    fractions = {"facts": np.array(list(sums[0]))}
-    for i, table in enumerate(sums):
-        explained = {name: total.variance_explained() for name, total in table.items()}
-        if IN_ONE_STYLE in explained:
-            explained[IN_ONE_STYLE] = explained[IN_ONE_STYLE] - sum(explained[name] for name in _PAIR)
-        fractions[f"layer{i}"] = torch.stack([*explained.values()]).numpy()
-    return fractions
+                of_layer[name].add(layer, labels)
+    return sums
+
+
+def in_random_contexts(model: VisionModel, world: EmojiWorld, numbers: range, what: str) -> Iterator[tuple[range, Scenes]]:
+    """Scenes, each in its ``random_contexts``, in batches with their numbers, under a progress bar that says ``what`` is done."""
+    for i in tqdm(range(0, len(numbers), AT_ONCE), desc=f"{model.name}: {what}", unit="batch", leave=False, delay=2):
+        part = numbers[i:i + AT_ONCE]
+        yield part, world.batch(part, model.device, contexts=random_contexts(part))
 
 
 def across_styles(model: VisionModel, n: int = 2048) -> Result:
@@ -135,28 +152,21 @@ def across_styles(model: VisionModel, n: int = 2048) -> Result:
             varies = (first.std(0) > 0) & (second.std(0) > 0)
             rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[varies].numpy())})
     return Result(f"{model.title}: concept profiles of units in 3D and in other styles ({n:,} scenes each)", "correlation",
-                  pd.DataFrame(rows))
-
-
-def _has_text(model: VisionModel) -> None:
-    if not model.text:
-        raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
+                  rows)
 
 
 def _profiles(model: VisionModel, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Mean activations for each concept (concepts, units), a layer each, over scenes in one style; and which were shown."""
     world = EmojiWorld("val", styles=(style,), size=model.image_size)
-    sums, count = None, torch.zeros(len(world.concepts))
-    steps = range(numbers.start, numbers.stop, AT_ONCE)
-    for start in tqdm(steps, desc=f"{model.name}: {style}", unit="batch", leave=False, delay=2):
-        part = range(start, min(start + AT_ONCE, numbers.stop))
-        scenes = world.batch(part, model.device, contexts=random_contexts(part))
-        layers, concept = activations(model, None, scenes.images), scenes.concept.cpu()
-        sums = sums or [torch.zeros(len(world.concepts), layer.shape[1]) for layer in layers]
-        count += torch.bincount(concept, minlength=len(count))
-        for total, layer in zip(sums, layers, strict=True):
-            total.index_add_(0, concept, layer)
-    return [total / count.clamp_min(1)[:, None] for total in sums], count > 0
+    batches = ((scenes.images, {"concept": scenes.concept.cpu()})
+               for _, scenes in in_random_contexts(model, world, numbers, style))
+    sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts))]
+    return [(total.sums / total.count.clamp_min(1)[:, None]).float() for total in sums], sums[0].count > 0
+
+
+def _has_text(model: VisionModel) -> None:
+    if not model.text:
+        raise VitvizError(f"{model.name} has no text tower, so no caption can be compared with an image; take emoji-clip.")
 
 
 def image_embeddings(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
@@ -197,7 +207,7 @@ def caption_matching(model: VisionModel, n: int = 240) -> Result:
         for whose, embeddings in (("its own image", seen), ("another scene's image", seen[derangement(len(seen), 0)])):
             hits = ((texts * embeddings[:, None]).sum(-1).argmax(1) == own).sum()
             rows.append({"captions differ in": fact, "nearest to": whose, **proportion(hits, len(seen))})
-    return Result(f"{model.title}: choosing among captions that differ in one fact", "accuracy (%)", pd.DataFrame(rows))
+    return Result(f"{model.title}: choosing among captions that differ in one fact", "accuracy (%)", rows)
 
 
 def random_contexts(numbers) -> np.ndarray:

@@ -4,7 +4,6 @@ from copy import deepcopy
 from dataclasses import dataclass, replace
 
 import numpy as np
-import pandas as pd
 import torch
 from PIL import Image
 from torch import nn
@@ -74,8 +73,8 @@ def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int =
             explained.append({**of, **mean_of(100 * variance_explained(units, given).numpy())})
     title = _title(model, layer, image_set.name)
     return (Result(f"{title}: selectivity for the preferred concept", "selectivity (standard deviations)",
-                   pd.DataFrame(selectivity)),
-            Result(f"{title}: variance that concepts explain (ε²)", "variance explained (%)", pd.DataFrame(explained)))
+                   selectivity),
+            Result(f"{title}: variance that concepts explain (ε²)", "variance explained (%)", explained))
 
 
 def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> Result:
@@ -98,7 +97,7 @@ def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int =
                  "best direction": class_selectivity(projected, test, classes)[concepts, torch.arange(len(concepts))]}
         rows += [{"kind": kind, "along": name, **mean_of(values.numpy())} for name, values in along.items()]
     return Result(f"{_title(model, layer, f'{image_set.n - half:,} held-out images')}: linear readout of a concept",
-                  "selectivity (standard deviations)", pd.DataFrame(rows))
+                  "selectivity (standard deviations)", rows)
 
 
 def discriminant(activations: torch.Tensor, labels: torch.Tensor, concept: int) -> torch.Tensor:
@@ -131,7 +130,7 @@ def effective_dimension(model: VisionModel, images=None, *, layer: int = -1, n: 
         rows += [{"kind": kind, "counted": "units", "value": count, "low": count, "high": count, "n": image_set.n},
                  {"kind": kind, "counted": "effective dimension", **participation_ratio(units)},
                  {"kind": kind, "counted": "effective dimension of independent units", **participation_ratio(permuted)}]
-    return Result(f"{_title(model, layer, image_set.name)}: dimensions by kind", "dimensions", pd.DataFrame(rows))
+    return Result(f"{_title(model, layer, image_set.name)}: dimensions by kind", "dimensions", rows)
 
 
 def participation_ratio(activations: torch.Tensor) -> dict[str, float]:
@@ -296,4 +295,4 @@ def recognition_by_kind(model: VisionModel, recognizer: VisionModel, *, layer: i
         rows += [{"kind": kind, "pictures": f"recognized by {recognizer.name}", **proportion(hits.sum(), len(hits))},
                  {"kind": kind, "pictures": "above the 99th percentile", **proportion(high, len(hits))}]
     return Result(f"{model.title}, layer {find_site(model, layer).layer}: feature visualizations by kind of unit", "pictures (%)",
-                  pd.DataFrame(rows), ("chance recognition", 500 / len(recognizer.class_names)))
+                  rows, ("chance recognition", 500 / len(recognizer.class_names)))

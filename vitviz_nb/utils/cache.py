@@ -5,6 +5,7 @@ import json
 import os
 import re
 import warnings
+from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
 from pathlib import Path
@@ -33,6 +34,21 @@ def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
     """
     state = model.state()
     return None if state is None else path_of({**facts, "model": state}, folder)
+
+
+def made(model: "VisionModel", facts: dict, folder: str, make: Callable[[], dict[str, np.ndarray]],
+         finite: bool = False) -> dict[str, np.ndarray]:
+    """The arrays that ``model`` makes from ``facts``: from the cache, or else by ``make()``, and kept in it.
+
+    Nothing is kept if the model changed meanwhile. ``finite`` as in ``read``.
+    """
+    path = entry(model, facts, folder)
+    arrays = read(path, finite)
+    if arrays is None:
+        arrays = make()
+        if path == entry(model, facts, folder):
+            write(path, arrays)
+    return arrays
 
 
 def path_of(facts: dict, folder: str) -> Path:

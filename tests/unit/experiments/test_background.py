@@ -14,7 +14,7 @@ from vitviz_nb import cli
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.datasets.boxes import Boxes
 from vitviz_nb.datasets.emoji_world import EmojiWorld
-from vitviz_nb.experiments import background
+from vitviz_nb.experiments import background, semantics
 from vitviz_nb.experiments.background import (
     bounding_boxes,
     context_chance,
@@ -323,16 +323,15 @@ def test_units_that_answer_to_a_context_are_found_however_often_it_is_shown(draw
         snow = (scenes.context == CONTEXTS.index("snow")).float()
         return [torch.stack([snow, 5 - 2 * snow, scenes.concept.float(), torch.full_like(snow, 0.1)], 1)]
 
-    monkeypatch.setattr(background, "activations", answers)
+    monkeypatch.setattr(semantics, "activations", answers)
     model = VisionModel(Mlp(3, 4), "planted", 16, class_names=world.concepts)
     monkeypatch.setattr(background, "find_site", lambda model, kind: Site("mlp", 0, 4, 0, None, "", 0))
-    monkeypatch.setattr(background, "find_sites", lambda model: {"mlp": [background.find_site(model, None)]})
     (found,) = context_selectivity(model, world, n=240)
-    seen = np.mean([background.random_contexts([i])[0] == CONTEXTS.index("snow") for i in range(240)])
+    seen = np.mean([semantics.random_contexts([i])[0] == CONTEXTS.index("snow") for i in range(240)])
     # One in a context and zero elsewhere: mean p and variance p (1 - p).
     assert found[CONTEXTS.index("snow"), 0].item() == pytest.approx(((1 - seen) / seen) ** 0.5, rel=1e-4)
     assert found[:, 0].argmax() == found[:, 1].argmin() == CONTEXTS.index("snow")
     assert found[:, 2].abs().max() < 0.9  # 20 scenes a context
     assert (found[:, 3] == 0).all()
-    monkeypatch.setattr(background, "activations", None)  # a second run reads the cache
+    monkeypatch.setattr(semantics, "activations", None)  # a second run reads the cache
     assert torch.equal(context_selectivity(model, world, n=240)[0], found)
