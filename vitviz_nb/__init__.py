@@ -9,7 +9,7 @@ Names are imported when first used, so that ``import vitviz_nb`` takes milliseco
 
 import importlib
 
-__version__ = "0.1.0"
+__version__ = "0.2.0"
 
 _HOME = {  # public name: the module it is in
     "EmojiWorld": "datasets.emoji_world",
