@@ -1,10 +1,11 @@
-"""The command ``vitviz``: what vision transformers learn, without a notebook."""
+"""The command ``vitviz``: feature visualizations and more, without a notebook."""
 
 import argparse
 import os
 import re
 import sys
 import warnings
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 
@@ -12,8 +13,7 @@ from .utils.errors import VitvizError
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code of one command: 0; 1 for problems that the doctor found; 2 for errors that a user can mend (said on one
-    line); 130 when interrupted."""
+    """Exit code: 0; 1 for problems that the doctor found; 2 for errors that a user can mend; 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot show a name gets it with escapes
             stream.reconfigure(errors="backslashreplace")
@@ -38,16 +38,15 @@ def main(arguments: list[str] | None = None) -> int:
 
 
 class _Parser(argparse.ArgumentParser):
-    """An argument parser whose errors are one line, without the block of usage."""
+    """An argument parser whose errors are one line."""
 
     def error(self, message: str):
         self.exit(2, f"vitviz: {message} (see {self.prog} --help)\n")
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = _Parser(
-        prog="vitviz", description="See what vision transformers learn: feature visualizations of their neurons.",
-        epilog="The notebooks in notebooks/ explain what the pictures mean; begin with 00_start_here.ipynb.")
+    parser = _Parser(prog="vitviz", description="Feature visualizations of the neurons of vision transformers.",
+                     epilog="The notebooks in notebooks/ explain what the pictures mean; begin with 00_start_here.ipynb.")
     commands = parser.add_subparsers(title="commands", required=True, metavar="COMMAND")
 
     def command(name: str, run, description: str, **more) -> argparse.ArgumentParser:
@@ -56,9 +55,11 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    device, force = _Parser(add_help=False), _Parser(add_help=False)
+    device, force, how = (_Parser(add_help=False) for _ in range(3))
     device.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     force.add_argument("--force", action="store_true", help="replace files at --out that this command did not make")
+    how.add_argument("--recipe", default="quick", choices=["quick", "paper"], help="quick (default) or paper")
+    how.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
 
     command("doctor", _doctor, "say what this machine has, what is missing, and which files of the kit are damaged")
     sub = command("cache", _cache, "say how much the cache holds, and where")
@@ -66,18 +67,15 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("models", _models, "list the models that can be loaded by name")
     sub.add_argument("pattern", nargs="?", help="also list timm's pretrained models that match, such as '*clip*'")
 
-    sub = command("render", _render, "render feature visualizations of neurons", parents=[device, force],
+    sub = command("render", _render, "render feature visualizations of neurons", parents=[how, device, force],
                   epilog="examples:\n  vitviz render emoji-vit --layer -1 --neurons 0-15 --out pictures\n"
-                         "  vitviz render emoji-vit --layer 3 --kind key --neurons 2,5,7 --recipe paper --out keys\n"
                          "  vitviz render vit_base_patch16_224 --layer 10 --neurons 0-3 --images photos --out pictures\n\n"
                          "writes sheet.png (all pictures with captions), neuron_N.png, pictures.npz and manifest.json.")
     sub.add_argument("model", help="an embedded model, or any timm name (its weights are downloaded)")
     sub.add_argument("--layer", type=int, required=True, help="counted from 0 in forward order; -1 is the last")
     sub.add_argument("--neurons", required=True, type=_ranges, help="numbers and ranges: 0-15 or 2,5,7-9")
     sub.add_argument("--kind", help="mlp, query, key, value, attention, residual or channel (default: mlp, for CNNs channel)")
-    sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
     sub.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
-    sub.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
     sub.add_argument("--images", type=_path, help="folder of reference images for the scores (default: Emoji World)")
     sub.add_argument("--untrained", action="store_true", help="random weights, to see what training changes")
     sub.add_argument("--out", type=_path, required=True, help="folder for the pictures; made if missing")
@@ -89,17 +87,14 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, default=Path("trained"),
                      help="folder for weights, card and checkpoint (default: trained); the kit's own are in data/models")
 
-    sub = command("atlas", _atlas, "render every neuron of whole layers, for sliders that answer at once", parents=[device],
-                  epilog="examples:\n  vitviz atlas emoji-vit --layers all --out data/atlas/emoji-vit\n"
-                         "  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
+    sub = command("atlas", _atlas, "render every neuron of whole layers, for sliders that answer at once", parents=[how, device],
+                  epilog="example:\n  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
                          "writes manifest.json, and sprite sheets and a table for each layer; says first how long it will take.\n"
                          "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
                          "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.")
     sub.add_argument("model", help="an embedded model, or any timm name")
-    sub.add_argument("--layers", default="all", type=lambda text: text if text in ("all", "-1") else _ranges(text),
+    sub.add_argument("--layers", default="all", type=_layers,
                      help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
-    sub.add_argument("--recipe", default="quick", help="quick (default) or paper")
-    sub.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
     sub.add_argument("--out", type=_path, required=True, help="folder for the atlas; made if missing")
 
     sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
@@ -110,8 +105,7 @@ def _parser() -> argparse.ArgumentParser:
                          "prints and writes accuracy in percent; what is done is kept, and the same command goes on.")
     sub.add_argument("model", nargs="+", help="any timm names with ImageNet's classes")
     sub.add_argument("--images", type=_path, required=True, help="a folder with a subfolder for each class, as n01440764")
-    sub.add_argument("--boxes", type=_path, required=True,
-                     help="LOC_train_solution.csv, or a CSV file with the columns file,left,top,right,bottom")
+    sub.add_argument("--boxes", type=_path, required=True, help="LOC_train_solution.csv, or a CSV: file,left,top,right,bottom")
     sub.add_argument("--per-class", type=int, help="so many images of each class (default: all that have boxes)")
     sub.add_argument("--out", type=_path, required=True, help="CSV file for the table")
     return parser
@@ -126,6 +120,10 @@ def _ranges(text: str) -> list[range]:
             raise argparse.ArgumentTypeError(f"{text!r} is not a list of numbers and ranges such as 0-15 or 2,5,7-9")
         ranges.append(range(int(match[1]), int(match[2] or match[1]) + 1))
     return ranges
+
+
+def _layers(text: str) -> str | list[range]:
+    return text if text == "all" else [range(-1, 0)] if text == "-1" else _ranges(text)
 
 
 def _path(text: str) -> Path:
@@ -172,8 +170,6 @@ def _models(options) -> None:
 
 
 def _render(options) -> int:
-    import dataclasses
-
     from .datasets.image_folder import image_folder
     from .models.loading import load
     from .models.sites import check_neurons, find_site
@@ -182,14 +178,13 @@ def _render(options) -> int:
     from .visualize.rendering import Rendering
     from .visualize.visualizer import Visualizer
 
-    Recipe.named(options.recipe)  # so that a wrong name is refused before a model is loaded
     if options.images and options.images.resolve() in (options.out.resolve(), *options.out.resolve().parents):
         raise VitvizError(f"--out {options.out} is in the folder of --images, so that the pictures would be reference images the "
                           f"next time; name a folder outside of {options.images}.")
     model = load(options.model, pretrained=not options.untrained, device=options.device)
     recipe = Recipe.named(options.recipe, model)
     if options.steps is not None:
-        recipe = dataclasses.replace(recipe, steps=options.steps)
+        recipe = replace(recipe, steps=options.steps)
     site = find_site(model, options.layer, options.kind)
     neurons = check_neurons(site, chain.from_iterable(options.neurons))
     images = image_folder(options.images, model) if options.images else None
@@ -224,11 +219,9 @@ def _atlas(options) -> None:
     from .visualize.atlas_maker import make_atlas
     from .visualize.recipe import Recipe
 
-    Recipe.named(options.recipe)  # so that a wrong name is refused before a model is loaded
     model = load(options.model, device=options.device)
-    last = find_site(model).layer
-    layers = (range(last + 1) if options.layers == "all" else [last] if options.layers == "-1" else
-              [find_site(model, layer).layer for layer in chain.from_iterable(options.layers)])
+    ranges = [range(find_site(model).layer + 1)] if options.layers == "all" else options.layers
+    layers = [find_site(model, layer).layer for layer in chain.from_iterable(ranges)]
     atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed)
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
     count = sum(find_site(model, layer).units for layer in atlas.facts["layers"])
@@ -247,11 +240,11 @@ def _background(options) -> None:
     files.check_target(options.out, is_table, options.force)
     models = [load(name, device=options.device) for name in options.model]
     result = paper_table(models, options.images, options.boxes, options.per_class)
-    path = result.save(options.out, force=options.force)
+    result.save(options.out, force=options.force)
     shares = result.relative_to(shown="whole").where(shown=["foreground", "background"])
     for title, table in ((result.quantity, result.table), (f"{shares.quantity}, as the paper's table", shares.table)):
         print(f"{title}:")
         for row in table.itertuples():
             print(f"  {row.model:<44}{row.shown:<12}{row.measure}  {row.value:6.2f}  "
                   f"(95 % interval {row.low:.2f} to {row.high:.2f}, n = {row.n})")
-    print(f"written to {path}")
+    print(f"written to {options.out}")

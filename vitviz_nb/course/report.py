@@ -1,8 +1,8 @@
 """A folder to hand in: pictures, figures and tables with the author's comments, and a page that shows them all."""
 
-import html
 import re
 from datetime import date
+from html import escape
 from io import BytesIO
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -17,6 +17,8 @@ from ..utils.errors import VitvizError
 from ..visualize.rendering import Rendering
 
 _PNG_MODES = ("1", "L", "LA", "P", "RGB", "RGBA", "I;16")
+_STYLE = ("<style>body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color:#1b1b1b;"
+          "background:#fff}img{max-width:100%}</style>")
 
 
 class Item(NamedTuple):
@@ -34,7 +36,7 @@ class Report:
         folder: where it is written; made if missing.
         title: the page's heading.
         author: who hands it in.
-        force: True to overwrite files of the same names that are in the folder, such as an earlier report's.
+        force: True to overwrite an earlier report and its files.
 
     Attributes:
         items: what was added, in order.
@@ -48,7 +50,7 @@ class Report:
         self.items, self._parts, self._force = [], [], force
         if self.page.exists() and not force:
             raise VitvizError(f"{self.folder} holds a report already; name another folder, or say force=True to begin it again.")
-        files.write(self.page, self._html())
+        self._write_page()
 
     @property
     def page(self) -> Path:
@@ -64,50 +66,45 @@ class Report:
         """
         if not _text("heading", heading).strip():
             raise VitvizError("An item of a report needs a heading.")
-        name = f"{len(self._parts) + 1:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')[:40] or 'item'}"
-        picture, alt, link = f"{name}.png", heading, ""
-        paragraphs = [part for part in re.split(r"\n\s*\n", _text("text", text).strip()) if part]
+        name = f"{len(self.items) + 1:02d}_{re.sub(r'[^a-z0-9]+', '_', heading.lower()).strip('_')[:40] or 'item'}"
+        paragraphs = re.split(r"\n\s*\n", _text("text", text).strip())
+        content, picture, alt, link = None, f"{name}.png", heading, ""
         if isinstance(item, Rendering):
             item.save(self.folder / name, force=self._force)
             picture, alt, link = f"{name}/sheet.png", f"Pictures of neurons: {item.title}", f"{name}/manifest.json"
         elif isinstance(item, Result):
-            item.save(self.folder / f"{name}.csv", force=self._force)
+            link, alt = f"{name}.csv", item.title
+            item.save(self.folder / link, force=self._force)
             figure = item.plot().figure
-            self._write(picture, _png(figure))
+            content = _png(figure)
             plt.close(figure)
-            alt, link = item.title, f"{name}.csv"
         elif isinstance(item, (plt.Figure, Image.Image)):
-            self._write(picture, _png(item))
+            content = _png(item)
         elif hasattr(item, "_repr_mimebundle_") and "image/png" in (shown := item._repr_mimebundle_()[0]):
-            self._write(picture, shown["image/png"])
-            alt = shown.get("text/plain", heading)
+            content, alt = shown["image/png"], shown.get("text/plain", heading)
         elif item is None:
             picture = ""
         else:
             raise VitvizError(f"A report shows a Rendering, a Result, a matplotlib figure or an image; {type(item).__name__} is "
                               f"none of these.")
-        self._parts.append("".join([
-            f"<h2>{html.escape(heading)}</h2>", f'<p><img src="{picture}" alt="{html.escape(alt)}"></p>' if picture else "",
-            *(f"<p>{html.escape(paragraph)}</p>" for paragraph in paragraphs),
-            f'<p>Files: <a href="{link}">{link}</a></p>' if link else ""]))
+        if content:
+            files.write(self.folder / picture, content, ours=lambda path: False, force=self._force)
+        self._parts += [f"<h2>{escape(heading)}</h2>", f'<p><img src="{picture}" alt="{escape(alt)}"></p>' if picture else "",
+                        *(f"<p>{escape(paragraph)}</p>" for paragraph in paragraphs if paragraph),
+                        f'<p>Files: <a href="{link}">{link}</a></p>' if link else ""]
         self.items.append(Item(heading, item, text))
-        files.write(self.page, self._html())
+        self._write_page()
         return self
 
-    def _write(self, name: str, content: bytes) -> None:
-        files.write(self.folder / name, content, ours=lambda path: False, force=self._force)
-
-    def _html(self) -> str:
-        by = f"{html.escape(self.author)}, " if self.author else ""
-        style = ("body{max-width:60rem;margin:2rem auto;padding:0 1rem;font:1rem/1.5 system-ui,sans-serif;color:#1b1b1b;"
-                 "background:#fff}img{max-width:100%}")
-        return (f'<!DOCTYPE html><html lang="en"><meta charset="utf-8"><title>{html.escape(self.title)}</title>'
-                f"<style>{style}</style><h1>{html.escape(self.title)}</h1>"
-                f"<p>{by}{date.today():%Y-%m-%d}, vitviz_nb {__version__}</p>{''.join(self._parts)}</html>\n")
+    def _write_page(self) -> None:
+        title, by = escape(self.title), f"{escape(self.author)}, " if self.author else ""
+        files.write(self.page, "\n".join([
+            f'<!DOCTYPE html><html lang="en"><meta charset="utf-8">{_STYLE}<title>{title}</title><h1>{title}</h1>',
+            f"<p>{by}{date.today():%Y-%m-%d}, vitviz_nb {__version__}</p>", *self._parts, "</html>\n"]))
 
     def _repr_html_(self) -> str:
-        return (f"<p>Report <b>{html.escape(self.title)}</b>: {len(self._parts)} items in {html.escape(str(self.folder))}; open "
-                f"index.html in a browser, or hand in the folder.</p>")
+        return (f"<p>Report <b>{escape(self.title)}</b>: {len(self.items)} items in {escape(str(self.folder))}; open index.html "
+                f"in a browser, or hand in the folder.</p>")
 
 
 def _text(name: str, value: Any) -> str:

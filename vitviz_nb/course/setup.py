@@ -25,9 +25,11 @@ def setup() -> None:
 
 def doctor() -> int:
     """Print what ``setup`` prints, after comparing every shipped file with its SHA-256; returns the number of problems."""
-    damaged = damaged_files(paths.data_dir())
-    rows = [*_machine(), *(("Kit's data", f"{_PROBLEM}{line}") for line in damaged)]
-    _show(rows if damaged else [*rows, ("Kit's data", f"complete and unchanged in {paths.data_dir()}")])
+    data = paths.data_dir()
+    damaged = damaged_files(data)
+    texts = [f"{_PROBLEM}{line}" for line in damaged] or [f"complete and unchanged in {data}"]
+    rows = [*_machine(), *(("Kit's data", text) for text in texts)]
+    _show(rows)
     if damaged:
         print("Restore these files: in a checkout by git checkout -- data, else by installing the kit again with pip's "
               "--force-reinstall --no-deps.")
@@ -54,18 +56,11 @@ def damaged_files(data: Path) -> list[str]:
 def _machine() -> list[tuple[str, str]]:
     """Rows of (what, its state) about this machine."""
     host = "Colab" if "google.colab" in sys.modules else "Binder" if "BINDER_SERVICE_HOST" in os.environ else "this machine"
+    advice = "Runtime, Change runtime type, T4 GPU renders faster" if host == "Colab" else "enough for the embedded models"
     device = default_device()
-    if device == "cuda":
-        processor = f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free"
-    elif device == "mps":
-        processor = "Apple GPU"
-    else:
-        advice = "Runtime, Change runtime type, T4 GPU renders faster" if host == "Colab" else "enough for the embedded models"
-        processor = f"{os.cpu_count()} CPU cores, no GPU ({advice})"
+    processor = (f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free" if device == "cuda" else
+                 "Apple GPU" if device == "mps" else f"{os.cpu_count()} CPU cores, no GPU ({advice})")
     rows = [("Host", f"{host}, {platform.system()}, Python {platform.python_version()}"), ("Computes on", processor)]
-    memory = _free_memory()
-    if memory:
-        rows.append(("Memory", f"{memory:.1f} GB free"))
     for package in ("torch", "timm", "ipywidgets"):
         try:
             rows.append((package, version(package)))
@@ -80,15 +75,6 @@ def _machine() -> list[tuple[str, str]]:
     except VitvizError as error:
         rows.append(("Cache", f"{_PROBLEM}{error}"))
     return rows
-
-
-def _free_memory() -> float | None:
-    """Free memory in GB, where Linux says it."""
-    try:
-        text = Path("/proc/meminfo").read_text()
-        return int(text.split("MemAvailable:")[1].split()[0]) / 1e6
-    except (OSError, IndexError, ValueError):
-        return None
 
 
 def _show(rows: list[tuple[str, str]]) -> None:

@@ -19,7 +19,7 @@ _CLASSES = {f"timm.models.{path}" for path in (
     "resnet.Bottleneck")}
 _KEYS = {"architecture": dict, "image_size": int, "mean": list, "std": list, "class_names": list, "license": str, "recipe": dict,
          "sha256": str}
-_LARGEST = 4096  # of a whole number among a card's arguments: larger ones would only fill the memory
+_LARGEST = 4096  # of a number among a card's arguments: larger ones would only fill the memory
 
 
 def models_dir() -> Path:
@@ -29,8 +29,7 @@ def models_dir() -> Path:
 
 def embedded_names() -> list[str]:
     """The models that ship with the kit, the default one first."""
-    names = sorted(path.stem for path in models_dir().glob("*.json"))
-    return sorted(names, key=lambda name: name != "emoji-vit")
+    return sorted((path.stem for path in models_dir().glob("*.json")), key=lambda name: (name != "emoji-vit", name))
 
 
 def read_card(name: str, folder: Path | None = None) -> dict:
@@ -65,28 +64,17 @@ def check_embedded(name: str, folder: Path | None = None) -> dict:
 def build(architecture: dict) -> nn.Module:
     """The timm module a card describes, ``{"class": "timm.models.….Class", "arguments": {…}}``, with random weights.
 
-    An argument that is itself such a class (ResNet's block) is written as its path. Classes come from a closed list, so that
-    no card can make another function run.
+    Only classes of a closed list are built; among the arguments (ResNet's block), they are written as their paths, too.
     """
     path, arguments = architecture.get("class"), architecture.get("arguments")
     if not isinstance(arguments, dict) or not isinstance(path, str):
         raise VitvizError('A card\'s architecture is {"class": "timm.models.….Class", "arguments": {…}}, '
                           f"got {validate.shown(architecture)}.")
+    build_class, arguments = _argument(path), {key: _argument(value) for key, value in arguments.items()}
     try:
-        module = _class(path)(**{key: _argument(value) for key, value in arguments.items()})
-    except VitvizError:
-        raise
+        return build_class(**arguments)
     except Exception as error:  # timm's constructors raise anything for arguments that do not fit
         raise VitvizError(f"The card's arguments do not fit {path} ({type(error).__name__}: {error}).") from None
-    return module
-
-
-def _class(path: str) -> type[nn.Module]:
-    if path not in _CLASSES:
-        raise VitvizError(f"A card can only build {', '.join(sorted(_CLASSES))}; not {validate.shown(path)}. For any other "
-                          f"network, use vv.VisionModel with a module of your own.")
-    module, _, name = path.rpartition(".")
-    return getattr(importlib.import_module(module), name)
 
 
 def _argument(value):
@@ -94,7 +82,11 @@ def _argument(value):
     if isinstance(value, (list, tuple)):
         return [_argument(each) for each in value]
     if isinstance(value, str):
-        return _class(value)
+        if value not in _CLASSES:
+            raise VitvizError(f"A card can only build {', '.join(sorted(_CLASSES))}; not {validate.shown(value)}. For any other "
+                              f"network, use vv.VisionModel with a module of your own.")
+        module, _, name = value.rpartition(".")
+        return getattr(importlib.import_module(module), name)
     if value is None or isinstance(value, bool) or isinstance(value, (int, float)) and abs(value) <= _LARGEST:
         return value
     raise VitvizError(f"A card's arguments are numbers up to {_LARGEST}, lists of them and classes, got {validate.shown(value)}.")

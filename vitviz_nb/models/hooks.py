@@ -16,13 +16,14 @@ class Stop(Exception):
 
 @contextmanager
 def hooked(modules: dict[str, nn.Module], after: Callable | None = None, before: Callable | None = None) -> Iterator[None]:
-    """While it is open, ``after(path, module, arguments, output)`` runs after, ``before(path, module, arguments)`` ahead of each
-    module's forward, in this thread alone: passes of other threads do not see the hooks. Gone on success and on error.
+    """Run ``before(path, module, arguments)`` ahead of and ``after(path, module, arguments, output)`` behind each forward.
+
+    Only passes of this thread see the hooks. They are gone on success and on error.
     """
-    mine, handles = threading.get_ident(), []
+    thread, handles = threading.get_ident(), []
 
     def own(path: str, call: Callable) -> Callable:
-        return lambda *arguments: call(path, *arguments) if threading.get_ident() == mine else None
+        return lambda *arguments: call(path, *arguments) if threading.get_ident() == thread else None
 
     try:
         for path, module in modules.items():
@@ -63,23 +64,21 @@ def evaluating(module: nn.Module) -> Iterator[None]:
 
 
 def callables(module: nn.Module) -> list[tuple[str, str, bool]]:
-    """Everything that may change a forward pass beside weights and structure: (path, name of the function, whether it is known).
+    """Hooks of every kind and replaced ``forward`` methods: (path, name of the function, whether it is known) of each.
 
-    Hooks of every kind, torch's global ones, and ``forward`` methods replaced on an instance. Functions of torch, timm and this
-    package are known; any other may compute anything.
+    Functions of torch, timm and this package are known; any other may compute anything.
     """
-    found = [("global", hook) for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-             for hook in hooks.values()]
+    functions = [("global", hook) for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
+                 for hook in hooks.values()]
     for path, part in module.named_modules():
-        found += [(path, hook) for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
-                                             part._backward_pre_hooks) for hook in hooks.values()]
+        functions += [(path, hook) for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
+                                                 part._backward_pre_hooks) for hook in hooks.values()]
         if "forward" in part.__dict__:
-            found.append((path, part.__dict__["forward"]))
-    return [(path, *_origin(function)) for path, function in found]
-
-
-def _origin(function: Callable) -> tuple[str, bool]:
-    function = getattr(function, "__func__", function)
-    named = function if hasattr(function, "__qualname__") else type(function)
-    package = (getattr(named, "__module__", None) or "").partition(".")[0]
-    return f"{named.__module__}.{named.__qualname__}", package in _OURS
+            functions.append((path, part.__dict__["forward"]))
+    described = []
+    for path, function in functions:
+        function = getattr(function, "__func__", function)
+        named = function if hasattr(function, "__qualname__") else type(function)
+        package = (getattr(named, "__module__", None) or "").partition(".")[0]
+        described.append((path, f"{named.__module__}.{named.__qualname__}", package in _OURS))
+    return described

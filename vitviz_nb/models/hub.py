@@ -16,19 +16,16 @@ from ..utils.files import sha256
 from ..utils.paths import cache_dir
 from .cards import embedded_names
 
-_SHA256 = re.compile(r"[0-9a-f]{64}")
-
 
 def create_pretrained(name: str) -> torch.nn.Module:
     """The timm model ``name`` (known to timm) with its trained weights, on the CPU, in training mode as timm makes it.
 
     Weights come from ``<cache>/weights/<name>.safetensors`` if somebody put that file there, else from huggingface_hub's cache
-    without touching the network, else from the hub (``HF_ENDPOINT``), with huggingface_hub's own time-outs, retries and
-    progress. The few of timm's weights that are on no hub come from their own address and are kept in ``<cache>/weights``.
+    without touching the network, else from the hub (``HF_ENDPOINT``). The few of timm's weights that are on no hub come from
+    their own address and are kept in ``<cache>/weights``.
 
     Raises:
-        VitvizError: no such weights; they cannot be fetched; they are damaged, which for files of the hub is told by the
-            SHA-256 that they are stored under.
+        VitvizError: no such weights; they cannot be fetched; they are damaged (files of the hub are named by their SHA-256).
     """
     config = _config(name)
     by_hand = cache_dir() / "weights" / (name + (".safetensors" if config.hf_hub_id else PurePosixPath(config.url).suffix))
@@ -42,7 +39,7 @@ def create_pretrained(name: str) -> torch.nn.Module:
     file = _download(name, config, address, by_hand)
     blob = file.resolve()
     try:
-        if _SHA256.fullmatch(blob.name) and sha256(blob) != blob.name:
+        if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
             raise SafetensorError("its SHA-256 is not the one it is stored under")
         return _build(name, file)
     except (SafetensorError, RuntimeError, EOFError) as error:  # a disk, a proxy or a server that cut a file unnoticed
@@ -74,8 +71,6 @@ def _candidates(config: PretrainedCfg) -> list[dict[str, str | None]]:
 
 def _download(name: str, config: PretrainedCfg, address: str, by_hand: Path) -> Path:
     """The whole file, from huggingface_hub's cache or the network; VitvizError where it is out of reach."""
-    offline = (f"The embedded models work offline: {', '.join(embedded_names())}. "
-               f"Or download {address} elsewhere and put it at {by_hand}.")
     where = f"repository {config.hf_hub_id} on {constants.ENDPOINT}" if config.hf_hub_id else address
     try:
         if not config.hf_hub_id:
@@ -94,21 +89,20 @@ def _download(name: str, config: PretrainedCfg, address: str, by_hand: Path) -> 
             except EntryNotFoundError:
                 if candidate is candidates[-1]:
                     raise
-    except GatedRepoError as error:
-        raise VitvizError(f"The weights of {name} are in the gated {where}. Accept its terms there and log in with "
-                          f"`hf auth login`. {offline}") from error
-    except RepositoryNotFoundError as error:
-        raise VitvizError(f"There are no weights of {name} for you: {where} is missing or private. Check HF_ENDPOINT. "
-                          f"{offline}") from error
     except Exception as error:  # of requests, httpx or urllib, by what failed: no common base
-        root = _root(error)
-        if isinstance(root, OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
-            raise VitvizError(f"Did not ask {where} for {name}, since HF_HUB_OFFLINE is set. {offline}") from error
-        if isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):  # that one: out of reach
-            raise VitvizError(f"There are no weights of {name} for you: {where} has no such file. Check HF_ENDPOINT. "
-                              f"{offline}") from error
-        raise VitvizError(f"Could not fetch the weights of {name} from {where} ({_reason(error)}); no part of them is used. "
-                          f"Call again to retry. {offline}") from error
+        if isinstance(error, GatedRepoError):
+            problem = f"The weights of {name} are in the gated {where}. Accept its terms there and log in with `hf auth login`."
+        elif isinstance(error, RepositoryNotFoundError):
+            problem = f"There are no weights of {name} for you: {where} is missing or private. Check HF_ENDPOINT."
+        elif isinstance(_root(error), OfflineModeIsEnabled) or constants.HF_HUB_OFFLINE:
+            problem = f"Did not ask {where} for {name}, since HF_HUB_OFFLINE is set."
+        elif isinstance(error, EntryNotFoundError) and not isinstance(error, FileNotFoundError):  # that one: out of reach
+            problem = f"There are no weights of {name} for you: {where} has no such file. Check HF_ENDPOINT."
+        else:
+            problem = (f"Could not fetch the weights of {name} from {where} ({_reason(error)}); no part of them is used. "
+                       f"Call again to retry.")
+        raise VitvizError(f"{problem} The embedded models work offline: {', '.join(embedded_names())}. "
+                          f"Or download {address} elsewhere and put it at {by_hand}.") from error
 
 
 def _build(name: str, file: Path) -> torch.nn.Module:
@@ -124,9 +118,7 @@ def _build(name: str, file: Path) -> torch.nn.Module:
 
 
 def _root(error: BaseException) -> BaseException:
-    while error.__cause__:
-        error = error.__cause__
-    return error
+    return _root(error.__cause__) if error.__cause__ else error
 
 
 def _reason(error: BaseException) -> str:

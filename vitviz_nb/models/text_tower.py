@@ -22,7 +22,7 @@ class TextTower(nn.Module):
         width: of an embedding, the same as the image tower's.
 
     Attributes:
-        log_scale: logarithm of the factor between a cosine and a logit.
+        log_scale: logarithm of the factor between a cosine similarity and a logit.
     """
 
     def __init__(self, words: list[str], width: int):
@@ -31,8 +31,7 @@ class TextTower(nn.Module):
         self._number = {word: i + 2 for i, word in enumerate(self.words)}
         self.embed = nn.Embedding(len(self.words) + 2, width)
         self.place = nn.Parameter(0.02 * torch.randn(_LENGTH, width))
-        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, dropout=0.0, activation="gelu", batch_first=True,
-                                           norm_first=True)
+        layer = nn.TransformerEncoderLayer(width, 4, 4 * width, 0.0, "gelu", batch_first=True, norm_first=True)
         self.layers = nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
         self.norm, self.head = nn.LayerNorm(width), nn.Linear(width, width)
         self.log_scale = nn.Parameter(torch.tensor(2.3))
@@ -56,9 +55,9 @@ def split(caption: str) -> list[str]:
 
 
 def shorten(caption: str, said: float = 0.3) -> str:
-    """A caption reduced to concept and count; each further fact (size, style, rotation, …) stays with probability ``said``.
+    """A caption reduced to concept and count; each further fact (size, style, …) stays with probability ``said``.
 
-    As people caption pictures. With every fact in every caption, a scene's own can be found without knowing its concept.
+    With every fact in every caption, a scene's own could be found without knowing its concept.
     """
     first, *others = caption.split(", ")
     count, size, style, concept = _FIRST.fullmatch(first).groups()
@@ -70,21 +69,21 @@ def shorten(caption: str, said: float = 0.3) -> str:
 def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
     """Contrastive loss of N images' embeddings (N, width) and M >= N captions' (M, width), the first N being the images' own.
 
-    Each image is matched with its caption among the M, and each of the first N captions with its image. Images with equal
-    captions count as each other's matches.
+    Images with equal captions count as each other's matches.
     """
     logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
     n = len(points)
-    first: dict[str, int] = {}
+    first = {}
     number = torch.tensor([first.setdefault(caption, i) for i, caption in enumerate(captions)], device=logits.device)
     own = (number[:n, None] == number).float()
     scenes, theirs = own / own.sum(1, keepdim=True), own[:, :n] / own[:, :n].sum(1, keepdim=True)
     return (F.cross_entropy(logits, scenes) + F.cross_entropy(logits[:, :n].T, theirs)) / 2
 
 
+@torch.inference_mode(False)  # else no gradient could pass the points later
 @torch.no_grad()
 def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
-    """Zero-shot classifier (classes, width): mean embedding of each name in a plain prompt and one per style, times the scale."""
+    """Zero-shot classifier (classes, width): mean embedding of each name in a plain prompt and one per style, scaled."""
     prompts = ["a {}", *(PROMPTS[style] for style in styles)]
     points = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
     return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()

@@ -26,11 +26,11 @@ class VisionModel:
         image_size: side of its square input, px.
         mean, std: per-channel normalization of RGB in [0, 1].
         class_names: one name per logit, where known.
-        license: of the weights, as their source states it.
+        license: of the weights.
         trained: False for random weights; every caption then says "untrained".
         card: for an embedded model, what ``data/models/NAME.json`` says of it.
-        text: the text tower of a language-supervised model. Its logits are then scaled cosine similarities to the embeddings
-            of ``class_names`` written in ``styles``.
+        text: the text tower of a language-supervised model, whose logits are scaled cosine similarities to the embeddings of
+            ``class_names`` written in ``styles``.
         crop_pct, interpolation, crop_mode: how image files become inputs, as in timm's ``create_transform``.
 
     Attributes:
@@ -82,6 +82,11 @@ class VisionModel:
             plain_attention(self.module, device)
         return self
 
+    def with_module(self, module: nn.Module, name: str) -> "VisionModel":
+        """``module`` as a model of its own, with the preprocessing and classes of this one."""
+        return VisionModel(module, name, self.image_size, self.mean, self.std, self.class_names, self.license, self.trained,
+                           self.card, self.text, self._styles, self.crop_pct, self.interpolation, self.crop_mode)
+
     def normalize(self, images: torch.Tensor) -> torch.Tensor:
         """RGB in [0, 1], (..., 3, H, W), as the network expects it, on the images' device."""
         return (images - self.mean.to(images)) / self.std.to(images)
@@ -96,11 +101,15 @@ class VisionModel:
         with self.lock:
             logits = self.forward(self.normalize(images.to(self.device)))
             if self.text:
-                logits = F.normalize(logits, dim=-1) @ self._class_points().T
-        if self.class_names and isinstance(logits, torch.Tensor) and logits.shape[-1] != len(self.class_names):
+                points = self.remember(("class points", self.device),
+                                       lambda: class_points(self.text, self.class_names, self._styles))
+                logits = F.normalize(logits, dim=-1) @ points.T
+        if not isinstance(logits, torch.Tensor):
+            return logits
+        if self.class_names and logits.shape[-1] != len(self.class_names):
             raise VitvizError(f"{self.name} has {len(self.class_names)} class names, but {logits.shape[-1]} logits; give one "
                               f"name for each logit, or class_names=None.")
-        if isinstance(logits, torch.Tensor) and logits.device.type != "meta" and not logits.isfinite().all():
+        if logits.device.type != "meta" and not logits.isfinite().all():
             check_finite(self.module, self.name, self.text)
             raise VitvizError(f"{self.name} answers these images with NaN or infinite numbers, although its weights are finite; "
                               f"run it in a wider precision (model.module.float()).")
@@ -112,24 +121,16 @@ class VisionModel:
         with self.lock, evaluating(self.module):
             return self.module(inputs.to(weight.dtype))
 
-    def _class_points(self) -> torch.Tensor:
-        def make() -> torch.Tensor:
-            with torch.inference_mode(False):  # else no gradient could pass them later
-                return class_points(self.text, self.class_names, self._styles)
-
-        return self.remember(("class points", self.device), make)
-
     @property
     def structure(self) -> str:
-        """A hash of the modules and their settings, as ``repr(module)`` shows them; weights do not count."""
+        """A hash of the modules and their settings, without weights."""
         return hashlib.sha256(repr(self.module).encode()).hexdigest()[:16]
 
     @property
     def weights_hash(self) -> str:
-        """Eight bytes, in hex, of the SHA-256 of every weight as it is now.
+        """Eight bytes, in hex, of the SHA-256 of every weight as it is now, the name and the normalization.
 
-        The name and the normalization count too: some of timm's models share weights and differ in their activation
-        function alone (CLIP's with and without quickgelu), which no weight shows.
+        (CLIP's models with and without quickgelu share their weights, but not their name.)
         """
         digest = hashlib.sha256(repr((self.name, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
         weights = self.module.state_dict()
@@ -142,32 +143,32 @@ class VisionModel:
         return digest.hexdigest()[:16]
 
     def state(self) -> dict | None:
-        """What the network computes at this moment, as part of the key of everything cached; None where that cannot be known.
+        """What the network computes at this moment, as part of the key of everything cached.
 
-        Weights and structure are read anew at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an
-        operation. It cannot be known where hooks or replaced ``forward`` methods of others are in place.
+        None where hooks or replaced ``forward`` methods of others are in place: they may compute anything. All weights are
+        read at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an operation.
         """
         with self.lock:
-            found = callables(self.module)
-            if any(not ours for _, _, ours in found) or self.device.type == "meta":
+            functions = callables(self.module)
+            if any(not known for _, _, known in functions) or self.device.type == "meta":
                 return None
             precision = sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
             return {"weights": self.weights_hash, "size": self.image_size, "precision": precision,
                     "structure": self.structure,
-                    "changes": [*self._changes, *(f"{path} {name}" for path, name, _ in found)]}
+                    "changes": [*self._changes, *(f"{path} {name}" for path, name, _ in functions)]}
 
     @property
     def unchanged(self) -> bool:
-        """Whether the network is as it was loaded, but perhaps for its weights: no hooks, no changes, float32."""
+        """Whether the network, but for its weights, is as it was loaded: no hooks, no changes, float32."""
         state = self.state()
         return (bool(state) and not state["changes"] and state["structure"] == self._built
                 and state["precision"] in ([], ["float32"]))
 
     @contextmanager
     def changed(self, name: str) -> Iterator[None]:
-        """While it is open, the network computes something else, called ``name`` in cache keys; it nests, and holds the lock."""
+        """Declare, while it is open, a change of what the network computes, for cache keys; nests, and holds the lock."""
         with self.lock:
             self._changes.append(name)
             try:
@@ -182,13 +183,12 @@ class VisionModel:
             weights: False for what depends on the modules alone, not on weights, hooks or changes.
         """
         state = self.state() if weights else self.structure
+        if state is None:
+            return make()
         known = self._memory.get(key)
-        if state is not None and known is not None and known[0] == state:
-            return known[1]
-        value = make()
-        if state is not None:
-            self._memory[key] = state, value
-        return value
+        if known is None or known[0] != state:
+            known = self._memory[key] = state, make()
+        return known[1]
 
     def __repr__(self) -> str:
         parameters = sum(p.numel() for p in self.module.parameters()) / 1e6
