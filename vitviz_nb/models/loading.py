@@ -2,6 +2,7 @@
 
 import os
 from collections import Counter
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 
@@ -38,9 +39,8 @@ def default_device() -> str:
 
 def usable_device(device: str | None) -> str:
     """``device``, or where it is None the fastest there is; VitvizError for one that this machine does not have."""
-    device = default_device() if device is None else device
     try:
-        device = str(torch.device(device))
+        device = default_device() if device is None else str(torch.device(device))
         (torch.ones(1, device=device) + 1).item()
     except Exception as error:  # torch raises anything for a device that is not there: ImportError for hpu
         raise VitvizError(f"The device {validate.shown(device)} cannot be used here ({str(error).partition(chr(10))[0]}); "
@@ -53,14 +53,14 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     """A model by name.
 
     Args:
-        name: an embedded model (``vv.list_models()`` starts with them; these work offline), any timm name, such as
-            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads, or the card of a model that
+        name: an embedded model (``vv.list_models()`` starts with them; these work offline); any timm name, such as
+            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads; or the card of a model that
             ``vitviz train`` made, such as ``"trained/emoji-swin.json"``.
         pretrained: False gives random weights (seed 0), labeled "untrained" wherever they appear.
         device: "cpu", "cuda", "mps", …; by default the fastest there is.
-        checkpoint: a file of your own weights for the timm model ``name``: safetensors, or what ``torch.save`` wrote, read
-            without running anything in it. It may have any number of classes.
-        class_names: what those classes are called, in order; by default ImageNet's names where there are 1,000.
+        checkpoint: a file of your own weights, with any number of classes, for the timm model ``name``: safetensors, or what
+            ``torch.save`` wrote, read without running anything in it.
+        class_names: what the checkpoint's classes are called; by default ImageNet's names where there are 1,000.
 
     Raises:
         VitvizError: no such model (with the nearest names); weights out of reach, changed, not of this model or not finite; no
@@ -85,7 +85,7 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     return model.to(device)
 
 
-def _seeded(make) -> nn.Module:
+def _seeded(make: Callable[[], nn.Module]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         return make()
@@ -116,7 +116,7 @@ def _load_timm(name: str, pretrained: bool) -> VisionModel:
     else:
         module = _seeded(lambda: timm.create_model(name, pretrained=False))
     license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "see the model's page"
-    return _of_timm(module, name, imagenet_names() if getattr(module, "num_classes", 0) == 1000 else None, license, pretrained)
+    return _of_timm(module, name, None, license, pretrained)
 
 
 def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> VisionModel:
@@ -137,15 +137,19 @@ def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> Vi
     try:
         module.load_state_dict(weights)
     except RuntimeError as error:
-        lines = str(error).splitlines()
-        raise VitvizError(f"{path} does not hold weights of {name}: {lines[min(1, len(lines) - 1)].strip()[:200]} "
-                          f"Give the timm name it was trained with.") from None
+        first = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
+        raise VitvizError(f"{path} does not hold weights of {name}: {first[:200]} Give the timm name it was trained "
+                          f"with.") from None
+    model = _of_timm(module, name, class_names, "of your own", True)
     if class_names is not None and len(class_names) != classes:
         raise VitvizError(f"The weights in {path} tell {classes} classes apart, but {len(class_names)} names were given.")
-    return _of_timm(module, name, class_names or (imagenet_names() if classes == 1000 else None), "of your own", True)
+    return model
 
 
 def _of_timm(module: nn.Module, name: str, class_names: list[str] | None, license: str, trained: bool) -> VisionModel:
+    """A model with timm's preprocessing, and ImageNet's class names where there are 1,000 classes and no other names."""
+    if class_names is None and getattr(module, "num_classes", 0) == 1000:
+        class_names = imagenet_names()
     config = resolve_model_data_config(module)
     return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], class_names, license, trained,
                        crop_pct=config["crop_pct"], interpolation=config["interpolation"], crop_mode=config["crop_mode"])
@@ -153,9 +157,9 @@ def _of_timm(module: nn.Module, name: str, class_names: list[str] | None, licens
 
 @cache
 def imagenet_names() -> list[str]:
-    """ImageNet's 1,000 classes in order, each by its first synonym, or by all of them where two classes share the first.
+    """ImageNet's 1,000 classes in order, each by its first synonym, or by all where two share the first.
 
-    Two classes have no other name than "crane"; their WordNet ids are added. So no two names are equal, whatever the case.
+    Two classes have no other name than "crane"; their WordNet ids are added. No two names are equal, whatever the case.
     """
     info = ImageNetInfo("imagenet-1k")
     synonyms, ids = [info.index_to_description(i) for i in range(1000)], info.label_names()

@@ -25,40 +25,40 @@ def tokens(model: VisionModel, site: Site, inputs: torch.Tensor, leak: float = 0
     outputs, before, calls = [], [], 0
     leak = leak if site.kind in ("mlp", "channel") else 0.0
 
+    def is_the_sites_call() -> bool:
+        nonlocal calls
+        calls += 1
+        return calls == site.call + 1
+
     def keep_input(path, module, arguments):
         before[:] = [arguments[0].clone()]  # some activation functions work in place
 
     def read(path, module, arguments, output):
-        nonlocal calls
-        calls += 1
-        if calls == site.call + 1:
+        if is_the_sites_call():
             outputs.append(output + leak * before[0] if leak else output)
             raise Stop
 
-    def read_own(path, module, arguments):  # all hidden units of the last layer needed cost as much as a third of a block
-        nonlocal calls
-        calls += 1
-        if calls == site.call + 1:
+    def read_own(path, fc1, arguments):  # all hidden units of the last layer needed cost as much as a third of a block
+        if is_the_sites_call():
             # Not as a product of matrices: those with a vector are slow, on a card and on a CPU.
-            own = arguments[0].reshape(len(inputs), -1, arguments[0].shape[-1]) * hidden.weight[site.own][:, None]
+            own = arguments[0].reshape(len(inputs), -1, arguments[0].shape[-1]) * fc1.weight[site.own][:, None]
             own = own.sum(-1, keepdim=True)
-            if hidden.bias is not None:
-                own = own + hidden.bias[site.own][:, None, None]
-            outputs.append(act(own.clone()) + leak * own if leak else act(own))
+            if fc1.bias is not None:
+                own = own + fc1.bias[site.own][:, None, None]
+            outputs.append(mlp.act(own.clone()) + leak * own if leak else mlp.act(own))
             raise Stop
 
     with model.lock:
-        hidden, act = (None, None) if site.own is None else _hidden(model, site)
-        watched = {site.path: model.module.get_submodule(site.path)}
-        hooks = (hooked({site.path: hidden}, before=read_own) if hidden else
-                 hooked(watched, after=read, before=keep_input if leak else None))
+        mlp = _separable_mlp(model, site)
+        hooks = (hooked({site.path: mlp.fc1}, before=read_own) if mlp else
+                 hooked({site.path: model.module.get_submodule(site.path)}, read, keep_input if leak else None))
         with hooks, suppress(Stop):
             model.forward(inputs)
     if not outputs:
         raise VitvizError(f"{site.path} of {model.name} was called {calls} times, not {site.call + 1} as when its sites were "
                           f"found: the model changed since; load it again.")
     read_tokens = _patch_tokens(site, outputs[0], len(inputs))
-    if site.own is None or hidden:
+    if site.own is None or mlp:
         return read_tokens
     return read_tokens.gather(2, site.own[:, None, None].expand(-1, read_tokens.shape[1], 1))
 
@@ -71,16 +71,16 @@ def _patch_tokens(site: Site, output: torch.Tensor, n: int) -> torch.Tensor:
     return output.chunk(site.part[1], -1)[site.part[0]]
 
 
-def _hidden(model: VisionModel, site: Site) -> tuple[nn.Linear, nn.Module] | tuple[None, None]:
-    """The layer that makes a site's hidden units and the function applied to each alone; (None, None) where it is not so.
+def _separable_mlp(model: VisionModel, site: Site) -> nn.Module | None:
+    """The MLP of a site with ``own`` units, if each can be computed without the others.
 
-    Nor where either has hooks, such as a doctored network's: they expect, and may change, all units.
+    Not where the activation function mixes units, nor where hooks, such as a doctored network's, expect all of them.
     """
     mlp = model.module.get_submodule(site.path.rpartition(".")[0])
-    if site.kind != "mlp" or type(mlp) not in (Mlp, GlobalResponseNormMlp) or type(mlp.fc1) is not nn.Linear:
-        return None, None
+    if site.own is None or site.kind != "mlp" or type(mlp) not in (Mlp, GlobalResponseNormMlp) or type(mlp.fc1) is not nn.Linear:
+        return None
     with_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in (mlp.fc1, mlp.act))
-    return (None, None) if with_hooks or type(mlp.act) not in ELEMENTWISE else (mlp.fc1, mlp.act)
+    return mlp if type(mlp.act) in ELEMENTWISE and not with_hooks else None
 
 
 def activations(model: VisionModel, kind: str | None, images: torch.Tensor) -> list[torch.Tensor]:
@@ -106,8 +106,7 @@ def at_sites(model: VisionModel, sites: list[Site], images: torch.Tensor, keep: 
 
     Args:
         images: RGB in [0, 1], (N, 3, image_size, image_size).
-        keep: what to keep of the tokens (N, patch tokens, units), float32: all sites' tokens together fill a memory, and a
-            later layer may work in place on this one's.
+        keep: what to keep of the tokens (N, patch tokens, units), float32, on which a later layer may work in place.
         prefix: True to have the ``site.prefix`` class tokens, too, in front of the patch tokens.
 
     Raises:
@@ -116,9 +115,8 @@ def at_sites(model: VisionModel, sites: list[Site], images: torch.Tensor, keep: 
     validate.images(f"Images for {model.name}", images, (3, model.image_size, model.image_size))
 
     def keep_all(path, call, output):
-        here = [site for site in sites if (site.path, site.call) == (path, call)]
-        cut = [replace(site, prefix=0) if prefix else site for site in here]
-        return {site: keep(site, _patch_tokens(c, output, len(images)).float()).cpu() for site, c in zip(here, cut, strict=True)}
+        here = {site: replace(site, prefix=0) if prefix else site for site in sites if (site.path, site.call) == (path, call)}
+        return {site: keep(site, _patch_tokens(whole, output, len(images)).float()).cpu() for site, whole in here.items()}
 
     with model.lock, watch({site.path: model.module.get_submodule(site.path) for site in sites}, keep_all) as calls:
         model.forward(model.normalize(images.to(model.device)))

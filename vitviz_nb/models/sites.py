@@ -1,9 +1,8 @@
 """Sites: where activations of a model can be read, found by watching one forward pass.
 
-A site is a layer number and a kind. Nothing here depends on a model family: MLP neurons are the outputs of the ``act`` of
-every ``timm.layers.Mlp``, in the order of their calls; queries, keys and values are the outputs of their linear layers;
-a block is the module that owns an Mlp. Prefix tokens (class, distillation, registers) are those by which the
-tokens outnumber a square, counted at each site, because the number changes within some models (ConViT).
+Nothing here depends on a model family: MLP neurons are the outputs of the ``act`` of every ``timm.layers.Mlp``, in the order
+of their calls; queries, keys and values are the outputs of their linear layers; a block is the module that owns an Mlp. Prefix
+tokens (class, distillation, registers) are those by which the tokens outnumber a square, at each site.
 """
 
 import math
@@ -106,7 +105,7 @@ def check_neurons(site: Site, neurons) -> list[int]:
     """The neurons as a list of ints; VitvizError if one is out of range, named twice, or there is none.
 
     Args:
-        neurons: a whole number, or several: a range, a list, a tensor or an array of them, with any number of dimensions below 2.
+        neurons: a whole number, or a range, list, tensor or array of them.
     """
     neurons, allowed = validate.scalar(neurons), f"The {site} has neurons 0 to {site.units - 1}"
     if isinstance(neurons, range) and len(neurons) > site.units:
@@ -120,9 +119,9 @@ def check_neurons(site: Site, neurons) -> list[int]:
         raise VitvizError(f"{allowed}; they are named by whole numbers, got {validate.shown(neurons)}.")
     numbers = [int(n) for n in numbers]
     outside = [n for n in numbers if not 0 <= n < site.units]
-    if outside or not numbers or len(set(numbers)) < len(numbers):
-        wrong = (f"neuron {validate.shown(outside[0])} is out of range" if outside else
-                 "the same neuron twice" if numbers else "none was named")
+    wrong = (f"neuron {validate.shown(outside[0])} is out of range" if outside else "none was named" if not numbers else
+             "the same neuron twice" if len(set(numbers)) < len(numbers) else "")
+    if wrong:
         raise VitvizError(f"{allowed}; {wrong}.")
     return numbers
 
@@ -130,21 +129,19 @@ def check_neurons(site: Site, neurons) -> list[int]:
 @torch.inference_mode()
 def _find(model: VisionModel) -> dict[str, list[Site]]:
     named = dict(model.module.named_modules())
-    owner = {path: named[path.rpartition(".")[0]] for path in named if path}
     candidates: dict[str, str] = {}  # path: role
     width: dict[str, int] = {}  # units expected at a path, which tells NHWC from NCHW
     for path, module in named.items():
-        name = path.rpartition(".")[2]
+        parent, _, name = path.rpartition(".")
         if isinstance(module, (Mlp, GlobalResponseNormMlp)):  # the second is ConvNeXt V2's, no subclass of the first
             candidates[f"{path}.act"] = "mlp"
             width[f"{path}.act"] = module.fc1.weight.shape[0]
-            block = path.rpartition(".")[0]
-            if block and not isinstance(named[block], (nn.Sequential, nn.ModuleList)):
-                candidates.setdefault(block, "residual")
-                width[block] = module.fc2.weight.shape[0]
-        elif name in _PROJECTIONS and isinstance(module, nn.Linear) and hasattr(owner[path], "proj"):
+            if parent and not isinstance(named[parent], (nn.Sequential, nn.ModuleList)):
+                candidates.setdefault(parent, "residual")
+                width[parent] = module.fc2.weight.shape[0]
+        elif name in _PROJECTIONS and isinstance(module, nn.Linear) and hasattr(named[parent], "proj"):
             candidates[path] = "projection"
-            candidates.setdefault(path.rpartition(".")[0], "attention")
+            candidates.setdefault(parent, "attention")
     if "mlp" not in candidates.values():
         candidates = {path: "channel" for path, module in named.items() if isinstance(module, _ACTIVATIONS)}
     size = model.image_size
@@ -167,17 +164,16 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
 
 def _describe(kind, layer, path, call, output, part, width) -> Site | None:
     """The site an output belongs to, or None for one that does not hold tokens that lie on the image."""
-    if output.dim() == 4 and (kind == "channel" or output.shape[-1] != width == output.shape[1]):
+    if output.dim() < 3:
+        return None
+    if output.dim() == 4 and (kind == "channel" or output.shape[-1] != width == output.shape[1]):  # NCHW
         return Site(kind, layer, output.shape[1], 0, tuple(output.shape[2:]), path, call, part, last=False)
-    units = output.shape[-1] // part[1]
+    prefix, grid = 0, None  # windows have none: their tokens are in another order than the image's
     if output.dim() == 4 and len(output) == 1:  # NHWC
-        return Site(kind, layer, units, 0, tuple(output.shape[1:3]), path, call, part)
-    if output.dim() != 3 or kind == "channel":
-        return None if output.dim() < 3 else Site(kind, layer, units, 0, None, path, call, part)
-    if len(output) > 1:  # windows: tokens in another order than the image's
-        return Site(kind, layer, units, 0, None, path, call, part)
-    side = math.isqrt(output.shape[1])
-    prefix = output.shape[1] - side * side
+        grid = tuple(output.shape[1:3])
+    elif output.dim() == 3 and len(output) == 1 and kind != "channel":
+        side = math.isqrt(output.shape[1])
+        prefix, grid = output.shape[1] - side * side, (side, side)
     if prefix > _MOST_PREFIX:  # MLP-Mixer's token mixing: its units are not read at patches
         return None
-    return Site(kind, layer, units, prefix, (side, side), path, call, part)
+    return Site(kind, layer, output.shape[-1] // part[1], prefix, grid, path, call, part)
