@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
 
     sub = command("atlas", _atlas, "render every neuron of whole layers, for sliders that answer at once", parents=[how, device],
                   epilog="example:\n  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
-                         "writes manifest.json, and sprite sheets and a table for each layer; says first how long it will take.\n"
+                         "writes manifest.json, and sprite sheets and a table for each layer.\n"
                          "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
                          "settings never touch the pictures in a folder. Several machines: see data/atlas/README.md.")
     sub.add_argument("model", help="an embedded model, or any timm name")

@@ -111,7 +111,7 @@ def row(model: VisionModel, place: Site, steps: int, turns: int, clock: Clock) -
     """One layer's line of the table; its times are medians over turns, and its ratio is the median of the turns' ratios."""
     recipe = replace(vv.Recipe.paper(), steps=steps)
     here = vv.Visualizer(model, recipe, atlas=False, keep=False)
-    neurons = list(range(here.batch_size))
+    neurons = list(range(hardware.batch_size(model, recipe.copies)))
     # The published side makes one after another: on a card, where this side makes 64 together, its time is that of 4, times 16.
     alone = neurons[:4]
     times = {"published": len(neurons) / len(alone), "here": 1.0}

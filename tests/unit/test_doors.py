@@ -79,7 +79,7 @@ def network() -> VisionModel:
 MODEL = network()
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 VIEWER = Visualizer(MODEL, Recipe(steps=1, copies=1), IMAGES)
-FIELDS = st.sampled_from(list(Recipe().as_dict()))
+FIELDS = st.sampled_from(list(vars(Recipe())))
 
 
 def exhausted(items, most: int = 2) -> list:

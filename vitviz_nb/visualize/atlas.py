@@ -7,6 +7,8 @@ the pictures as they are stored. ``atlas_maker`` makes atlases.
 
 import hashlib
 import json
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
@@ -44,9 +46,9 @@ class Atlas:
     Attributes:
         folder: where it lies.
         facts: its manifest: ``model``, ``weights`` (their hash), ``kind``, ``layers`` (those that are complete), ``recipe``,
-            ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``; how it is cut:
-            ``sheet`` (pictures on a sheet at most; if it is not there, a layer has one sheet) and ``chunk`` (neurons that were
-            optimized together); and ``files``, the SHA-256 of each, verified when it is read (older atlases have none).
+            ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``, ``chunk`` (neurons that
+            were optimized together); not in older atlases: ``sheet`` (pictures on a sheet at most; else a layer has one sheet)
+            and ``files``, the SHA-256 of each, verified when it is read.
     """
 
     folder: Path
@@ -63,8 +65,8 @@ class Atlas:
             if missing:
                 raise ValueError(f"its manifest lacks {', '.join(sorted(missing))}")
             validate.choice("kind", facts["kind"], KINDS)
-            for name, number in [("size", facts["size"]), ("sheet", facts.get("sheet", 1))]:
-                validate.whole(name, number, 1)
+            validate.whole("size", facts["size"], 1)
+            validate.whole("sheet", facts.get("sheet", 1), 1)
             for layer in facts["layers"]:
                 validate.whole("layer", layer)
             dict(facts.get("files", {}))
@@ -88,10 +90,9 @@ class Atlas:
         facts, table = self.facts, self._numbers(layer)
         recipe, units, layer = Recipe(**facts["recipe"]), len(table["activation"]), int(validate.scalar(layer))
         neurons = check_neurons(Site(facts["kind"], layer, units, 0, None, "", 0), neurons)
-        sheet = facts.get("sheet", units)
-        pictures = torch.stack([self._sheet(layer, n - n % sheet, min(sheet, units - n + n % sheet))[n % sheet] for n in neurons])
-        scores = Scores(table["activation"][neurons].tolist(), table["percentile"][neurons].tolist(),
-                        table["rank"][neurons].tolist(), [STATUS[i] for i in table["status"][neurons]], facts["reference"])
+        pictures = torch.stack([self._picture(layer, neuron, units) for neuron in neurons])
+        scores = Scores(*(table[name][neurons].tolist() for name in ("activation", "percentile", "rank")),
+                        [STATUS[i] for i in table["status"][neurons]], facts["reference"])
         return Rendering(facts["model"], facts["kind"], layer, neurons, pictures.float() / 255, [recipe.steps] * len(neurons),
                          table["curve_steps"].tolist(), torch.from_numpy(table["curves"][neurons]), recipe, facts["seed"], scores)
 
@@ -101,7 +102,7 @@ class Atlas:
         return table["top"][neuron].tolist(), table["top_activation"][neuron].tolist()
 
     def table(self) -> pd.DataFrame:
-        """All neurons, a row each, to sort and choose from: ``atlas.table().sort_values("percentile")``.
+        """All neurons, a row each.
 
         Columns ``layer``, ``neuron``, ``activation``, ``percentile``, ``rank`` and ``status`` as in ``Scores``, and ``scenes``:
         the concepts of the reference scenes that activate the neuron most, a tuple, the strongest first.
@@ -122,7 +123,6 @@ class Atlas:
         """The neurons that scenes of ``concept`` activate most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
 
         Sorted by count, then by the rank of the concept's first scene among them, then by the percentile of the picture.
-        VitvizError for a concept that no scene shows, with the nearest names.
         """
         concepts = EmojiWorld("val", size=self.facts["size"]).concepts
         if concept not in concepts:
@@ -158,9 +158,12 @@ class Atlas:
         name = file_name(self.facts["kind"], layer, "npz")
         return _table(self.folder / name, self.facts.get("files", {}).get(name))
 
-    def _sheet(self, layer: int, first: int, count: int) -> torch.Tensor:
+    def _picture(self, layer: int, neuron: int, units: int) -> torch.Tensor:
+        sheet = self.facts.get("sheet", units)
+        first = neuron - neuron % sheet
         name = file_name(self.facts["kind"], layer, "webp", first)
-        return cut(self.folder / name, self.facts["size"], count, self.facts.get("files", {}).get(name))
+        sha256 = self.facts.get("files", {}).get(name)
+        return cut(self.folder / name, self.facts["size"], min(sheet, units - first), sha256)[neuron - first]
 
 
 @cache
@@ -207,21 +210,18 @@ def paste(pictures: torch.Tensor) -> Image.Image:
 @lru_cache(maxsize=8)  # a sheet takes 6 MB
 def cut(path: Path, size: int, count: int, sha256: str | None = None) -> torch.Tensor:
     """The first ``count`` pictures of a sheet, uint8 (count, 3, size, size); VitvizError if the file is damaged."""
-    try:
-        sheet = torch.from_numpy(np.asarray(Image.open(_verified(path, sha256)).convert("RGB")).copy())
-        wide, rows = columns(size), -(-count // columns(size))
+    wide, rows = columns(size), -(-count // columns(size))
+    with _verified(path, sha256) as content:
+        sheet = torch.from_numpy(np.asarray(Image.open(content).convert("RGB")).copy())
         if sheet.shape != (rows * size, wide * size, 3):
             raise ValueError(f"{sheet.shape[1]} x {sheet.shape[0]} px instead of {wide * size} x {rows * size}")
-    except Exception as error:
-        raise _damaged(path, error) from None
     return sheet.view(rows, size, wide, size, 3).permute(0, 2, 4, 1, 3).reshape(-1, 3, size, size)[:count]
 
 
 @lru_cache(maxsize=32)
 def _table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
-    try:
-        with np.load(_verified(path, sha256), allow_pickle=False) as arrays:
-            table = dict(arrays)
+    with _verified(path, sha256) as content, np.load(content, allow_pickle=False) as arrays:
+        table = dict(arrays)
         n, points = len(table["activation"]), len(table["curve_steps"])
         shapes = {"activation": (n,), "percentile": (n,), "rank": (n,), "status": (n,), "curve_steps": (points,),
                   "curves": (n, points), "top": (n, STRONGEST), "top_activation": (n, STRONGEST)}
@@ -230,19 +230,17 @@ def _table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
                 raise ValueError(f"{name} has shape {table[name].shape} instead of {shape}, or NaN")
         if table["status"].max(initial=0) >= len(STATUS):
             raise ValueError("an unknown status")
-        return table
+    return table
+
+
+@contextmanager
+def _verified(path: Path, sha256: str | None) -> Iterator[BytesIO]:
+    """A file's content, of the manifest's SHA-256 where it has one; VitvizError, naming the file, whatever fails with it."""
+    try:
+        content = path.read_bytes()
+        if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
+            raise ValueError("its SHA-256 is not the manifest's")
+        yield BytesIO(content)
     except Exception as error:
-        raise _damaged(path, error) from None
-
-
-def _verified(path: Path, sha256: str | None) -> BytesIO:
-    """A file's content, compared with the manifest's SHA-256 where it has one."""
-    content = path.read_bytes()
-    if sha256 is not None and hashlib.sha256(content).hexdigest() != sha256:
-        raise ValueError("its SHA-256 is not the manifest's")
-    return BytesIO(content)
-
-
-def _damaged(path: Path, error: Exception) -> VitvizError:
-    return VitvizError(f"{path} of the atlas is damaged or missing ({error or type(error).__name__}). Restore it, or delete the "
-                       f"folder {path.parent}: its pictures are then made when they are asked for.")
+        raise VitvizError(f"{path} of the atlas is damaged or missing ({error or type(error).__name__}). Restore it, or delete "
+                          f"the folder {path.parent}: its pictures are then made when they are asked for.") from None

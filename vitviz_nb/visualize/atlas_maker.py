@@ -4,19 +4,18 @@ A layer is cut into chunks of neurons that are optimized together, as many as fi
 Their length is in the manifest before the first picture is made: so a picture is in a batch with the same others however often
 the run is stopped and on however many machines, and rounding, which may depend on the batch, is the same too.
 
-Finished chunks lie, without loss, in ``unfinished-KEY`` until their layer is complete; KEY is a hash of all that fixes the
-pictures. Workers hand their chunks back and one process, which holds the folder's lock, writes: then workers need no disk in
+Finished chunks lie, without loss, in ``unfinished-KEY-LAYER`` until their layer is complete; KEY is a hash of all that fixes the
+pictures. Workers hand their chunks back and one process, which holds the folder's lock, writes: so workers need no disk in
 common, no two processes write one file, and a full disk is met in one process.
 """
 
 import hashlib
 import json
-import time
+import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, wait
-from contextlib import suppress
-from dataclasses import dataclass, fields, replace
+from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -33,14 +32,15 @@ from ..utils import cache, files, validate
 from ..utils.cache import FORMAT
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
+from . import hardware
 from .atlas import QUALITY, STRONGEST, Atlas, cut, file_name, paste, per_sheet
 from .recipe import Recipe
-from .scores import STATUS, Scores, reference_activations, score
+from .rendering import packed
+from .scores import STATUS, reference_activations, score
 from .visualizer import Visualizer
 
 TRIES = 3  # of one chunk, before a worker that dies is more than bad luck
 _OUTSTANDING = 128  # chunks given to workers and not yet written: enough to keep 64 busy, few enough to wait in memory
-_PROBE_STEPS = 5
 
 
 @dataclass(frozen=True)
@@ -66,17 +66,9 @@ def render_chunk(job: Job, layer: int, first: int, end: int, model: VisionModel 
             "curves": made.curves.numpy()}
 
 
-def probe(job: Job, layer: int, units: int, model: VisionModel | None = None) -> tuple[int, float]:
-    """This machine's batch size, and the seconds a picture will take, extrapolated from a few steps."""
-    model, seconds = model or _load(job), {}
-    together = Visualizer(model, job.recipe, atlas=False, keep=False).batch_size
-    tried = min(units, together)
-    for steps in (1, 1, 1 + _PROBE_STEPS):  # the first is to warm up
-        start = time.perf_counter()
-        render_chunk(replace(job, recipe=replace(job.recipe, steps=steps)), layer, 0, tried, model)
-        seconds[steps] = time.perf_counter() - start
-    step = max(0.0, seconds[1 + _PROBE_STEPS] - seconds[1]) / _PROBE_STEPS
-    return together, (seconds[1] + (job.recipe.steps - 1) * step) / tried
+def chunk_length(job: Job, model: VisionModel | None = None) -> int:
+    """Number of the job's pictures that this machine optimizes together."""
+    return hardware.batch_size(model or _load(job), job.recipe.copies)
 
 
 def _load(job: Job) -> VisionModel:
@@ -96,9 +88,8 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
                executor: Executor | Callable[[], Executor] | None = None) -> Atlas:
     """The atlas of every neuron of ``layers``, of the model's own kind (``mlp``, or ``channel`` of a CNN), made in ``folder``.
 
-    Prints how long it will take before it begins. Killed at any moment, the same call continues: a chunk that was finished is
-    never made again, and the atlas is the same, file for file. Layers that are complete can be read meanwhile. A call with other
-    layers adds them to the atlas.
+    Killed at any moment, the same call continues: a chunk that was finished is never made again, and the atlas is the same, file
+    for file. Layers that are complete can be read meanwhile. A call with other layers adds them to the atlas.
 
     Args:
         executor: any of ``concurrent.futures``, whose workers then make the pictures: ``Client.get_executor()`` of Dask, or
@@ -118,7 +109,7 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
     visualizer, kind = Visualizer(model, recipe, atlas=False, keep=False), next(iter(sites.values())).kind
     _check_unchanged(model)
     facts = {"model": model.title, "weights": model.weights_hash, "kind": kind, "layers": [],
-             "recipe": visualizer.recipe.as_dict(), "seed": validate.whole("A seed", seed), "size": model.image_size,
+             "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": model.image_size,
              "reference": visualizer.reference.name, "format": FORMAT, "version": __version__,
              "sheet": per_sheet(model.image_size)}
     with files.locked(files.ready(folder, "The atlas folder"), f"making an atlas of {model.name}"):
@@ -142,14 +133,12 @@ def _manifest(folder: Path, facts: dict, sites: dict[int, Site]) -> dict:
                 files.check_target(folder / name, lambda path: False)
         return {}
     try:
-        stored = Atlas.open(folder).facts
+        old = Atlas.open(folder).facts
     except VitvizError:
         raise VitvizError(f"{folder} has a manifest.json that is no atlas's; name another folder for the atlas.") from None
-    old = {**stored, "recipe": Recipe(**stored["recipe"]).as_dict()}
-    changed = [f"{name} {old['recipe'][name]}, now {value}" for name, value in facts["recipe"].items()
-               if old["recipe"][name] != value]
-    changed += [f"{name} {old.get(name)}, now {value}" for name, value in facts.items()
-                if name not in ("layers", "recipe") and old.get(name) != value]
+    old["recipe"] = asdict(Recipe(**old["recipe"]))
+    known, wanted = ({**each, **each["recipe"], "layers": None, "recipe": None} for each in (old, facts))
+    changed = [f"{name} {known.get(name)}, now {value}" for name, value in wanted.items() if known.get(name) != value]
     if changed:
         raise VitvizError(f"The pictures in {folder} were made otherwise ({'; '.join(changed)}), so they are left as they are: "
                           f"name another folder, or delete this one.")
@@ -164,43 +153,36 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
     if not missing:
         return
     job = Job(model.name, model.trained, facts["weights"], kind, visualizer.recipe, facts["seed"])
-    team = _Team(executor, model)
+    workers = _Workers(executor, model)
     try:
-        probed = [missing[i] for i in sorted({0, len(missing) // 2, len(missing) - 1})]
-        probes = {call[1]: result for call, result in team.run(probe, [(job, site.layer, site.units) for site in probed])}
-        facts.setdefault("chunk", min(together for together, _ in probes.values()))
-        _write_manifest(folder, facts)
-        parts = _parts(folder, facts)
-        files.tidy(parts, 0)
-        waiting = {site.layer: [first for first in range(0, site.units, facts["chunk"])
-                                if not (parts / file_name(kind, site.layer, "npz", first)).exists()] for site in missing}
-        calls = [(job, layer, first, min(first + facts["chunk"], sites[layer].units))
-                 for layer, firsts in waiting.items() for first in firsts]
-        total, left = sum(site.units for site in missing), sum(end - first for _, _, first, end in calls)
-        if left:
-            known = sorted((layer, seconds) for layer, (_, seconds) in probes.items())
-            seconds = sum((end - first) * np.interp(layer, *zip(*known, strict=True)) for _, layer, first, end in calls)
-            tqdm.write(f"{left:,} of {total:,} pictures of {model.title} are to be made: about {_duration(seconds)}"
-                       f"{' of one worker' if executor else ''}, as {_PROBE_STEPS} steps in {len(probed)} "
-                       f"layer{'s' * (len(probed) != 1)} took.")
+        if "chunk" not in facts:
+            [(_, facts["chunk"])] = workers.run(chunk_length, [(job,)])
+            _write_manifest(folder, facts)
+        calls = [(job, site.layer, first, min(first + facts["chunk"], site.units))
+                 for site in missing for first in range(0, site.units, facts["chunk"])
+                 if not _part(folder, facts, site.layer, first).exists()]
+        left = Counter(layer for _, layer, _, _ in calls)
         for site in missing:
-            if not waiting[site.layer]:
+            files.tidy(_part(folder, facts, site.layer).parent, 0)
+            if not left[site.layer]:
                 _complete(visualizer, site, folder, facts)
-        with tqdm(total=total, initial=total - left, unit="picture", desc=f"atlas of {model.name}", leave=False) as bar:
-            for (_, layer, first, end), chunk in team.run(render_chunk, calls):
-                files.write(parts / file_name(kind, layer, "npz", first), _packed(chunk))
+        total, to_make = sum(site.units for site in missing), sum(end - first for _, _, first, end in calls)
+        with tqdm(total=total, initial=total - to_make, unit="picture", desc=f"atlas of {model.name}", leave=False) as bar:
+            for (_, layer, first, end), chunk in workers.run(render_chunk, calls):
+                files.write(_part(folder, facts, layer, first), packed(chunk))
                 bar.update(end - first)
-                waiting[layer].remove(first)
-                if not waiting[layer]:
+                left[layer] -= 1
+                if not left[layer]:
                     _complete(visualizer, sites[layer], folder, facts)
     finally:
-        team.close()
+        workers.close()
 
 
-def _parts(folder: Path, facts: dict) -> Path:
-    fixed = {name: value for name, value in facts.items() if name != "files"} | {"layers": None}
+def _part(folder: Path, facts: dict, layer: int, first: int = 0) -> Path:
+    """Where the chunk of a layer that begins with neuron ``first`` lies until the layer is complete."""
+    fixed = {name: value for name, value in facts.items() if name not in ("files", "layers")}
     key = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
-    return folder / f"unfinished-{key}"
+    return folder / f"unfinished-{key}-{layer:02d}" / f"{first}.npz"
 
 
 def _sheets(site: Site, sheet: int) -> list[str]:
@@ -209,77 +191,59 @@ def _sheets(site: Site, sheet: int) -> list[str]:
 
 def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> None:
     """Put a layer's chunks onto sheets, score the pictures as they are stored, and add the layer to the manifest."""
-    model, chunk, parts = visualizer.model, facts["chunk"], _parts(folder, facts)
-    scores, curves, contents = [], [], {}
+    model, chunk = visualizer.model, facts["chunk"]
+    tables, contents = [], {}
     for name, first in zip(_sheets(site, facts["sheet"]), range(0, site.units, facts["sheet"]), strict=True):
         end, start = min(first + facts["sheet"], site.units), first - first % chunk
-        chunks = [_part(parts / file_name(site.kind, site.layer, "npz", begin)) for begin in range(start, end, chunk)]
+        chunks = [_read(_part(folder, facts, site.layer, begin)) for begin in range(start, end, chunk)]
         pictures, steps = torch.from_numpy(np.concatenate([part["pictures"] for part in chunks])), chunks[0]["curve_steps"]
-        curves.append(np.concatenate([part["curves"] for part in chunks])[first - start : end - start])
         sheet = BytesIO()
         paste(pictures[first - start : end - start]).save(sheet, "webp", quality=QUALITY, method=6)
         contents[name] = sheet.getvalue()
         files.write(folder / name, contents[name])
         stored = cut.__wrapped__(folder / name, model.image_size, end - first).float() / 255
-        scores.append(score(model, site, list(range(first, end)), stored, visualizer.reference))
+        scores = score(model, site, list(range(first, end)), stored, visualizer.reference)
+        tables.append({"activation": np.float32(scores.activation), "percentile": np.float32(scores.percentile),
+                       "rank": np.int32(scores.rank), "status": np.uint8([STATUS.index(s) for s in scores.status]),
+                       "curves": np.concatenate([part["curves"] for part in chunks])[first - start : end - start]})
         release_memory()
     _check_unchanged(model, facts["weights"])
-    joined = {field.name: sum((getattr(part, field.name) for part in scores), []) for field in fields(Scores)
-              if field.name != "reference"}
     best = reference_activations(model, site, visualizer.reference).topk(STRONGEST, dim=0)
-    table = file_name(site.kind, site.layer, "npz")
-    contents[table] = _packed({
-        "activation": np.float32(joined["activation"]), "percentile": np.float32(joined["percentile"]),
-        "rank": np.int32(joined["rank"]), "status": np.uint8([STATUS.index(s) for s in joined["status"]]), "curve_steps": steps,
-        "curves": np.concatenate(curves), "top": best.indices.T.to(torch.int32).numpy(), "top_activation": best.values.T.numpy()})
-    files.write(folder / table, contents[table])
+    table = {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
+    table |= {"curve_steps": steps, "top": best.indices.T.to(torch.int32).numpy(), "top_activation": best.values.T.numpy()}
+    name = file_name(site.kind, site.layer, "npz")
+    contents[name] = packed(table)
+    files.write(folder / name, contents[name])
     digests = {name: hashlib.sha256(content).hexdigest() for name, content in contents.items()}
     facts |= {"layers": sorted([*facts["layers"], site.layer]), "files": dict(sorted((facts.get("files", {}) | digests).items()))}
     _write_manifest(folder, facts)
     _clear(folder, facts)
 
 
-def _part(path: Path) -> dict[str, np.ndarray]:
-    arrays = cache.read(path, finite=True)
+def _read(part: Path) -> dict[str, np.ndarray]:
+    arrays = cache.read(part, finite=True)
     if arrays is None:
-        raise VitvizError(f"{path} was damaged and is gone; the same call makes its pictures again.")
+        raise VitvizError(f"{part} was damaged and is gone; the same call makes its pictures again.")
     return arrays
 
 
 def _clear(folder: Path, facts: dict) -> None:
-    """Remove the chunks of layers that are complete, and their folder if none are left in it."""
-    parts = _parts(folder, facts)
-    with suppress(OSError):
-        for layer in facts["layers"]:
-            for part in [file_name(facts["kind"], layer, "npz"), *parts.glob(f"{facts['kind']}_{layer:02d}_*.npz")]:
-                (parts / part).unlink(missing_ok=True)
-        parts.rmdir()  # fails while it holds other layers' chunks
+    """Remove the chunks of layers that are complete."""
+    for layer in facts["layers"]:
+        shutil.rmtree(_part(folder, facts, layer).parent, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, facts: dict) -> None:
     files.write(folder / "manifest.json", json.dumps(facts, indent=1) + "\n")
 
 
-def _packed(arrays: dict[str, np.ndarray]) -> bytes:
-    file = BytesIO()
-    np.savez_compressed(file, **arrays)
-    return file.getvalue()
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("h", 3600), ("min", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.{1 if seconds < 10 * length else 0}f} {unit}"
-    return f"{max(1, round(seconds))} s"
-
-
-class _Team:
+class _Workers:
     """This process, or the workers of an executor, any of which may die."""
 
     def __init__(self, executor, model: VisionModel):
         if executor is not None and not callable(executor) and not hasattr(executor, "submit"):
             raise VitvizError("executor is one of concurrent.futures, such as Client.get_executor() of Dask, or a function that "
-                              f"makes one; got {executor!r}.")
+                              f"makes one; got {validate.shown(executor)}.")
         self._model, self._make = model, executor if callable(executor) else None
         self._executor = self._make() if self._make else executor
 
@@ -292,35 +256,37 @@ class _Team:
         waiting, running, failed = deque(calls), {}, Counter()
         try:
             while waiting or running:
-                lost = []
-                while waiting and len(running) < _OUTSTANDING and not lost:
+                while waiting and len(running) < _OUTSTANDING:
                     call = waiting.popleft()
-                    try:
-                        running[self._executor.submit(_attempt, function, call, failed[call])] = call, self._executor
-                    except BrokenExecutor as error:
-                        lost.append((call, self._executor, error))
-                for future in [] if lost else wait(running, return_when=FIRST_COMPLETED).done:
+                    running[self._submit(_attempt, function, call, failed[call])] = call, self._executor
+                for future in wait(running, return_when=FIRST_COMPLETED).done:
                     call, executor = running.pop(future)
                     try:
                         result = future.result()
                     except VitvizError:  # would come again
                         raise
                     except Exception as error:  # every executor has its own for a worker that died
-                        lost.append((call, executor, error))
+                        failed[call] += 1
+                        if failed[call] == TRIES:
+                            raise VitvizError(f"Workers failed {TRIES} times at {function.__name__}{call[1:]} "
+                                              f"({type(error).__name__}: {error}). What is finished is kept, and the same call "
+                                              f"goes on.") from error
+                        if isinstance(error, BrokenExecutor) and executor is self._executor:
+                            self._renew(error)
+                        waiting.appendleft(call)
                     else:
                         yield call, result
-                for call, executor, error in reversed(lost):
-                    failed[call] += 1
-                    if failed[call] == TRIES:
-                        raise VitvizError(f"Workers failed {TRIES} times at {function.__name__}{call[1:]} "
-                                          f"({type(error).__name__}: {error}). What is finished is kept, and the same call goes "
-                                          f"on.") from error
-                    if isinstance(error, BrokenExecutor) and executor is self._executor:
-                        self._renew(error)
-                    waiting.appendleft(call)
         finally:
             for future in running:
                 future.cancel()
+
+    def _submit(self, *call) -> Future:
+        try:
+            return self._executor.submit(*call)
+        except BrokenExecutor as error:
+            future = Future()
+            future.set_exception(error)
+            return future
 
     def _renew(self, error: BrokenExecutor) -> None:
         if not self._make:

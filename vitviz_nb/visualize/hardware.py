@@ -31,10 +31,9 @@ def batch_size(model: VisionModel, copies: int) -> int:
 def one_core_where_that_is_faster(pixels: int) -> Iterator[None]:
     """Small steps in another thread than the main one, as the Explorer's, are computed by that thread alone.
 
-    OpenMP has workers for each thread, and where there are more of both than cores it puts them to sleep after every operation.
-    Waking them takes longer than a small one: 43 instead of 17 ms a step for one picture of emoji-vit on two cores. OpenMP's own
-    function is called because it sets the number for this thread alone; torch.set_num_threads also sets it for every thread that
-    begins meanwhile, and the number of threads decides how sums are rounded.
+    OpenMP has workers for each thread, and waking them takes longer than a small operation: 43 instead of 17 ms a step for one
+    picture of emoji-vit on two cores. Its own function sets the number for this thread only; torch.set_num_threads also sets it
+    for threads that begin meanwhile, and would change how their sums are rounded.
     """
     threads = torch.get_num_threads()
     if threads == 1 or pixels > SMALL or threading.current_thread() is threading.main_thread() or not _set_own_threads:
@@ -55,10 +54,9 @@ def ascent_precision(device: torch.device) -> torch.dtype:
 
 
 def rounded(model: VisionModel, precision: torch.dtype) -> VisionModel:
-    """The model in ``precision``, for gradients: a card waits for memory more than it computes, and this halves what is moved.
+    """A copy of the model in ``precision``, for gradients; the model itself where that is float32.
 
-    Images, their means and the loss stay in float32, and so does all that is reported: curves and scores. Made for each
-    ascent, so that it is never of other weights than the model has now.
+    On a GPU it halves the memory moved. Images, loss, curves and scores stay in float32.
     """
     if precision is torch.float32:
         return model

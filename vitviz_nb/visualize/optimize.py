@@ -15,8 +15,7 @@ BETA1, BETA2, EPSILON = 0.5, 0.99, 1e-8
 class Adam:
     """State of the optimization of K images after ``step`` updates; ``Adam.of(images)`` is the first.
 
-    Nothing is changed in place, so an interrupt always leaves a whole state, from which the same call continues to the same
-    bits::
+    Nothing is changed in place, so an interrupt leaves a whole state, from which the same call continues to the same bits::
 
         state = Adam.of(images)
         while state.step < steps:
@@ -45,8 +44,7 @@ class Adam:
             losses: maps images (K, 3, S, S), which require a gradient, to their losses (K,), each of its own image alone.
             steps: updates in all; the learning rate falls from ``lr`` to 0 along a cosine over them.
             change: applied to the gradient (K, 3, S, S) before it is used, such as a blur.
-            scale: the losses are multiplied by it before backpropagation and the gradient divided by it after: float16 has too
-                little range for gradients this small.
+            scale: of the losses during backpropagation, for float16 has too little range for gradients this small.
 
         Raises:
             VitvizError: no gradient reaches the images, as under ``torch.no_grad``.
@@ -57,8 +55,7 @@ class Adam:
         gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
         if gradient is None:
             raise no_gradient("The loss")
-        gradient = gradient / scale
-        gradient = gradient if change is None else change(gradient)
+        gradient = change(gradient / scale) if change else gradient / scale
         n = self.step + 1
         first = self.first + (gradient - self.first) * (1 - BETA1)
         second = self.second + (gradient.square() - self.second) * (1 - BETA2)
@@ -82,6 +79,5 @@ class Adam:
 
 def no_gradient(what: str) -> VitvizError:
     """The error for a network through which no gradient flows."""
-    return VitvizError(f"{what} does not depend differentiably on the image: somewhere the forward pass is cut off from the "
-                       f"gradient (torch.no_grad, inference_mode, detach, integers). Remove that; nothing can be optimized "
-                       f"through it.")
+    return VitvizError(f"{what} does not depend differentiably on the image: the forward pass is cut off from the gradient "
+                       f"(torch.no_grad, inference_mode, detach, integers). Remove that; nothing can be optimized through it.")

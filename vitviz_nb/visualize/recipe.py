@@ -1,6 +1,6 @@
 """The settings of one activation maximization."""
 
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from math import sinh
 
 from ..utils import validate
@@ -15,8 +15,8 @@ _RANGES = {"lr": (1e-6, 10), "tv": (0, 1000), "jitter": (0, 0.5), "color": (0, 5
 class Recipe:
     """How an image is optimized: Adam on pixels, clamped to [0, 1] after each step, on augmented views ("copies").
 
-    The loss of one image is ``tv * total_variation(image) - mean activation over its views``. Numbers outside of the ranges
-    given here raise a VitvizError.
+    The loss of one image is ``tv * total_variation(image) - mean activation over its views``. Numbers outside of these ranges
+    raise a VitvizError.
 
     Attributes:
         steps: updates, 1 to 100,000.
@@ -27,11 +27,10 @@ class Recipe:
         color: each view becomes (x - m) / s per channel, m uniform in ±color and log s uniform in ±color; 0 to 5.
         noise: standard deviation of a Gaussian offset per view and channel, times the share of steps that remain; 0 to 10.
         spread: the image begins uniform in 0.5 ± spread, 0 to 0.5.
-        leak: share of the activation function's *input* that is maximized beside its output, 0 to 10. A unit that is far below
-            zero at the start has no gradient (or, with GELU, one of the wrong sign); this gives it one, as the "redirected ReLU"
-            of the Lucid library does. Curves and scores are of the activation alone.
-        blur: standard deviation, as a share of the side, of the Gaussian that low-pass filters gradients at first, 0 to 0.5; it
-            falls to 0 over two thirds of the steps, so that low frequencies are found before high ones.
+        leak: share of the activation function's *input* that is maximized beside its output, 0 to 10. It gives a unit far below
+            zero a gradient, as Lucid's "redirected ReLU" does. Curves and scores are of the activation alone.
+        blur: standard deviation, as a share of the side, of the Gaussian that low-pass filters gradients, 0 to 0.5; it falls to
+            0 over two thirds of the steps, so that low frequencies are found before high ones.
     """
 
     steps: int = 400
@@ -56,11 +55,9 @@ class Recipe:
     def paper(cls, tv: float = 1.0) -> "Recipe":
         """The published settings (arXiv 2212.06727, section 3 and the authors' code).
 
-        ``tv`` is the paper's nominal weight, 0.1 to 100 there depending on the model, times 0.0005 in their loss. Two
-        factors lie between it and ours. Their code averages the activation of 8 views over an 8 x 8 diagonal matrix, so
-        it counts 1/8 of the mean: relative to it their penalty is 8 times the nominal, and that effective weight is what
-        this recipe uses. And they penalize the views, whose contrast the color shift changes by 1 / s, on average
-        sinh(1) = 1.18; we penalize the image, once, with that factor.
+        ``tv`` is the paper's nominal weight, 0.1 to 100 depending on the model, times 0.0005 in their loss. Their code averages
+        the activation of 8 views over an 8 x 8 diagonal matrix, so it counts 1/8 of the mean: hence the factor 8. They penalize
+        the views, whose contrast the color shift changes by 1 / s, on average sinh(1); we penalize the image with that factor.
         """
         return cls(tv=0.0005 * validate.real("tv", tv, 0, 1e5) * 8 * sinh(1.0))
 
@@ -79,6 +76,3 @@ class Recipe:
     def work(self) -> str:
         """Its cost in words: "128 steps of 1 copy"."""
         return f"{self.steps} step{'s' * (self.steps != 1)} of {self.copies} {'copy' if self.copies == 1 else 'copies'}"
-
-    def as_dict(self) -> dict:
-        return asdict(self)

@@ -53,10 +53,10 @@ class Rendering:
         """The rendering itself; VitvizError if it was interrupted. Whatever measures pictures calls this first."""
         if not self.finished:
             steps = self.recipe.steps
-            left = sum(done < steps for done in self.steps)
-            raise VitvizError(f"{left} of {len(self.steps)} pictures of {self.model}, {self.kind} layer {self.layer}, are "
-                              f"unfinished ({sum(self.steps):,} of {len(self.steps) * steps:,} steps done), so nothing is "
-                              f"measured on them. The same call continues from there.")
+            raise VitvizError(f"{sum(done < steps for done in self.steps)} of {len(self.steps)} pictures of {self.model}, "
+                              f"{self.kind} layer {self.layer}, are unfinished ({sum(self.steps):,} of "
+                              f"{len(self.steps) * steps:,} steps done), so nothing is measured on them. The same call continues "
+                              f"from there.")
         return self
 
     @property
@@ -83,14 +83,6 @@ class Rendering:
     def _repr_mimebundle_(self, include=None, exclude=None):
         return bundle(self.sheet(), f"Pictures of neurons {', '.join(map(str, self.neurons))}: {self.title}")
 
-    def manifest(self) -> dict:
-        """Everything but the pixels, as plain values."""
-        return {
-            "model": self.model, "kind": self.kind, "layer": self.layer, "neurons": self.neurons, "steps": self.steps,
-            "recipe": self.recipe.as_dict(), "seed": self.seed, "scores": asdict(self.scores) if self.scores else None,
-            "curve_steps": self.curve_steps, "version": __version__,
-        }
-
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write ``manifest.json``, then ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
 
@@ -100,11 +92,12 @@ class Rendering:
             VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, unless
                 ``force``. Nothing is overwritten then.
         """
-        folder, arrays = validate.path("folder", folder), BytesIO()
-        np.savez_compressed(arrays, pictures=self.pictures.numpy(), curves=self.curves.numpy())
-        manifest = self.manifest() | {"sha256": hashlib.sha256(arrays.getvalue()).hexdigest()}
-        contents = {"manifest.json": json.dumps(manifest, indent=1) + "\n", "pictures.npz": arrays.getvalue(),
-                    "sheet.png": png(self.sheet())}
+        folder = validate.path("folder", folder)
+        arrays = packed({"pictures": self.pictures.numpy(), "curves": self.curves.numpy()})
+        facts = {name: value for name, value in vars(self).items() if name not in ("pictures", "curves")}
+        facts |= {"recipe": asdict(self.recipe), "scores": self.scores and asdict(self.scores), "version": __version__,
+                  "sha256": hashlib.sha256(arrays).hexdigest()}
+        contents = {"manifest.json": json.dumps(facts, indent=1) + "\n", "pictures.npz": arrays, "sheet.png": png(self.sheet())}
         contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
         self.check_folder(folder, self.neurons, force)
         for name, content in contents.items():
@@ -117,7 +110,7 @@ class Rendering:
         def ours(path: Path) -> bool:
             return "curve_steps" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
 
-        for name in ("sheet.png", "pictures.npz", *(f"neuron_{n}.png" for n in neurons), "manifest.json"):
+        for name in ("sheet.png", "pictures.npz", "manifest.json", *(f"neuron_{n}.png" for n in neurons)):
             files.check_target(folder / name, ours, force)
 
     @classmethod
@@ -130,13 +123,19 @@ class Rendering:
             if facts.pop("sha256", None) not in (None, hashlib.sha256(content).hexdigest()):
                 raise ValueError("its pictures are not the manifest's")
             with np.load(BytesIO(content), allow_pickle=False) as arrays:
-                pictures, curves = torch.from_numpy(arrays["pictures"]), torch.from_numpy(arrays["curves"])
-            facts.pop("version")
-            facts["recipe"] = Recipe(**facts["recipe"])
-            facts["scores"] = Scores(**facts["scores"]) if facts["scores"] else None
-            if not len(pictures) == len(curves) == len(facts["neurons"]) == len(facts["steps"]):
+                facts |= {name: torch.from_numpy(arrays[name]) for name in ("pictures", "curves")}
+            del facts["version"]
+            facts |= {"recipe": Recipe(**facts["recipe"]), "scores": facts["scores"] and Scores(**facts["scores"])}
+            if len({len(facts[name]) for name in ("pictures", "curves", "neurons", "steps")}) > 1:
                 raise ValueError("its pictures are not as many as its neurons")
-            return cls(pictures=pictures, curves=curves, **facts)
+            return cls(**facts)
         except Exception as error:  # damaged JSON and zip files fail in many ways, none of which the user need know
             raise VitvizError(f"{folder} holds no complete rendering ({error}); it needs the manifest.json and pictures.npz "
                               f"that Rendering.save writes.") from None
+
+
+def packed(arrays: dict[str, np.ndarray]) -> bytes:
+    """Arrays as the content of an ``.npz`` file."""
+    file = BytesIO()
+    np.savez_compressed(file, **arrays)
+    return file.getvalue()

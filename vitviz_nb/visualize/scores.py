@@ -26,8 +26,7 @@ class Scores:
         percentile: (K,), percentage of reference images that activate the neuron less than its picture does.
         rank: (K,), 1 where the picture activates its own neuron more than any other unit of the layer, in standard deviations
             over the reference images.
-        status: "alive", "weak" (percentile below 95) or "dead" (the neuron does not vary over the reference images, and its
-            picture does not activate it).
+        status: "alive", "weak" (percentile below 95) or "dead" (neither reference images nor the picture move the neuron).
         reference: what the percentiles refer to.
     """
 
@@ -50,9 +49,8 @@ def reference_activations(model: VisionModel, site: Site, reference: ImageSet) -
 
     Measured once for all layers of a kind and state of the model, then from memory or the cache folder.
     """
-    layers = model.remember(("references", site.kind, reference.key, reference.n),
-                            lambda: _read_or_measure(model, site.kind, reference))
-    return layers[site.layer]
+    return model.remember(("references", site.kind, reference.key, reference.n),
+                          lambda: _read_or_measure(model, site.kind, reference))[site.layer]
 
 
 def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list[torch.Tensor]:
@@ -62,13 +60,12 @@ def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list
     stored = cache.read(path, finite=True)
     if stored and {name: values.shape for name, values in stored.items()} == shapes:
         return [torch.from_numpy(stored[name]) for name in shapes]
-    parts = [activations(model, kind, images) for _, images in reference.batches(f"{model.name} sees {reference.name}")]
-    layers = [torch.cat(layer) for layer in zip(*parts, strict=True)]
+    batches = reference.batches(f"{model.name} sees {reference.name}")
+    layers = [torch.cat(parts) for parts in zip(*(activations(model, kind, images) for _, images in batches), strict=True)]
     if cache.entry(model, facts, "references") != path:
         raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while its activations for {reference.name} "
                           f"were measured, so they are of no single network; measure them again.")
     cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
-    del parts
     release_memory()
     return layers
 

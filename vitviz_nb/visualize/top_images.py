@@ -39,8 +39,7 @@ class TopImages:
             row = range(start, min(start + columns, len(self.images)))
             tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
             if self.maps is not None:
-                key = {start: ["yellow: most active"]}
-                tiles += [Tile(with_map(self.images[i], self.maps[i]), key.get(i, [])) for i in row]
+                tiles += [Tile(with_map(self.images[i], self.maps[i]), ["yellow: most active"] * (i == start)) for i in row]
         return contact_sheet(tiles, self.title, side=128, columns=columns)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
@@ -53,12 +52,11 @@ def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = N
     ``images`` is an ``ImageSet`` or what it takes; by default scenes of Emoji World.
     """
     site, k = find_site(model, layer, kind), validate.whole("k", k, 1)
-    neurons = check_neurons(site, neuron)
-    if len(neurons) > 1:
-        raise VitvizError(f"Top images are of one neuron, got {len(neurons)}; call top_images once for each.")
-    (neuron,), default = neurons, reference_set(model)
+    neuron, *others = check_neurons(site, neuron)
+    if others:
+        raise VitvizError(f"Top images are of one neuron, got {1 + len(others)}; call top_images once for each.")
     reference = reference_set(model, images)
-    atlas = embedded(model.name) if reference is default and k <= STRONGEST else None
+    atlas = embedded(model.name) if reference is reference_set(model) and k <= STRONGEST else None
     if atlas and atlas.covers(model, site.kind, site.layer):
         numbers, values = (list(row)[:k] for row in atlas.strongest(site.layer, neuron))
     else:
@@ -71,5 +69,4 @@ def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = N
         with torch.inference_mode():
             maps = tokens(model, site, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
         maps = maps.view(len(shown), *site.grid)
-    title = f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}"
-    return TopImages(shown, values, maps, numbers, title)
+    return TopImages(shown, values, maps, numbers, f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")

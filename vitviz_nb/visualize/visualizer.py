@@ -1,8 +1,8 @@
 """Activation maximization: gradient ascent on images, many neurons at once."""
 
-import json
 from collections.abc import Iterator
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
@@ -33,10 +33,6 @@ class _Progress:
     adam: Adam
     curve: dict[int, torch.Tensor]
 
-    @property
-    def step(self) -> int:
-        return self.adam.step
-
 
 @dataclass(frozen=True, eq=False)
 class _Request:
@@ -46,10 +42,11 @@ class _Request:
     neurons: list[int]
     seed: int
     state: dict | None
+    unfinished: dict[tuple, _Progress]  # of this and earlier calls with the same state
     progress: dict[int, _Progress] = field(default_factory=dict)
 
-    def key(self, neuron: int) -> tuple:
-        return json.dumps(self.state, sort_keys=True), self.site.kind, self.site.layer, neuron, self.seed
+    def random_key(self, neuron: int) -> np.ndarray:
+        return random_streams.keys(self.seed, list(KINDS).index(self.site.kind), self.site.layer, neuron)
 
 
 class Visualizer:
@@ -59,12 +56,11 @@ class Visualizer:
         model: from ``vv.load``, or any ``VisionModel``.
         recipe: ``Recipe.quick(model)`` unless given.
         images: reference for the scores, anything an ``ImageSet`` takes; by default scenes of Emoji World.
-        atlas: False to optimize even the pictures that the embedded atlas has.
+        atlas: False to optimize even the pictures that the embedded atlas has (stored with a small loss, and scored as stored).
         keep: False to leave the cache folder alone.
 
-    Pictures come from the embedded atlas (``data/atlas``) where it has them: made by the same recipe, stored with a small loss
-    and scored as stored. Others are cached, keyed by what the model computes now (``VisionModel.state``), address, recipe and
-    seed, and never made twice. Where what it computes cannot be known, neither is used, and ``note`` says so.
+    Other pictures are cached by what the model computes now (``VisionModel.state``), address, recipe and seed. Where what it
+    computes cannot be known, neither atlas nor cache is used, and ``note`` says so.
     """
 
     def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True, keep: bool = True):
@@ -72,16 +68,14 @@ class Visualizer:
             raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
                               f"{type(model).__name__} and {type(recipe).__name__}.")
         self.model, self.recipe = model, recipe or Recipe.quick(model)
-        self._images, self._reference, self._keep = images, None, keep
+        self._images, self._keep = images, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
-        self._unfinished: dict[tuple, _Progress] = {}
+        self._state, self._unfinished = None, {}
 
-    @property
+    @cached_property
     def reference(self) -> ImageSet:
         """The images that scores are measured against; made when first needed."""
-        if self._reference is None:
-            self._reference = reference_set(self.model, self._images)
-        return self._reference
+        return reference_set(self.model, self._images)
 
     @property
     def note(self) -> str | None:
@@ -91,58 +85,45 @@ class Visualizer:
         return (f"Nothing is cached or taken from a cache: {self.model.name} has hooks or replaced functions that are not this "
                 f"kit's, so what it computes cannot be known.")
 
-    @property
-    def batch_size(self) -> int:
-        """Number of pictures optimized together."""
-        return hardware.batch_size(self.model, self.recipe.copies)
-
     def render(self, layer: int, neurons, kind: str | None = None, seed: int = 0) -> Rendering:
         """Feature visualizations of ``neurons`` of one layer, scored.
 
-        Interrupting (the Stop button of Jupyter, or Ctrl-C) returns the pictures so far, marked unfinished; the same call then
-        continues to the same pictures. Code that measures calls ``Rendering.require_finished`` on what this returns.
+        Interrupted (the Stop button of Jupyter, or Ctrl-C), it returns the pictures so far; the same call then continues. Code
+        that measures calls ``Rendering.require_finished`` on what this returns.
 
         Args:
             layer: counted from 0 in forward order; -1 is the last.
             neurons: a number, or several.
             kind: one of ``sites.KINDS`` that the model has; None for its own.
-            seed: another seed gives other random numbers, so another picture of the same neuron.
+            seed: of the random numbers; another gives another picture of the same neuron.
 
         Raises:
             VitvizError: an address the model does not have; a cache folder that cannot be written; a network without a gradient
                 or with NaN; one that changed while its pictures formed.
         """
         request = self._request(layer, neurons, kind, seed)
-        bar = tqdm(total=len(request.neurons) * self.recipe.steps, unit="step", leave=False, delay=1,
-                   desc=f"{self.model.name} {request.site}")
-        try:
-            for frame in self._stream(request, _READ_EVERY):
-                bar.update(sum(frame.steps) - bar.n)
-        except KeyboardInterrupt:
-            frame = self.score(self._frame(request))
-        finally:
-            bar.close()
+        with tqdm(total=len(request.neurons) * self.recipe.steps, unit="step", leave=False, delay=1,
+                  desc=f"{self.model.name} {request.site}") as bar:
+            try:
+                for frame in self._stream(request, _READ_EVERY):
+                    bar.update(sum(frame.steps) - bar.n)
+            except KeyboardInterrupt:
+                return self.score(self._frame(request))
         return frame
 
     def stream(self, layer: int, neurons, kind: str | None = None, seed: int = 0,
                every: int = _READ_EVERY) -> Iterator[Rendering]:
         """The same as it forms: yields the pictures every ``every`` steps and when finished, and at the end once more, scored.
 
-        Scoring takes seconds where the reference images have not been seen before. Leaving the loop early loses nothing: a later
-        call with the same arguments continues.
+        Leaving the loop early loses nothing: a later call with the same arguments continues.
         """
         return self._stream(self._request(layer, neurons, kind, seed), validate.whole("every", every, 1))
 
     def optimize(self, layer: int, neurons, kind: str | None = None, seed: int = 0) -> Rendering:
         """What ``render`` makes, always finished and without scores: where only pictures are wanted, or are scored as stored."""
         request = self._request(layer, neurons, kind, seed)
-        finished = False
-        try:
-            for _ in self._ascend(request, self.recipe.steps):
-                pass
-            finished = True
-        finally:
-            self._release(request, finished)
+        for _ in self._ascend(request, self.recipe.steps):
+            pass
         return self._frame(request)
 
     def in_atlas(self, layer: int, kind: str | None = None, seed: int = 0) -> bool:
@@ -159,11 +140,10 @@ class Visualizer:
 
     def _request(self, layer, neurons, kind, seed) -> _Request:
         site = find_site(self.model, layer, kind)
-        state = self.model.state()
-        request = _Request(site, check_neurons(site, neurons), validate.whole("A seed", seed), state)
-        own = request.key(0)[0]
-        self._unfinished = {key: kept for key, kept in self._unfinished.items() if key[0] == own}
-        return request
+        neurons, seed, state = check_neurons(site, neurons), validate.whole("A seed", seed), self.model.state()
+        if state is None or state != self._state:  # no other network's pictures are continued
+            self._state, self._unfinished = state, {}
+        return _Request(site, neurons, seed, state, self._unfinished)
 
     def _stream(self, request: _Request, every: int) -> Iterator[Rendering]:
         if self.in_atlas(request.site.layer, request.site.kind, request.seed):
@@ -171,61 +151,64 @@ class Visualizer:
             return
         if self._keep:
             cache.ready()
-        scored = None
-        try:
-            yield from self._ascend(request, every)
-            finished = self._frame(request)
-            yield finished
-            scored = self.score(finished)
-            self._check_same(request)
-        finally:
-            self._release(request, scored is not None)
+        yield from self._ascend(request, every)
+        finished = self._frame(request)
+        yield finished
+        scored = self.score(finished)
+        self._check_same(request)
         yield scored
 
     def _ascend(self, request: _Request, every: int) -> Iterator[Rendering]:
-        """Optimize the images that are not finished, batch by batch."""
-        waiting = [n for n in request.neurons if self._progress(request, n).step < self.recipe.steps]
-        waiting.sort(key=lambda n: request.progress[n].step)
-        batch_size = self.batch_size
-        while waiting:
-            step = request.progress[waiting[0]].step
-            batch = [n for n in waiting[:batch_size] if request.progress[n].step == step]
-            try:
-                for _ in self._ascend_together(request, batch, every):
-                    yield self._frame(request)
-            except (torch.OutOfMemoryError, RuntimeError) as error:
-                if not hardware.is_out_of_memory(error):
-                    raise
-                if len(batch) == 1:
-                    raise VitvizError(f"There is not enough memory for one picture with {self.recipe.copies} copies at "
-                                      f"{self.model.image_size} px; use fewer copies or a smaller model.") from None
-                batch_size = len(batch) // 2
-                continue
-            waiting = [n for n in waiting if n not in batch]  # after a halving, a batch need not be the first of them
-            self._check_same(request)
-            for n in batch:
-                self._write(request, n)
+        """Optimize the images that are not finished, batch by batch; what is left unfinished is kept for the next call."""
+        try:
+            waiting = [n for n in request.neurons if self._progress(request, n).adam.step < self.recipe.steps]
+            waiting.sort(key=lambda n: request.progress[n].adam.step)
+            batch_size = hardware.batch_size(self.model, self.recipe.copies)
+            while waiting:
+                step = request.progress[waiting[0]].adam.step
+                batch = [n for n in waiting[:batch_size] if request.progress[n].adam.step == step]
+                try:
+                    for _ in self._ascend_together(request, batch, every):
+                        yield self._frame(request)
+                except RuntimeError as error:
+                    if not hardware.is_out_of_memory(error):
+                        raise
+                    if len(batch) == 1:
+                        raise VitvizError(f"There is not enough memory for one picture with {self.recipe.copies} copies at "
+                                          f"{self.model.image_size} px; use fewer copies or a smaller model.") from None
+                    batch_size = len(batch) // 2
+                    continue
+                waiting = [n for n in waiting if n not in batch]  # after a halving, a batch need not be the first of them
+                self._check_same(request)
+                for n in batch:
+                    self._write(request, n)
+        finally:
+            same = self.model.state() == request.state
+            for neuron, progress in request.progress.items():
+                request.unfinished.pop((request.site, neuron, request.seed), None)
+                if same and progress.adam.step < self.recipe.steps:
+                    request.unfinished[request.site, neuron, request.seed] = progress
 
     def _ascend_together(self, request: _Request, neurons: list[int], every: int) -> Iterator[None]:
         """Finish the images of ``neurons``, which are at the same step, in one batch; yields every ``every`` steps."""
-        model, recipe, device, site = self.model, self.recipe, self.model.device, request.site
+        model, recipe, device = self.model, self.recipe, self.model.device
         parts = [request.progress[n] for n in neurons]
         # Of images at step 0, some may have been read before an interrupt and others not.
         read = [step for step in parts[0].curve if all(step in part.curve for part in parts)]
         progress = _Progress(Adam.join([part.adam for part in parts]).to(device),
                              {step: torch.cat([part.curve[step] for part in parts]) for step in read})
-        keys = np.concatenate([self._random_key(request, n) for n in neurons])
+        keys = np.concatenate([request.random_key(n) for n in neurons])
         augmentation = Augmentation(recipe, keys, model.image_size, model.mean, model.std, device)
         own = torch.tensor(neurons, device=device)
-        each, each_view = replace(site, own=own), replace(site, own=own.repeat_interleave(recipe.copies))
+        each, each_view = (replace(request.site, own=units) for units in (own, own.repeat_interleave(recipe.copies)))
         network = hardware.rounded(model, hardware.ascent_precision(device))
         try:
-            while progress.step < recipe.steps:
+            while progress.adam.step < recipe.steps:
                 with hardware.one_core_where_that_is_faster(progress.adam.images[:, 0].numel() * recipe.copies):
                     if not progress.curve:
                         progress = replace(progress, curve={0: self._activation(each, progress.adam)})
                     progress = self._step(network, each, each_view, progress, augmentation)
-                if progress.step % every == 0 and progress.step < recipe.steps:
+                if progress.adam.step % every == 0 and progress.adam.step < recipe.steps:
                     self._store(request, neurons, progress)
                     yield
         finally:
@@ -237,12 +220,13 @@ class Visualizer:
         recipe, precision, reached = self.recipe, hardware.ascent_precision(self.model.device), []
 
         def losses(images: torch.Tensor) -> torch.Tensor:
-            views = augmentation(images, progress.step, precision)
+            views = augmentation(images, progress.adam.step, precision)
             views.moved.register_hook(lambda gradient: reached.append(True))
             activation = tokens(network, each_view, views, recipe.leak).float().mean((1, 2))
             return loss(activation, images, recipe)
 
-        adam = progress.adam.update(losses, recipe.steps, recipe.lr, lambda gradient: blurred(gradient, recipe, progress.step),
+        adam = progress.adam.update(losses, recipe.steps, recipe.lr,
+                                    lambda gradient: blurred(gradient, recipe, progress.adam.step),
                                     scale=1024.0 if precision is torch.float16 else 1.0)
         if not reached:  # total variation has a gradient of its own
             raise no_gradient(f"The activation at {each} of {self.model.name}")
@@ -263,9 +247,9 @@ class Visualizer:
     def _progress(self, request: _Request, neuron: int) -> _Progress:
         """How far one neuron's image is: finished (also by an earlier session), begun, or not begun."""
         if neuron not in request.progress:
-            kept = self._unfinished.get(request.key(neuron)) if request.state is not None else None
-            request.progress[neuron] = kept or self._read(request, neuron) or _Progress(
-                Adam.of(initial_images(self.recipe, self._random_key(request, neuron), self.model.image_size)), {})
+            request.progress[neuron] = (
+                request.unfinished.get((request.site, neuron, request.seed)) or self._read(request, neuron) or
+                _Progress(Adam.of(initial_images(self.recipe, request.random_key(neuron), self.model.image_size)), {}))
         return request.progress[neuron]
 
     def _store(self, request: _Request, neurons: list[int], progress: _Progress) -> None:
@@ -273,13 +257,6 @@ class Visualizer:
         curve = {step: values.cpu() for step, values in progress.curve.items()}
         for k, neuron in enumerate(neurons):
             request.progress[neuron] = _Progress(adam[k], {step: values[k : k + 1] for step, values in curve.items()})
-
-    def _release(self, request: _Request, done: bool) -> None:
-        """Keep what is unfinished for the next call; forget what has been handed over, or memory would grow."""
-        for neuron in request.neurons:
-            self._unfinished.pop(request.key(neuron), None)
-        if not done and request.state is not None and self.model.state() == request.state:
-            self._unfinished |= {request.key(neuron): progress for neuron, progress in request.progress.items()}
 
     def _check_same(self, request: _Request) -> None:
         if request.state is not None and self.model.state() != request.state:
@@ -289,20 +266,16 @@ class Visualizer:
     def _frame(self, request: _Request) -> Rendering:
         parts = [self._progress(request, n) for n in request.neurons]
         read = sorted({step for part in parts for step in part.curve})
-        curves = torch.tensor([[float(part.curve[step]) if step in part.curve else float("nan") for step in read]
-                               for part in parts])
+        curves = torch.tensor([[float(part.curve.get(step, "nan")) for step in read] for part in parts])
         return Rendering(self.model.title, request.site.kind, request.site.layer, request.neurons,
-                         torch.cat([part.adam.images for part in parts]), [part.step for part in parts], read, curves,
+                         torch.cat([part.adam.images for part in parts]), [part.adam.step for part in parts], read, curves,
                          self.recipe, request.seed)
-
-    def _random_key(self, request: _Request, neuron: int) -> np.ndarray:
-        return random_streams.keys(request.seed, list(KINDS).index(request.site.kind), request.site.layer, neuron)
 
     def _path(self, request: _Request, neuron: int) -> Path | None:
         if not self._keep or request.state is None:
             return None
         return cache.path_of({"model": request.state, "kind": request.site.kind, "layer": request.site.layer, "neuron": neuron,
-                              "recipe": self.recipe.as_dict(), "seed": request.seed}, "renderings")
+                              "recipe": asdict(self.recipe), "seed": request.seed}, "renderings")
 
     def _read(self, request: _Request, neuron: int) -> _Progress | None:
         stored, size = cache.read(self._path(request, neuron), finite=True), self.model.image_size

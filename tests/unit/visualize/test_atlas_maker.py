@@ -24,7 +24,7 @@ from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize import atlas_maker
 from vitviz_nb.visualize.atlas import Atlas, cut, file_name, paste
-from vitviz_nb.visualize.atlas_maker import Job, make_atlas, probe
+from vitviz_nb.visualize.atlas_maker import make_atlas
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.scores import reference_set, score
 from vitviz_nb.visualize.visualizer import Visualizer
@@ -68,18 +68,6 @@ def small_sheets(monkeypatch) -> None:
     monkeypatch.setattr(atlas_maker, "per_sheet", lambda size: 32)
 
 
-@pytest.fixture(autouse=True)
-def no_probes(monkeypatch, request) -> None:
-    """Nothing is tried out before it begins, where that is not what is tested: it takes as long as these atlases do."""
-    if not {"by_name", "probed"} & set(request.fixturenames):  # the first are made by other processes
-        monkeypatch.setattr(atlas_maker, "probe", lambda job, layer, units, model=None: (16, 0.01))
-
-
-@pytest.fixture
-def probed() -> None:
-    """A test that wants probes."""
-
-
 @pytest.fixture
 def rendered(monkeypatch) -> list[tuple[int, int, int]]:
     """(layer, first, end) of every chunk that is made here; probes are not counted."""
@@ -111,7 +99,7 @@ def whole(model, tmp_path_factory) -> dict[str, bytes]:
 # What is made
 
 
-def test_two_runs_write_the_same_files_and_leave_no_others(model, whole, rendered, tmp_path, probed):
+def test_two_runs_write_the_same_files_and_leave_no_others(model, whole, rendered, tmp_path):
     atlas = make(model, tmp_path / "again")
     assert contents(atlas.folder) == whole and sorted(whole) == FILES and rendered == CHUNKS
     assert sorted(path.name for path in atlas.folder.iterdir()) == FILES  # no empty folder, too
@@ -141,21 +129,6 @@ def test_layers_are_added_to_an_atlas(model, whole, rendered, tmp_path):
     assert rendered == CHUNKS
 
 
-def test_it_says_first_how_long_it_will_take(model, tmp_path, capsys, monkeypatch, probed):
-    monkeypatch.setattr(atlas_maker, "probe", lambda job, layer, units, model: (16, {0: 10.0, 2: 30.0}[layer]))
-    make(model, tmp_path)  # 48 of 10 s and 48 of 30 s
-    assert capsys.readouterr().out == ("96 of 96 pictures of tiny are to be made: about 32 min, as 5 steps in 2 layers took.\n")
-
-
-def test_a_probe_measures_steps_and_counts_them_up(model, monkeypatch, probed):
-    clock = iter([0, 50, 50, 51, 51, 57])  # warming up does not count; 1 s for one step, 6 s for six
-    monkeypatch.setattr(atlas_maker.time, "perf_counter", lambda: next(clock))
-    job = Job("tiny", True, model.weights_hash, "mlp", replace(RECIPE, steps=101), 0)
-    assert probe(job, 0, UNITS, model) == (16, (1 + 100 * 1) / 16)
-    clock = iter([0, 50, 50, 51, 51, 57])
-    assert probe(job, 0, 4, model) == (16, (1 + 100 * 1) / 4)  # how long chunks are does not go by the layer
-
-
 def test_chunks_are_as_long_as_in_the_first_run(model, whole, tmp_path, monkeypatch):
     def stop(*arguments, model):
         raise KeyboardInterrupt
@@ -163,7 +136,7 @@ def test_chunks_are_as_long_as_in_the_first_run(model, whole, tmp_path, monkeypa
     with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
         patch.setattr(atlas_maker, "render_chunk", stop)
         make(model, tmp_path)
-    monkeypatch.setattr(atlas_maker, "probe", lambda *arguments, model: (7, 1.0))
+    monkeypatch.setattr(atlas_maker, "chunk_length", lambda job, model: 7)
     make(model, tmp_path)
     assert contents(tmp_path) == whole
 
@@ -180,12 +153,14 @@ class Steps:
 
     def __init__(self, patch: pytest.MonkeyPatch, last: int | None = None):
         self.taken = 0
-        for owner, name in ((os, "replace"), (Path, "unlink")):
-            patch.setattr(owner, name, self._watched(getattr(owner, name), last))
+        for name in ("replace", "unlink"):
+            patch.setattr(os, name, self._watched(name, last))
 
-    def _watched(self, real, last):
+    def _watched(self, name, last):
+        real = getattr(os, name)
+
         def step(path, *arguments, **more):
-            if name_of(path).startswith(".") and not arguments:  # a lock or a temporary file, which a dead owner cannot remove
+            if name == "unlink" and name_of(path).startswith("."):  # a lock or temporary file, which no dead owner removes
                 return real(path, *arguments, **more)
             if self.taken == last:
                 raise Killed
@@ -210,14 +185,14 @@ def test_killed_at_any_step_it_goes_on_and_makes_no_finished_chunk_again(model, 
         with pytest.MonkeyPatch.context() as patch, pytest.raises(Killed):
             Steps(patch, last)
             make(model, out)
-        there = {path.stem for path in out.glob("unfinished-*/*.npz")}
+        there = {(int(path.parent.name[-2:]), int(path.stem)) for path in out.glob("unfinished-*/*.npz")}
         layers = Atlas.open(out).facts["layers"] if (out / "manifest.json").exists() else []
         if layers:  # what is complete can be read
             Atlas.open(out).rendering(0, [0, 47])
         before = len(rendered)
         make(model, out)
         assert contents(out) == whole and not list(out.glob("unfinished*")), last
-        again = [c for c in rendered[before:] if c[0] in layers or file_name("mlp", c[0], "npz", c[1])[:-4] in there]
+        again = [(layer, first) for layer, first, _ in rendered[before:] if layer in layers or (layer, first) in there]
         assert again == [] and len(rendered) <= len(CHUNKS) + 1, last
 
 
@@ -273,9 +248,9 @@ def test_a_damaged_chunk_is_made_again(model, whole, rendered, tmp_path, monkeyp
     with monkeypatch.context() as patch, pytest.raises(Killed):
         Steps(patch, 4)  # manifest and three chunks
         make(model, tmp_path)
-    (damaged,) = tmp_path.glob("unfinished-*/mlp_00_16.npz")
+    (damaged,) = tmp_path.glob("unfinished-*-00/16.npz")
     damaged.write_bytes(b"half")
-    with pytest.raises(VitvizError, match="mlp_00_16.npz was damaged and is gone; the same call makes its pictures again"):
+    with pytest.raises(VitvizError, match="16.npz was damaged and is gone; the same call makes its pictures again"):
         make(model, tmp_path)
     make(model, tmp_path)
     assert contents(tmp_path) == whole and rendered.count((0, 16, 32)) == 2
@@ -399,11 +374,10 @@ def workers_here(model, monkeypatch) -> None:
     monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: {("tiny", True): model}[name, trained])
 
 
-def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path, capsys):
+def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path):
     executor = Here()
     make(model, tmp_path / "one", executor=executor)
-    assert contents(tmp_path / "one") == whole and rendered == CHUNKS and executor.calls == 2 + 6
-    assert "96 of 96 pictures of tiny are to be made: about 1 s of one worker, as" in capsys.readouterr().out
+    assert contents(tmp_path / "one") == whole and rendered == CHUNKS and executor.calls == 1 + 6
 
 
 def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, whole, workers_here, tmp_path):

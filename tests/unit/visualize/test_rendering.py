@@ -150,7 +150,7 @@ def test_a_file_that_no_rendering_wrote_is_left_alone(rendering, tmp_path, name)
 
 
 def test_an_atlas_s_manifest_is_left_alone(rendering, tmp_path):
-    manifest = json.dumps({"model": "emoji-vit", "layers": [0], "recipe": rendering.recipe.as_dict()})
+    manifest = json.dumps({"model": "emoji-vit", "layers": [0], "recipe": vars(rendering.recipe)})
     (tmp_path / "manifest.json").write_text(manifest)
     with pytest.raises(VitvizError, match="manifest.json exists, and is nothing that this command made"):
         rendering.save(tmp_path)
