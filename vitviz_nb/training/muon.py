@@ -1,13 +1,10 @@
 """Muon (Jordan et al. 2024), in float32 and for any torch that the kit runs on.
 
-Not torch's own (from 2.9 on), because that casts the updates to bfloat16: the embedded models could not be trained again as they
-were, and where a CPU cannot multiply bfloat16, its step takes twenty times as long as this one's.
+Not torch's own (from 2.9 on), which casts the updates to bfloat16: the embedded models could not be trained again as they were,
+and where a CPU cannot multiply bfloat16, its step takes twenty times as long.
 """
 
 import torch
-
-_A, _B, _C = 3.4445, -4.7750, 2.0315  # the published coefficients
-_ROUNDS = 5
 
 
 class Muon(torch.optim.Optimizer):
@@ -48,7 +45,7 @@ def orthogonal(matrices: torch.Tensor) -> torch.Tensor:
     if tall := x.shape[-2] > x.shape[-1]:
         x = x.mT
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
-    for _ in range(_ROUNDS):
+    for _ in range(5):
         gram = x @ x.mT
-        x = _A * x + (_B * gram + _C * gram @ gram) @ x
+        x = 3.4445 * x + (-4.7750 * gram + 2.0315 * gram @ gram) @ x  # the published coefficients
     return (x.mT if tall else x).to(matrices)

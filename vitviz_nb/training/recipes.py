@@ -18,38 +18,26 @@ _PICTURES_ROBUST = {**_PICTURES, "steps": 128, "tv": 0.014, "jitter": 0.09}
 
 @dataclasses.dataclass(frozen=True)
 class Training:
-    """How one embedded model is trained. Checkpoints and cards hold these fields but ``pictures``.
+    """How one embedded model is trained; by default from random weights, on labels. Cards hold these fields.
 
-    Attributes:
-        architecture: class and arguments, as ``models.loading.build`` takes them. A ``patch_drop_rate`` holds until the last
-            fifth of the steps (PatchDropout, Liu et al. 2022): the transformer sees almost twice as many scenes in the same time.
-        styles: drawn in training, one given twice twice as often; the others are held out for tests of transfer.
-        steps, batch: number of updates, and scenes in each.
-        peak, warmup, decay: largest learning rate, steps to reach it (it then falls to 0 along a cosine), weight decay.
-        start: the model whose trained weights it starts from; None for random weights.
-        radius: L2 norm of the adversarial perturbation of each scene (PGD), in units of [0, 1] pixels over the whole image; 0
-            for standard training.
-        every_token: dense supervision: each patch token of the last block predicts the scene's concept, not the CLS token only.
-        teacher: the model whose predictions the distillation token learns (DeiT).
-        captions: whether it learns to match scenes and captions, with a text tower (CLIP), instead of labels.
-        seed: of weights, scenes and perturbations.
-        pictures: what ``Recipe.quick`` takes for this model instead of its own settings.
+    A ``patch_drop_rate`` of the architecture holds until the last fifth of the steps (PatchDropout, Liu et al. 2022): the
+    transformer sees almost twice as many scenes in the same time.
     """
 
-    architecture: dict
-    styles: tuple[str, ...] = COLORED
+    architecture: dict  # class and arguments, as models.cards.build takes them
+    styles: tuple[str, ...] = COLORED  # one given twice is drawn twice as often; the others are held out for tests of transfer
     steps: int = 4500
-    batch: int = 128
-    peak: float = 3e-3
-    warmup: int = 200
-    decay: float = 0.05
-    start: str | None = None
-    radius: float = 0.0
-    every_token: bool = False
-    teacher: str | None = None
-    captions: bool = False
-    seed: int = 0
-    pictures: dict = dataclasses.field(default_factory=lambda: _PICTURES)
+    batch: int = 128  # scenes in a step
+    peak: float = 3e-3  # the largest learning rate, which then falls to 0 along a cosine
+    warmup: int = 200  # steps to reach the peak
+    decay: float = 0.05  # of the weights
+    start: str | None = None  # the model whose trained weights it starts from
+    radius: float = 0.0  # L2 norm of the adversarial perturbation of each scene (PGD), of the whole image in [0, 1]; 0 for none
+    every_token: bool = False  # dense supervision: each patch token of the last block predicts the concept, not only CLS
+    teacher: str | None = None  # the model whose predictions the distillation token learns (DeiT)
+    captions: bool = False  # match scenes and captions with a text tower (CLIP) instead of labels
+    seed: int = 0  # of weights, scenes and perturbations
+    pictures: dict = dataclasses.field(default_factory=lambda: _PICTURES)  # Recipe.quick's settings for this model
 
     def __post_init__(self):
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 2**16), ("warmup", 1, 10**9), ("seed", 0, 2**40)):

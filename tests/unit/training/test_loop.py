@@ -32,6 +32,9 @@ ARGUMENTS = {"img_size": 16, "patch_size": 8, "embed_dim": 16, "depth": 2, "num_
 ARCHITECTURE = {"class": VIT, "arguments": ARGUMENTS}
 AT_RANDOM = {"class": VIT, "arguments": ARGUMENTS | {"drop_path_rate": 0.5, "patch_drop_rate": 0.5}}
 TO_POINTS = {"class": VIT, "arguments": ARGUMENTS | {"num_classes": 16, "patch_drop_rate": 0.5}}
+COAT = {"class": "timm.models.coat.CoaT", "arguments": {
+    "img_size": 32, "patch_size": 4, "embed_dims": (32, 32, 32, 32), "serial_depths": (1, 1, 1, 1), "parallel_depth": 1,
+    "num_classes": 256}}
 RESNET = {"class": "timm.models.resnet.ResNet", "arguments": {
     "num_classes": 256, "block": "timm.models.resnet.BasicBlock", "layers": (1, 1, 1, 1), "channels": (8, 8, 8, 8)}}
 STEPS, BATCH = 6, 4  # the last two steps see every patch
@@ -79,22 +82,10 @@ def stop_at(monkeypatch: pytest.MonkeyPatch):
     return install
 
 
-@pytest.fixture
-def trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Trains into a folder; gives the weights of the last step in full precision."""
-    def run(folder: Path) -> dict[str, Tensor]:
-        seen, finish = {}, loop._finish
-
-        def spy(name, recipe, network, *rest):
-            seen.update({key: value.clone() for key, value in network.state_dict().items()})
-            return finish(name, recipe, network, *rest)
-
-        with monkeypatch.context() as patch:
-            patch.setattr(loop, "_finish", spy)
-            train("tiny", folder, "cpu")
-        return seen
-
-    return run
+def trained(folder: Path) -> dict[str, Tensor]:
+    """The weights of "tiny", trained into a folder."""
+    train("tiny", folder, "cpu")
+    return {key: value.float() for key, value in load_file(folder / "tiny.safetensors").items()}
 
 
 @pytest.fixture(scope="module")
@@ -103,7 +94,7 @@ def kept() -> dict[str, dict[str, Tensor]]:
 
 
 @pytest.fixture(params=["labels", "captions"])
-def uninterrupted(request, kept, recipe, trained, tmp_path: Path) -> dict[str, Tensor]:
+def uninterrupted(request, kept, recipe, tmp_path: Path) -> dict[str, Tensor]:
     """The weights of a run from beginning to end, learning from labels and from captions; each made once."""
     if request.param == "captions":
         recipe(architecture=TO_POINTS, captions=True)
@@ -133,8 +124,9 @@ def earlier(tmp_path: Path):
 
 
 def same(first: dict[str, Tensor], second: dict[str, Tensor]) -> bool:
+    """Whether weights agree to what float16 rounds off."""
     return first.keys() == second.keys() and all(
-        torch.allclose(first[key], second[key], atol=1e-5, rtol=1e-4) for key in first)
+        torch.allclose(first[key], second[key], atol=1e-4, rtol=2e-3) for key in first)
 
 
 def test_it_writes_float16_weights_and_a_card_that_load_takes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
@@ -170,15 +162,16 @@ def test_measured_accuracy_is_that_of_the_rounded_weights(tmp_path: Path, monkey
     assert seen and all(torch.equal(state[key], weights[key].float()) for state in seen for key in weights)
 
 
-def test_weights_depend_on_the_seed_and_nothing_else(tmp_path: Path, uninterrupted, trained, recipe):
+def test_weights_depend_on_the_seed_and_nothing_else(tmp_path: Path, uninterrupted, recipe):
     torch.manual_seed(77)
     assert same(trained(tmp_path / "again"), uninterrupted)
     recipe(**({"architecture": TO_POINTS, "captions": True} if "text.place" in uninterrupted else {}), seed=1)
-    assert not torch.allclose(trained(tmp_path / "other")["image.head.weight"], uninterrupted["image.head.weight"], atol=1e-2)
+    other = trained(tmp_path / "other")
+    assert not any(torch.allclose(other[key], uninterrupted[key], atol=1e-2) for key in other if key.endswith("head.weight"))
 
 
-@pytest.mark.parametrize("step", [0, 3, STEPS - 1])
-def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Path, uninterrupted, trained, stop_at, capsys):
+@pytest.mark.parametrize("step", [0, STEPS - 1])
+def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Path, uninterrupted, stop_at, capsys):
     drawn = stop_at(step, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train("tiny", tmp_path, "cpu")
@@ -192,7 +185,7 @@ def test_an_interrupted_run_goes_on_to_the_same_weights(step: int, tmp_path: Pat
 
 
 @pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
-def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tmp_path: Path, uninterrupted, trained, capsys,
+def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tmp_path: Path, uninterrupted, capsys,
                                                                               monkeypatch: pytest.MonkeyPatch):
     move, moves = loop.Muon.step, []
 
@@ -209,51 +202,26 @@ def test_a_run_interrupted_between_its_optimizers_goes_on_to_the_same_weights(tm
     assert same(trained(tmp_path), uninterrupted)
 
 
-def test_modules_that_are_used_twice_can_be_kept_and_read_again(tmp_path: Path, recipe):
-    """CoaT's stages share an MLP, whose weights then have several names."""
-    path, made = tmp_path / "shared.checkpoint.safetensors", recipe()
-
-    def network():
-        shared = torch.nn.Linear(3, 3)
-        return torch.nn.ModuleDict({"one": shared, "two": shared})
-
-    first, second = network(), network()
-    loop._save(path, first, [], made, 2, 1.5)
-    assert loop._resume(path, second, [], made) == (2, 1.5)
-    assert torch.equal(first["two"].weight, second["one"].weight)
+def test_modules_that_are_used_twice_can_be_kept_and_read_again(tmp_path: Path, recipe, stop_at, monkeypatch):
+    """CoaT's stages share modules, whose weights then have several names."""
+    monkeypatch.setattr(loop, "SIZE", 32)
+    recipe(architecture=COAT, radius=0.0, steps=2)
+    stop_at(1, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("tiny", tmp_path, "cpu")
+    assert same(trained(tmp_path), trained(tmp_path / "whole"))
 
 
 @pytest.mark.parametrize("uninterrupted", ["labels"], indirect=True)
-def test_a_killed_run_goes_on_from_its_last_checkpoint(tmp_path: Path, uninterrupted, trained, stop_at):
-    drawn = stop_at(2, KeyboardInterrupt)
-    with pytest.raises(KeyboardInterrupt):
-        train("tiny", tmp_path, "cpu")
-    stop_at(4, SystemError)
+def test_a_killed_run_goes_on_from_its_last_checkpoint_of_at_most_250_steps_before(tmp_path: Path, uninterrupted, stop_at,
+                                                                                    monkeypatch: pytest.MonkeyPatch):
+    assert loop.CHECKPOINT_EVERY <= 250
+    monkeypatch.setattr(loop, "CHECKPOINT_EVERY", 2)
+    drawn = stop_at(3, SystemError)
     with pytest.raises(SystemError):
         train("tiny", tmp_path, "cpu")
-    found = trained(tmp_path)
-    assert drawn == [0, 1, 2, 2, 3, 4, *range(2, STEPS)]
-    assert same(found, uninterrupted)
-
-
-def test_a_killed_run_loses_at_most_250_steps(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
-    small = {"class": VIT, "arguments": ARGUMENTS | {"depth": 1, "embed_dim": 8, "num_heads": 1, "patch_size": 16}}
-    recipe(architecture=small, radius=0.0, batch=1, steps=252)
-    batch, drawn, saved, save = EmojiWorld.batch, {}, [], loop._save
-
-    def quick(world: EmojiWorld, indices, device="cpu"):
-        if world not in drawn:
-            drawn[world] = batch(world, range(1 if world.split == "train" else 60), device)
-        return drawn[world]
-
-    def spy(*arguments):
-        saved.append(arguments[-2])
-        save(*arguments)
-
-    monkeypatch.setattr(EmojiWorld, "batch", quick)
-    monkeypatch.setattr(loop, "_save", spy)
-    train("tiny", tmp_path, "cpu")
-    assert saved == [250, 252]
+    assert same(trained(tmp_path), uninterrupted)
+    assert drawn == [0, 1, 2, 3, *range(2, STEPS)]
 
 
 def test_a_run_interrupted_while_it_is_measured_is_not_trained_again(tmp_path: Path, stop_at, monkeypatch: pytest.MonkeyPatch):
@@ -287,7 +255,7 @@ def test_scenes_are_perturbed_in_every_step_or_never(radius: float, perturbed: i
     assert radii == [(radius, PGD_STEPS)] * perturbed
 
 
-def test_an_adversarial_step_learns_the_perturbed_scenes(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
+def test_an_adversarial_step_learns_the_perturbed_scenes(tmp_path: Path, recipe, monkeypatch: pytest.MonkeyPatch):
     recipe(architecture=ARCHITECTURE, steps=2)
     monkeypatch.setattr(loop, "pgd", lambda loss, images, *_: images)
     plain = trained(tmp_path / "plain")
@@ -343,31 +311,47 @@ def test_half_of_the_patches_is_left_out_until_the_last_fifth_of_the_steps(tmp_p
 # Muon and AdamW
 
 
-@pytest.mark.parametrize(("changes", "muon"), [
+@pytest.mark.parametrize(("changes", "inside"), [
     ({}, {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2"}),
     ({"architecture": TO_POINTS, "captions": True},
      {"attn.qkv", "attn.proj", "mlp.fc1", "mlp.fc2", "self_attn.out_proj", "linear1", "linear2"}),
-    ({"architecture": RESNET}, set()),
 ])
-def test_muon_moves_the_matrices_inside_and_adamw_all_the_rest(changes: dict, muon: set, tmp_path: Path, recipe):
-    changed = recipe(**changes)
-    network = loop._Network(changed, EmojiWorld("train", styles=changed.styles, size=16), tmp_path, "cpu")
-    optimizers = loop._optimizers(network, changed)
-    moved = [[id(p) for group in optimizer.param_groups for p in group["params"]] for optimizer in optimizers]
-    assert sorted(sum(moved, [])) == sorted(map(id, network.parameters()))  # each by one
-    kinds = [type(optimizer) for optimizer in optimizers]
-    assert kinds == [torch.optim.AdamW, loop.Muon][:len(kinds)]
-    inside = {name for name, p in network.named_parameters() if id(p) not in moved[0]}
-    assert {re.sub(r".*\.\d+\.|\.weight$", "", name) for name in inside} == muon
+def test_muon_moves_the_matrices_inside_and_adamw_all_the_rest(changes: dict, inside: set, tmp_path: Path, recipe, monkeypatch):
+    networks, moved, network = [], {}, loop.Network
+    monkeypatch.setattr(loop, "Network", lambda *arguments: networks.append(network(*arguments)) or networks[0])
+    for optimizer in (loop.Muon, torch.optim.AdamW):
+        def step(self, closure=None, move=optimizer.step):
+            moved[type(self)] = {id(p) for group in self.param_groups for p in group["params"]}
+            return move(self)
+
+        monkeypatch.setattr(optimizer, "step", step)
+    recipe(**changes, radius=0.0)
+    train("tiny", tmp_path, "cpu", steps=1)
+    names = {id(p): re.sub(r".*\.\d+\.|\.weight$", "", name) for name, p in networks[0].named_parameters()}
+    by_muon, by_adamw = moved[loop.Muon], moved[torch.optim.AdamW]
+    assert by_muon | by_adamw == names.keys() and not by_muon & by_adamw  # each by one
+    assert {names[p] for p in by_muon} == inside and not {names[p] for p in by_adamw} & inside
 
 
-def test_both_optimizers_move_their_weights_by_the_schedule(tmp_path: Path, recipe, trained, monkeypatch: pytest.MonkeyPatch):
-    recipe(architecture=ARCHITECTURE)
-    monkeypatch.setattr(loop, "_schedule", lambda *_: 0.0)
-    still = trained(tmp_path / "still")
+def test_without_a_learning_rate_nothing_moves(tmp_path: Path, recipe):
+    recipe(architecture=ARCHITECTURE, peak=0.0)
+    still = trained(tmp_path)
     torch.manual_seed(0)
     first = cards.build(ARCHITECTURE).state_dict()
-    assert all(torch.equal(still[f"image.{key}"], first[key]) for key in first)
+    assert all(torch.equal(still[key], first[key].half().float()) for key in first)
+
+
+def test_the_learning_rate_rises_over_the_warmup_and_falls_along_a_cosine(tmp_path: Path, recipe, monkeypatch):
+    rates, move = [], loop.Muon.step
+
+    def spy(optimizer):
+        rates.append(optimizer.param_groups[0]["lr"])
+        return move(optimizer)
+
+    monkeypatch.setattr(loop.Muon, "step", spy)
+    recipe(architecture=ARCHITECTURE, radius=0.0, steps=4, warmup=2, peak=0.01)
+    train("tiny", tmp_path, "cpu")
+    assert rates == pytest.approx([0.01 / 2, 0.01 * (1 + 0.5**0.5) / 2, 0.01 / 2, 0.01 * (1 - 0.5**0.5) / 2])
 
 
 # What a recipe starts from and learns from
@@ -388,7 +372,7 @@ def test_a_recipe_starts_from_the_model_in_out_else_from_the_one_that_ships(wher
     assert all(torch.equal(found[f"weight.image.{key}"], expected[key]) for key in expected)
 
 
-def test_a_run_that_goes_on_keeps_what_it_has_learnt_since_its_start(tmp_path: Path, recipe, earlier, trained, stop_at):
+def test_a_run_that_goes_on_keeps_what_it_has_learnt_since_its_start(tmp_path: Path, recipe, earlier, stop_at):
     earlier(tmp_path / "whole", seed=1)
     earlier(tmp_path / "stopped", seed=1)
     recipe(start="earlier")
@@ -419,26 +403,31 @@ def test_the_distillation_token_learns_its_teachers_answers_and_the_class_token_
     assert all(torch.equal(teacher[key].float(), taught[key]) for key in taught)
 
 
-def test_the_distillation_token_is_never_left_out_with_the_patches(tmp_path: Path, recipe, earlier):
+def test_the_distillation_token_is_never_left_out_with_the_patches(tmp_path: Path, recipe, earlier, monkeypatch):
+    passes, forward = [], PatchDropout.forward
+
+    def spy(drop: PatchDropout, x: Tensor) -> Tensor:
+        passes.append((x, forward(drop, x)))
+        return passes[-1][1]
+
+    monkeypatch.setattr(PatchDropout, "forward", spy)
     earlier(tmp_path, seed=1)
-    changed = recipe(architecture={"class": DEIT, "arguments": ARGUMENTS | {"patch_drop_rate": 0.5}}, teacher="earlier")
-    network = loop._Network(changed, EmojiWorld("train", styles=changed.styles, size=16), tmp_path, "cpu")
-    tokens = torch.arange(6.0).view(1, 6, 1).expand(32, 6, 16)
-    kept = network.image.patch_drop(tokens)[..., 0]
-    assert (kept[:, 1] == 1).all() and kept.shape == (32, 4)
+    recipe(architecture={"class": DEIT, "arguments": ARGUMENTS | {"patch_drop_rate": 0.5}}, teacher="earlier", radius=0.0)
+    train("tiny", tmp_path, "cpu")
+    assert passes and all(y.shape[1] == 4 and torch.equal(x[:, :2], y[:, :2]) for x, y in passes)
 
 
 def test_a_pupils_loss_is_half_labels_and_half_teacher(tmp_path: Path, recipe, earlier):
     earlier(tmp_path, seed=1)
     changed = recipe(architecture={"class": DEIT, "arguments": ARGUMENTS}, teacher="earlier")
     world = EmojiWorld("train", styles=changed.styles, size=16)
-    network, scenes, images = loop._Network(changed, world, tmp_path, "cpu"), world.batch(range(4)), torch.rand(4, 3, 16, 16)
+    network, scenes, images = loop.Network(changed, world, tmp_path, "cpu"), world.batch(range(4)), torch.rand(4, 3, 16, 16)
     answers = models.load_from(tmp_path, "earlier")(scenes.images).argmax(1)  # of the scene itself, also where it is perturbed
     own, copied = network.image(images * 2 - 1)
     right = own.log_softmax(1)[range(4), scenes.concept] * 0.9 + own.log_softmax(1).mean(1) * 0.1
     expected = -(right.mean() + copied.log_softmax(1)[range(4), answers].mean()) / 2
     assert network.loss(scenes)(images).item() == pytest.approx(expected.item(), abs=1e-5)
-    assert not any(p is q for p in network.parameters() for q in network._teacher[0].module.parameters())
+    assert len(list(network.parameters())) == len(list(network.image.parameters()))  # the teacher's are not trained
 
 
 # Captions
@@ -475,19 +464,19 @@ def test_the_card_of_a_captions_model_tells_its_text_tower(clip: models.VisionMo
     assert clip.card["parameters"] == sum(p.numel() for p in clip.module.parameters())
 
 
-def test_every_weight_of_both_towers_is_trained(tmp_path: Path, recipe, trained, stop_at):
+def test_every_weight_of_both_towers_is_trained(tmp_path: Path, recipe, stop_at):
     recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"num_classes": 16}}, captions=True, decay=0.0, radius=0.0)
     stop_at(0, KeyboardInterrupt)
     with pytest.raises(KeyboardInterrupt):
         train("tiny", tmp_path, "cpu")
     before, after = load_file(tmp_path / "tiny.checkpoint.safetensors"), trained(tmp_path)
-    assert not [key for key in after if torch.equal(after[key], before[f"weight.{key}"])]
+    assert not [key for key in after if torch.equal(after[key], before[f"weight.{key}"].half().float())]
 
 
 def test_a_captions_loss_is_that_of_its_own_captions(tmp_path: Path, recipe):
     changed = recipe(architecture=TO_POINTS, captions=True)
     world = EmojiWorld("train", styles=changed.styles, size=16)
-    network = loop._Network(changed, world, tmp_path, "cpu").eval()
+    network = loop.Network(changed, world, tmp_path, "cpu").eval()
     scenes = world.batch(range(4))
     points = F.normalize(network.image(scenes.images * 2 - 1), dim=1)
     torch.manual_seed(3)  # which facts a caption leaves out
@@ -503,7 +492,7 @@ def test_a_captions_loss_is_that_of_its_own_captions(tmp_path: Path, recipe):
 def test_dense_supervision_is_half_cls_and_half_patch_tokens(tmp_path: Path, recipe):
     world = EmojiWorld("train", styles=("flat", "line"), size=16)
     scenes = world.batch(range(4))
-    network = loop._Network(recipe(every_token=True), world, tmp_path, "cpu").eval()
+    network = loop.Network(recipe(every_token=True), world, tmp_path, "cpu").eval()
     tokens = network.image.head(network.image.forward_features(scenes.images * 2 - 1)).log_softmax(-1)  # (4, 1 + 4, 256)
     smooth = 0.9 * F.one_hot(scenes.concept, 256)[:, None] + 0.1 / 256
     each = -(smooth * tokens).sum(-1)
@@ -515,7 +504,7 @@ def test_dense_supervision_is_half_cls_and_half_patch_tokens(tmp_path: Path, rec
 def test_a_familys_recipe_for_pictures_starts_from_its_weights_and_moves_them_all(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(loop, "SIZE", 64)
     world = EmojiWorld("train", styles=TRAININGS[name].styles, size=64)
-    network = loop._Network(TRAININGS[name], world, tmp_path, "cpu")
+    network = loop.Network(TRAININGS[name], world, tmp_path, "cpu")
     started = models.load_from(cards.models_dir(), TRAININGS[name].start).module.state_dict()
     assert all(torch.equal(value, started[key]) for key, value in network.image.state_dict().items())
     network.loss(scenes := world.batch(range(2)))(scenes.images).backward()
@@ -548,8 +537,8 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path, reci
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("tinny", "out"), r"no recipe to train 'tinny'; there is one for .*, tiny\..*mean [^?]*\btiny\b"),
-    ((None, "out"), "no recipe to train None"),
+    (("tinny", "out"), r"A recipe to train is one of .*, tiny; got 'tinny'.*mean [^?]*\btiny\b"),
+    ((None, "out"), "A recipe to train is one of .* got None"),
     (("tiny", "out", "cpu", 0), "steps is a whole number from 1 to"),
     (("tiny", "out", "cpu", 2.5), "steps is a whole number from 1 to"),
     (("tiny", "", "cpu"), "out is a path"),
@@ -614,14 +603,6 @@ def test_a_committed_models_recipe_is_still_the_one_it_was_trained_by(name: str)
     stated = {"every_token": False} | card["recipe"] | {"architecture": card["architecture"]}  # the first cards had no such field
     assert stated == {k: v for k, v in recipe.items() if k != "pictures"}
     assert card["pictures"] == recipe["pictures"]
-
-
-def test_the_learning_rate_rises_over_the_warmup_and_falls_to_nothing_along_a_cosine(tiny: Training):
-    recipe = dataclasses.replace(tiny, steps=1000, warmup=100)
-    rate = [loop._schedule(step, recipe) for step in range(1000)]
-    assert rate[0] == pytest.approx(0.01) and rate[49] == pytest.approx(0.5, abs=0.01)
-    assert max(rate) == pytest.approx(0.976, abs=0.001) == rate[99]
-    assert rate[250] == pytest.approx(0.8536, abs=1e-3) and rate[500] == pytest.approx(0.5) and rate[999] < 1e-4
 
 
 @pytest.mark.parametrize("name", sorted(set(TRAININGS)))
