@@ -1,8 +1,7 @@
-"""The 200th rendering costs what the first did: nothing of a rendering stays behind once it has been handed over."""
+"""The sixtieth rendering costs what the first did: nothing of a rendering stays behind once it has been handed over."""
 
 import gc
 from collections.abc import Callable
-from pathlib import Path
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.visualizer import Visualizer
 
-NEURONS = range(4)  # whose pictures, with Adam's means, are 4 * 3 * 12 KiB
+NEURONS = range(4)
 
 
 def hooks(model: VisionModel) -> int:
@@ -20,14 +19,7 @@ def hooks(model: VisionModel) -> int:
 
 def tensors() -> int:
     gc.collect()
-    return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())  # isinstance would wake lazy modules
-
-
-def resident() -> float:
-    """MiB of memory this process holds; 0 where the system does not say."""
-    status = Path("/proc/self/status")
-    lines = status.read_text().splitlines() if status.exists() else []
-    return next((int(line.split()[1]) / 1024 for line in lines if line.startswith("VmRSS")), 0.0)
+    return sum(issubclass(type(item), torch.Tensor) for item in gc.get_objects())  # isinstance would wake lazy modules
 
 
 WAYS: dict[str, Callable[[Visualizer, int], object]] = {
@@ -37,13 +29,12 @@ WAYS: dict[str, Callable[[Visualizer, int], object]] = {
 
 
 @pytest.mark.parametrize("way", WAYS)
-def test_two_hundred_renderings_leave_no_hook_no_tensor_no_memory_and_no_pass_behind(tiny_vit, passes, way):
+def test_sixty_renderings_leave_no_hook_no_tensor_and_no_pass_behind(tiny_vit, passes, way):
     viewer = Visualizer(tiny_vit, Recipe(steps=1, copies=1), torch.rand(3, 3, 32, 32), keep=way != "optimize")
     seen = {}
-    for seed in range(200):
+    for seed in range(60):
         WAYS[way](viewer, seed)
-        if seed in (19, 199):
-            seen[seed] = tensors(), hooks(tiny_vit), len(viewer._unfinished), len(passes), resident()
-    assert seen[199][0] <= seen[19][0] and seen[199][1] == seen[199][2] == 0
-    assert seen[199][3] == 200 and seen[19][3] == 20  # one pass each, the last as the first
-    assert seen[199][4] - seen[19][4] < 16  # had four pictures' states stayed each time, 25
+        if seed in (9, 59):
+            seen[seed] = tensors(), len(passes)
+    assert seen[59][0] <= seen[9][0] and hooks(tiny_vit) == 0
+    assert seen[59][1] == 60 and seen[9][1] == 10  # one pass each, the last as the first

@@ -249,6 +249,7 @@ def test_an_image_is_read_the_same_alone_and_among_others_by_either_way(name: st
                 together, alone = tokens(model, place, x), tokens(model, place, x[1:2])
             assert torch.allclose(together[1:2], alone, atol=1e-5), place
             assert mean.shape == (3, place.units) and torch.allclose(mean, together.mean(1), atol=1e-5), place
+    assert hooks(model.module) == 0
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -327,15 +328,6 @@ def test_a_cnns_forward_pass_ends_at_the_site(resnet_model: VisionModel):
 # Nothing stays behind
 
 
-@pytest.mark.parametrize("name", FAMILIES)
-def test_hooks_are_gone_after_reading(name: str, family_models):
-    model = family_models[name]
-    for kind, places in find_sites(model).items():
-        tokens(model, places[-1], inputs(model, 1))
-        activations(model, kind, inputs(model, 1))
-    assert hooks(model.module) == 0
-
-
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_hooks_and_lock_are_gone_after_an_error_or_an_interrupt_in_the_network(error: type, tiny_vit: VisionModel):
     place, x = find_site(tiny_vit, 1), inputs(tiny_vit)
@@ -372,24 +364,6 @@ def test_a_site_that_is_no_longer_called_is_an_error_not_a_wrong_picture(tiny_vi
     with pytest.raises(VitvizError, match=r"blocks\.1\.mlp\.act of tiny-vit was called 0 times, not 1 .*load it again"):
         tokens(tiny_vit, place, inputs(tiny_vit))
     assert hooks(tiny_vit.module) == 0
-
-
-def test_two_threads_read_each_their_own_layer(tiny_vit: VisionModel):
-    x = inputs(tiny_vit)
-    expected = [tokens(tiny_vit, find_site(tiny_vit, layer), x) for layer in (0, 1)]
-    wrong: list[int] = []
-
-    def read(layer: int) -> None:
-        for _ in range(15):
-            if not torch.allclose(tokens(tiny_vit, find_site(tiny_vit, layer), x), expected[layer], atol=1e-5):
-                wrong.append(layer)
-
-    threads = [threading.Thread(target=read, args=[layer]) for layer in (0, 1)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not wrong
 
 
 # Bad addresses
@@ -431,15 +405,9 @@ def test_neurons_may_be_a_number_or_any_list_of_numbers(tiny_vit: VisionModel):
     assert check_neurons(place, np.int64(7)) == [7]
 
 
-@pytest.mark.parametrize("neurons", [1.5, [1.5], "3", None])
-def test_neurons_that_are_no_whole_numbers_are_refused(neurons, tiny_vit: VisionModel):
-    with pytest.raises(VitvizError, match="Neurons are whole numbers, 0 to 127, got"):
-        check_neurons(find_site(tiny_vit, 0), neurons)
-
-
 def test_a_model_without_readable_units_says_so():
     model = VisionModel(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), "plain", 8)
-    with pytest.raises(VitvizError, match=r"plain has no units this kit can read: .*Sequential has neither"):
+    with pytest.raises(VitvizError, match=r"plain has no neurons this kit can read: .*Sequential has neither"):
         find_sites(model)
     assert hooks(model.module) == 0
 
@@ -456,19 +424,18 @@ def test_a_leak_adds_its_share_of_what_goes_into_the_activation_function(inplace
     assert not module[1]._forward_hooks and not module[1]._forward_pre_hooks
 
 
-@pytest.mark.parametrize("leak", [0.0, 0.25])
 @pytest.mark.parametrize("name", FAMILIES)
-def test_the_one_unit_wanted_of_each_input_is_its_column_of_all_and_has_its_slope(name: str, leak: float, family_models):
+def test_the_one_unit_wanted_of_each_input_is_its_column_of_all_and_has_its_gradient(name: str, family_models):
     model = family_models[name]
     for kind, places in find_sites(model).items():
-        for place in (places[0], places[-1]):
-            own, x = torch.tensor([place.units - 1, 2]), inputs(model).requires_grad_()
-            every = tokens(model, place, x, leak)
-            expected = torch.stack([every[0, :, place.units - 1 :], every[1, :, 2:3]])
-            found = tokens(model, replace(place, own=own), x, leak)
-            assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5), (place, kind)
-            slopes = [torch.autograd.grad(answer.mean(1).sum(), x)[0] for answer in (found, expected)]
-            assert torch.allclose(*slopes, rtol=1e-3, atol=1e-5 * slopes[1].abs().max().item()), (place, kind)
+        place, leak = places[-1], 0.25 if kind == "mlp" else 0.0
+        own, x = torch.tensor([place.units - 1, 2]), inputs(model).requires_grad_()
+        every = tokens(model, place, x, leak)
+        expected = torch.stack([every[0, :, place.units - 1 :], every[1, :, 2:3]])
+        found = tokens(model, replace(place, own=own), x, leak)
+        assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5), place
+        gradients = [torch.autograd.grad(answer.mean(1).sum(), x)[0] for answer in (found, expected)]
+        assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * gradients[1].abs().max().item()), place
     assert hooks(model.module) == 0
 
 

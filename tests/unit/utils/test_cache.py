@@ -124,7 +124,7 @@ BUSY = """
 import sys
 import numpy as np
 from vitviz_nb.utils import cache
-for i in range(300):
+for i in range(100):
     path = cache.path_of({"i": (i * int(sys.argv[1])) % 41}, "renderings")
     stored = cache.read(path)
     assert stored is None or (stored["a"] == path.name.__len__()).all()
