@@ -1,12 +1,11 @@
 """Making an atlas: every neuron of whole layers, on one machine or on many; killed at any moment, the same call continues.
 
-A layer is cut into chunks of neurons that are optimized together, as many as fit the memory of the machine that made the first.
-Their length is in the manifest before the first picture is made: so a picture is in a batch with the same others however often
-the run is stopped and on however many machines, and rounding, which may depend on the batch, is the same too.
+A layer is cut into chunks of neurons that are optimized together, as many as fit the memory of the machine asked first. Their
+length is in the manifest before the first picture is made: so rounding, which may depend on the batch, is the same however often
+the run is stopped and on however many machines.
 
 Finished chunks lie, without loss, in ``unfinished-KEY-LAYER`` until their layer is complete; KEY is a hash of all that fixes the
-pictures. Workers hand their chunks back and one process, which holds the folder's lock, writes: so workers need no disk in
-common, no two processes write one file, and a full disk is met in one process.
+pictures. Workers hand their chunks back and one process, which holds the folder's lock, writes: workers need no common disk.
 """
 
 import hashlib
@@ -60,28 +59,24 @@ def render_chunk(job: Job, layer: int, first: int, end: int, model: VisionModel 
 
     A worker loads the job's model by its name, once, unless it is given.
     """
-    visualizer = Visualizer(model or _load(job), job.recipe, atlas=False, keep=False)
-    made = visualizer.optimize(layer, range(first, end), job.kind, job.seed)
+    model = model or _load(job.model, job.trained, job.weights)
+    made = Visualizer(model, job.recipe, atlas=False, keep=False).optimize(layer, range(first, end), job.kind, job.seed)
     return {"pictures": (made.pictures * 255).round().byte().numpy(), "curve_steps": np.int32(made.curve_steps),
             "curves": made.curves.numpy()}
 
 
 def chunk_length(job: Job, model: VisionModel | None = None) -> int:
     """Number of the job's pictures that this machine optimizes together."""
-    return hardware.batch_size(model or _load(job), job.recipe.copies)
-
-
-def _load(job: Job) -> VisionModel:
-    model = _loaded(job.model, job.trained)
-    if model.weights_hash != job.weights:
-        raise VitvizError(f"Workers load {job.model} by its name, and theirs has other weights than yours. An executor needs a "
-                          f"model that vv.load({job.model!r}) gives on every machine; make other atlases without one.")
-    return model
+    return hardware.batch_size(model or _load(job.model, job.trained, job.weights), job.recipe.copies)
 
 
 @lru_cache(maxsize=1)
-def _loaded(name: str, trained: bool) -> VisionModel:
-    return load(name, pretrained=trained)
+def _load(name: str, trained: bool, weights: str) -> VisionModel:
+    model = load(name, pretrained=trained)
+    if model.weights_hash != weights:
+        raise VitvizError(f"Workers load {name} by its name, and theirs has other weights than yours. An executor needs a model "
+                          f"that vv.load({name!r}) gives on every machine; make other atlases without one.")
+    return model
 
 
 def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, recipe: Recipe | None = None, seed: int = 0,
@@ -241,11 +236,11 @@ class _Workers:
     """This process, or the workers of an executor, any of which may die."""
 
     def __init__(self, executor, model: VisionModel):
-        if executor is not None and not callable(executor) and not hasattr(executor, "submit"):
-            raise VitvizError("executor is one of concurrent.futures, such as Client.get_executor() of Dask, or a function that "
-                              f"makes one; got {validate.shown(executor)}.")
         self._model, self._make = model, executor if callable(executor) else None
         self._executor = self._make() if self._make else executor
+        if not (self._executor is None or hasattr(self._executor, "submit")):
+            raise VitvizError("executor is one of concurrent.futures, such as Client.get_executor() of Dask, or a function that "
+                              f"makes one; got {validate.shown(executor)}.")
 
     def run(self, function: Callable, calls: list[tuple]) -> Iterator[tuple[tuple, object]]:
         """(call, ``function(*call)``) of each of ``calls``, as they come."""
@@ -267,12 +262,15 @@ class _Workers:
                         raise
                     except Exception as error:  # every executor has its own for a worker that died
                         failed[call] += 1
-                        if failed[call] == TRIES:
-                            raise VitvizError(f"Workers failed {TRIES} times at {function.__name__}{call[1:]} "
+                        broken = isinstance(error, BrokenExecutor)
+                        if failed[call] == TRIES or broken and not self._make:
+                            raise VitvizError(f"Workers failed at {function.__name__}{call[1:]}, tries: {failed[call]} "
                                               f"({type(error).__name__}: {error}). What is finished is kept, and the same call "
-                                              f"goes on.") from error
-                        if isinstance(error, BrokenExecutor) and executor is self._executor:
-                            self._renew(error)
+                                              f"goes on; give an executor that breaks when a worker dies as a function that "
+                                              f"makes one: functools.partial(ProcessPoolExecutor, 8).") from error
+                        if broken and executor is self._executor:
+                            self.close()
+                            self._executor = self._make()
                         waiting.appendleft(call)
                     else:
                         yield call, result
@@ -287,14 +285,6 @@ class _Workers:
             future = Future()
             future.set_exception(error)
             return future
-
-    def _renew(self, error: BrokenExecutor) -> None:
-        if not self._make:
-            raise VitvizError(f"A worker died, and its executor with it ({error}). What is finished is kept, and the same call "
-                              f"goes on; give a function that makes the executor, such as functools.partial(ProcessPoolExecutor, "
-                              f"8), and a new one is made when that happens.") from error
-        self.close()
-        self._executor = self._make()
 
     def close(self) -> None:
         if self._make:  # others' executors are theirs to close

@@ -1,10 +1,9 @@
 """The objective of activation maximization: mean activation over augmented views of an image, minus total variation.
 
-All random numbers of image k come from a hash of (seed, kind, layer, neuron) and their position in its stream, so it is the
-same image alone, in any batch, after a resume and in any chunking: bit for bit on one CPU (tests/unit/visualize). Where
-rounding differs, as on another machine, with another number of threads or on a GPU with another batch size, gradient ascent
-amplifies that: a start changed by 1e-6 moved single pixels of emoji-vit's last layer by up to 0.09 after 100 steps and 0.7
-after 400.
+All random numbers of an image come from a hash of (seed, kind, layer, neuron) and their position in its stream, so it is the
+same image alone, in any batch and after a resume: bit for bit on one CPU (tests/unit/visualize). Where rounding differs, as
+with other machines, numbers of threads or batch sizes of a GPU, gradient ascent amplifies that: a start changed by 1e-6 moved
+single pixels of emoji-vit's last layer by up to 0.09 after 100 steps and 0.7 after 400.
 """
 
 import numpy as np
@@ -19,8 +18,7 @@ PIECE = 64  # steps whose random numbers are drawn together, so that no step wai
 def total_variation(pictures: torch.Tensor) -> torch.Tensor:
     """Total variation (K,) of images (K, 3, H, W) as the authors define it (their loss/regularizers/image.py).
 
-    The L2 norm of the differences between neighbors, averaged over channels and summed over four directions: right, down and
-    both diagonals.
+    The L2 norm of the differences between neighbors, averaged over channels and summed over right, down and both diagonals.
     """
     total = 0
     for a, b in ((pictures[..., :, 1:], pictures[..., :, :-1]), (pictures[..., 1:, :], pictures[..., :-1, :]),
@@ -60,12 +58,10 @@ class Augmentation:
     def __call__(self, pictures: torch.Tensor, step: int, precision: torch.dtype = torch.float32) -> "Views":
         """Normalized views (K * copies, 3, S, S) of images (K, 3, S, S) in [0, 1] in step ``step`` (from 0)."""
         shift, scale, offset = self.parameters(step)
-        return _views(_Roll.apply(pictures, shift), scale, offset, precision)
+        return _views(_roll(pictures, shift), scale, offset, precision)
 
     def parameters(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of a step: shifts (K, 2) of rows and columns, px; scale and offset (K, copies, 3, 1, 1). A view is image * scale +
-        offset, normalized for the network.
-        """
+        """Of a step: shifts (K, 2) of rows and columns, px; scale and offset (K, copies, 3, 1, 1), normalization included."""
         first = step - step % PIECE
         if self._first != first:
             self._first, self._piece = first, self._draw(first, min(PIECE, self.recipe.steps - first))
@@ -106,8 +102,8 @@ class Views(torch.Tensor):
     """Views that are computed only where something other than a patch embedding asks for them.
 
     A view is ``moved`` * scale + offset, with one number of each for a channel, and a patch embedding (a convolution whose
-    patches do not overlap) is linear. So each channel of an image is embedded once, however many views there are, as one
-    product of matrices, of which a view is a sum; torch's convolution is slower even for one view, most of all backwards.
+    patches do not overlap) is linear. So each channel of an image is embedded once, however many views are sums of it, as one
+    product of matrices: torch's convolution is slower even for one view, most of all backwards.
     """
 
     @classmethod
@@ -164,21 +160,8 @@ def blurred(gradient: torch.Tensor, recipe: Recipe, step: int) -> torch.Tensor:
     return torch.fft.irfft2(torch.fft.rfft2(gradient) * transfer, s=(side, side))
 
 
-class _Roll(torch.autograd.Function):
-    """Circular shift of each image by its own (rows, columns); the gradient is shifted back."""
-
-    @staticmethod
-    def forward(context, pictures, shift):
-        context.save_for_backward(shift)
-        return _roll(pictures, shift)
-
-    @staticmethod
-    def backward(context, gradient):
-        (shift,) = context.saved_tensors
-        return _roll(gradient, -shift), None
-
-
 def _roll(pictures: torch.Tensor, shift: torch.Tensor) -> torch.Tensor:
+    """Images (K, C, H, W), each circularly shifted by its own (rows, columns)."""
     k, channels, height, width = pictures.shape
     rows = (torch.arange(height, device=pictures.device) - shift[:, :1]) % height
     columns = (torch.arange(width, device=pictures.device) - shift[:, 1:]) % width

@@ -371,7 +371,7 @@ class Here(Executor):
 @pytest.fixture
 def workers_here(model, monkeypatch) -> None:
     """Workers in this process find the model by its name."""
-    monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: {("tiny", True): model}[name, trained])
+    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained: {("tiny", True): model}[name, pretrained])
 
 
 def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path):
@@ -386,7 +386,7 @@ def test_a_chunk_whose_worker_died_is_tried_again_at_most_three_times(model, who
         make(model, tmp_path / str(times), executor=Here(fails))
         assert contents(tmp_path / str(times)) == whole
     every = dict.fromkeys(range(4, 400), RuntimeError("KilledWorker"))
-    says = r"failed 3 times at render_chunk\([02], [0-9]+, [0-9]+\) \(RuntimeError: KilledWorker\).* the same call goes on"
+    says = r"failed at render_chunk\([02], [0-9]+, [0-9]+\), tries: 3 \(RuntimeError: KilledWorker\).* the same call goes on"
     with pytest.raises(VitvizError, match=says):
         make(model, tmp_path / "never", executor=Here(every))
     make(model, tmp_path / "never")
@@ -402,14 +402,15 @@ def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, workers_
 
     make(model, tmp_path / "out", executor=maker)
     assert contents(tmp_path / "out") == whole and len(made) == 3
-    with pytest.raises(VitvizError, match="A worker died, and its executor with it .*give a function that makes the executor"):
+    with pytest.raises(VitvizError, match="a process died.* give an executor that breaks when .* as a function that makes one"):
         make(model, tmp_path / "other", executor=Here({3: BrokenProcessPool("a process died")}, breaks=True))
     with pytest.raises(VitvizError, match="executor is one of concurrent.futures.*got 8"):
         make(model, tmp_path / "other", executor=8)
 
 
 def test_a_worker_whose_model_has_other_weights_is_told_so(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas_maker, "_loaded", lambda name, trained: make_model(1))
+    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained: make_model(1))
+    atlas_maker._load.cache_clear()
     with pytest.raises(VitvizError, match=r"theirs has other weights than yours.*vv.load\('tiny'\)"):
         make(model, tmp_path, executor=Here())
 
