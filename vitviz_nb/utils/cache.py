@@ -26,11 +26,9 @@ _room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be wr
 
 
 def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
-    """Path of what ``model``, in its present state, makes from ``facts``; None, which is never kept, if that is unknown.
+    """Path of what ``model``, in its present state, makes from ``facts`` (of JSON's types); None if the state is unknown.
 
-    Args:
-        facts: anything JSON can hold.
-        folder: what is kept: "renderings", "references" …
+    ``folder`` says what is kept: "renderings", "references" …
     """
     state = model.state()
     return None if state is None else path_of({**facts, "model": state}, folder)
@@ -74,11 +72,7 @@ def limit() -> int:
 
 
 def read(path: Path | None, finite: bool = False) -> dict[str, np.ndarray] | None:
-    """The arrays of an entry; None if there is none, or if it is corrupt: then it is removed, to be made again.
-
-    Args:
-        finite: an entry with NaN or infinities counts as corrupt.
-    """
+    """The arrays of an entry; None if there is none, or if it is corrupt (with ``finite``, NaN counts too) and so removed."""
     try:
         file = open(path or os.devnull, "rb")  # np.load(path) would leak the file of a corrupt entry
     except OSError:
@@ -116,12 +110,9 @@ def write(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
 
 
 def evict(most: int) -> int:
-    """Remove the least recently used entries until they take less than nine tenths of ``most`` bytes, if they take more.
+    """If entries take more than ``most`` bytes, remove the least recently used until they take nine tenths of it.
 
-    Temporary files that killed processes left go, too; downloaded weights stay.
-
-    Returns:
-        The bytes of the entries that are left.
+    Temporary files that killed processes left go, too; downloaded weights stay. Returns the bytes that are left.
     """
     entries = sorted(contents())
     size = sum(count for _, count, _ in entries)

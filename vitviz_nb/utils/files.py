@@ -24,7 +24,7 @@ _OWNER_BYTES = 1000  # of a lock file; Windows locks the byte behind them, so th
 
 
 def check_target(path: Path, ours: Callable[[Path], bool] | None = None, force: bool = False) -> None:
-    """VitvizError if ``write`` with the same arguments would refuse: to be called before long work, too.
+    """VitvizError if ``write`` would refuse ``path``: to be asked before long work, too.
 
     Args:
         ours: says whether the file that exists is the kit's own and may be replaced; if it fails, it is not.
@@ -47,7 +47,6 @@ def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | No
     Raises:
         VitvizError: a foreign file at ``path``, a full disk, a folder that cannot be written. What was there is unchanged.
     """
-    path = Path(path)
     check_target(path, ours, force)
     target = Path(os.path.realpath(path))  # what a symbolic link points to is replaced, not the link
     partial = target.with_name(f".{target.name[:80]}.{secrets.token_hex(4)}.partial")
@@ -80,7 +79,6 @@ def tidy(folder: Path, older: float = 3600.0) -> None:
 
 def ready(folder: Path, name: str) -> Path:
     """Make a folder and prove that files can be written in it; VitvizError, calling it ``name``, if not."""
-    folder = Path(folder)
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with tempfile.TemporaryFile(dir=folder):
@@ -107,14 +105,13 @@ def locked(folder: Path, what: str, wait: float = 5.0) -> Iterator[None]:
             raise VitvizError(f"{folder} is in use ({owner or 'by another process'}); wait until that has ended, or name another "
                               f"folder.")
         time.sleep(0.05)
-    command = " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]])
-    owner = f"{what}; process {os.getpid()} on {socket.gethostname()}; {command}"
+    owner = f"{what}; process {os.getpid()} on {socket.gethostname()}; {os.path.basename(sys.argv[0])} {' '.join(sys.argv[1:])}"
     try:
         with suppress(OSError):  # a full disk: the lock is held, only nameless
             os.write(handle, owner.encode("utf-8", "replace")[:_OWNER_BYTES])
         yield
     finally:
-        with suppress(OSError):  # removed while it is held: whoever waits sees that the file is another, and tries again
+        with suppress(OSError):  # removed while it is held: who waits sees that the file is another, and tries again
             path.unlink()
         os.close(handle)
 

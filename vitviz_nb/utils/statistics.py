@@ -39,7 +39,7 @@ class ClassSums:
         self.squares, self.count = torch.zeros(units, dtype=torch.float64), torch.zeros(classes, dtype=torch.float64)
 
     def add(self, activations: torch.Tensor, labels: torch.Tensor) -> "ClassSums":
-        """Count more images: activations (n, units) and int64 labels (n,). Returns itself."""
+        """Count more images: activations (n, units) and int64 labels (n,); returns itself."""
         more = max(0, int(labels.max()) + 1 - len(self.count))
         self.sums, self.count = (torch.cat([x, x.new_zeros(more, *x.shape[1:])]) for x in (self.sums, self.count))
         self.sums.index_add_(0, labels, activations.double())
@@ -47,15 +47,15 @@ class ClassSums:
         self.count += torch.bincount(labels, minlength=len(self.count))
         return self
 
-    def _variance(self) -> torch.Tensor:
-        """Population variance (units,); exactly 0 where a unit varies by no more than rounding."""
-        mean_square = self.squares / self.count.sum()
-        variance = mean_square - (self.sums.sum(0) / self.count.sum()).square()
-        return torch.where(variance > 1e-12 * mean_square, variance, 0.0)
+    def _mean_and_variance(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Over all images, (units,) each; a variance no larger than rounding is exactly 0."""
+        mean, mean_square = self.sums.sum(0) / self.count.sum(), self.squares / self.count.sum()
+        variance = mean_square - mean.square()
+        return mean, torch.where(variance > 1e-12 * mean_square, variance, 0.0)
 
     def selectivity(self) -> torch.Tensor:
         """See ``class_selectivity``."""
-        variance, mean = self._variance(), self.sums.sum(0) / self.count.sum()
+        mean, variance = self._mean_and_variance()
         deviation = self.sums / self.count.clamp_min(1)[:, None] - mean
         scores = torch.where(variance > 0, deviation / variance.clamp_min(1e-300).sqrt(), 0.0)
         return scores.masked_fill(self.count[:, None] < FEWEST, -math.inf).float()
@@ -67,7 +67,7 @@ class ClassSums:
             raise VitvizError(f"Each of the {n} images has a label of its own, so what labels explain cannot be measured; give "
                               f"several images of each.")
         within = (self.squares - (self.sums.square() / self.count.clamp_min(1)[:, None]).sum(0)) / (n - classes)
-        variance = self._variance()
+        _, variance = self._mean_and_variance()
         share = 1 - within / (variance * n / (n - 1)).clamp_min(1e-300)
         return torch.where(variance > 0, share, 0.0).float()
 
@@ -75,12 +75,8 @@ class ClassSums:
 def class_selectivity(activations: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
     """Class selectivity in standard deviations: (classes, units), float32.
 
-    The mean activation on images of a class minus the mean on all images, divided by the standard deviation over all images.
-    A unit that does not vary has 0; a class of fewer than four images has minus infinity.
-
-    Args:
-        activations: (n, units).
-        labels: int64 (n,), 0 to ``classes`` - 1.
+    The mean activation on a class minus the mean on all images, divided by the standard deviation over all images. A unit that
+    does not vary has 0; a class of fewer than four images has minus infinity. Arguments as of ``ClassSums``.
     """
     return ClassSums(classes, activations.shape[1]).add(activations, labels).selectivity()
 
@@ -88,8 +84,7 @@ def class_selectivity(activations: torch.Tensor, labels: torch.Tensor, classes: 
 def variance_explained(activations: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
     """Fraction of each unit's variance that labels explain, as ε² (epsilon squared, Kelley 1935): (units,), float32.
 
-    One minus the mean square within labels over the total mean square. 0 on average where labels have nothing to do with the
-    activations (R² would be above 0, the more so the more labels there are), 1 where they fix them; 0 for a unit that does not
-    vary.
+    One minus the mean square within labels over the total mean square: unlike R², 0 on average where labels have nothing to do
+    with the activations; 1 where they fix them; 0 for a unit that does not vary.
     """
     return ClassSums(0, activations.shape[1]).add(activations, labels).variance_explained()

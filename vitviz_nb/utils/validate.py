@@ -1,8 +1,8 @@
-"""The door at the edge: what public functions are given, checked once, in one place and in the same words."""
+"""Arguments of public functions, checked once, in one place and in the same words."""
 
 import os
 from collections.abc import Iterable
-from math import isfinite
+from math import isfinite, isnan
 from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
@@ -58,11 +58,7 @@ def path(name: str, value: Any) -> Path:
 
 
 def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
-    """``value`` if it holds images (N, *shape) of floats in [0, 1]; VitvizError that says which of these it is not.
-
-    Args:
-        shape: (channels, height, width) of one image.
-    """
+    """``value`` if it holds images (N, *shape) of floats in [0, 1]; VitvizError that says which of these it is not."""
     wanted = f"{name} are floats of shape (N, {', '.join(map(str, shape))}) in [0, 1]"
     if not isinstance(value, torch.Tensor) or not value.is_floating_point():
         raise VitvizError(f"{wanted}, got {shown(value)}.")
@@ -71,15 +67,11 @@ def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
     if value.numel():
         low, high = (float(end) for end in value.detach().aminmax())
         if not low >= -_SLACK or not high <= 1 + _SLACK:  # NaN is neither
-            raise VitvizError(f"{wanted}, got {low:.3g} to {high:.3g}. {_range_hint(low, high)}")
+            hint = ("NaN is no pixel: find out where it came from." if isnan(low + high) else
+                    "Divide 0-255 images by 255." if low >= 0 and high > 2 else
+                    "Give images as they are, not normalized: the model normalizes them itself.")
+            raise VitvizError(f"{wanted}, got {low:.3g} to {high:.3g}. {hint}")
     return value
-
-
-def _range_hint(low: float, high: float) -> str:
-    if low != low or high != high:
-        return "NaN is no pixel: find out where it came from."
-    return ("Divide 0-255 images by 255." if low >= 0 and high > 2 else
-            "Give images as they are, not normalized: the model normalizes them itself.")
 
 
 def shown(value: Any) -> str:
