@@ -142,7 +142,7 @@ def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> Vi
                           f"with.") from None
     model = _of_timm(module, name, class_names, "of your own", True)
     if class_names is not None and len(class_names) != classes:
-        raise VitvizError(f"The weights in {path} tell {classes} classes apart, but {len(class_names)} names were given.")
+        raise VitvizError(f"The weights in {path} have {classes} classes, but {len(class_names)} class_names were given.")
     return model
 
 

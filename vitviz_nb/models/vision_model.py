@@ -28,7 +28,7 @@ class VisionModel:
         class_names: one name per logit, where known.
         license: of the weights.
         trained: False for random weights; every caption then says "untrained".
-        card: for an embedded model, what ``data/models/NAME.json`` says of it.
+        card: of an embedded model (see ``cards``).
         text: the text tower of a language-supervised model, whose logits are scaled cosine similarities to the embeddings of
             ``class_names`` written in ``styles``.
         crop_pct, interpolation, crop_mode: how image files become inputs, as in timm's ``create_transform``.
@@ -51,9 +51,7 @@ class VisionModel:
             raise VitvizError(f"class_names is a list of names, one for each logit, or None; got {validate.shown(class_names)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
-        self.mean, self.std = (_channels(what, values) for what, values in (("mean", mean), ("std", std)))
-        if (self.std == 0).any():
-            raise VitvizError(f"The std of {name} contains 0, by which no image can be divided.")
+        self.mean, self.std = _channels("mean", mean), _channels("std", std)
         self.module = module.eval().requires_grad_(False)
         self.text, self._styles = text and text.eval().requires_grad_(False), tuple(dict.fromkeys(styles))
         plain_attention(module, self.device)
@@ -111,8 +109,8 @@ class VisionModel:
                               f"name for each logit, or class_names=None.")
         if logits.device.type != "meta" and not logits.isfinite().all():
             check_finite(self.module, self.name, self.text)
-            raise VitvizError(f"{self.name} answers these images with NaN or infinite numbers, although its weights are finite; "
-                              f"run it in a wider precision (model.module.float()).")
+            raise VitvizError(f"The logits of {self.name} for these images contain NaN or infinite numbers, although its weights "
+                              f"are finite; run it in a wider precision (model.module.float()).")
         return logits
 
     def forward(self, inputs: torch.Tensor) -> Any:
@@ -217,7 +215,7 @@ def _channels(what: str, values) -> torch.Tensor:
         tensor = torch.as_tensor(values, dtype=torch.float32).flatten()
     except Exception:  # torch raises anything for what is no number
         tensor = torch.empty(0)
-    if len(tensor) != 3 or not tensor.isfinite().all() or tensor.abs().max() > 10:
-        raise VitvizError(f"{what} has one number for each of 3 channels, for RGB in [0, 1] (such as 0.485, not 123), "
-                          f"got {validate.shown(values)}.")
+    if len(tensor) != 3 or not tensor.isfinite().all() or tensor.abs().max() > 10 or what == "std" and not tensor.all():
+        raise VitvizError(f"{what} has one number for each of 3 channels, for RGB in [0, 1] (such as 0.485, not 123; a std is "
+                          f"not 0), got {validate.shown(values)}.")
     return tensor.view(3, 1, 1)

@@ -49,8 +49,10 @@ def test_what_is_wrong_with_a_checkpoint_is_said(mine, tmp_path: Path):
     save_file(mine.state_dict(), path)
     with pytest.raises(VitvizError, match="does not hold weights of test_vit2"):
         vv.load("test_vit2", device="cpu", checkpoint=path)
-    with pytest.raises(VitvizError, match="3 classes apart, but 2 names were given"):
+    with pytest.raises(VitvizError, match="3 classes, but 2 class_names were given"):
         vv.load(NAME, device="cpu", checkpoint=path, class_names=["ant", "bee"])
+    with pytest.raises(VitvizError, match="class_names is a list of names"):
+        vv.load(NAME, device="cpu", checkpoint=path, class_names=3)
     with pytest.raises(VitvizError, match="timm name of its model; there is none called 'test_vitt'.*test_vit"):
         vv.load("test_vitt", device="cpu", checkpoint=path)
 

@@ -171,11 +171,11 @@ def test_mlp_units_are_what_the_second_layer_is_given(name: str, family_models):
     with spied(mlps(model)) as calls, torch.no_grad():
         model.module(x)
     assert len(calls) == len(FAMILIES[name].mlp)
-    for place, (_, expected) in zip(find_sites(model)["mlp"], calls, strict=True):
-        units, prefix, side = FAMILIES[name].mlp[place.layer]
+    for site, (_, expected) in zip(find_sites(model)["mlp"], calls, strict=True):
+        units, prefix, side = FAMILIES[name].mlp[site.layer]
         if name == "convnext, convolutions":
             expected = expected.permute(0, 2, 3, 1)
-        found = tokens(model, place, x)
+        found = tokens(model, site, x)
         assert found.shape == (2, side * side, units)
         assert torch.allclose(found, expected.reshape(2, -1, units)[:, prefix:], atol=1e-5)
 
@@ -188,12 +188,12 @@ def test_queries_keys_and_values_are_their_rows_of_the_projection(name: str, kin
     names = {m: path.rpartition(".")[2] for path, m in model.module.named_modules() if isinstance(m, nn.Linear)}
     with spied([m for m, last in names.items() if last in _ROWS[kind]]) as calls, torch.no_grad():
         model.module(x)
-    for place, (module, given) in zip(find_sites(model)[kind], calls, strict=True):
+    for site, (module, given) in zip(find_sites(model)[kind], calls, strict=True):
         share, of = _ROWS[kind][names[module]]
         rows = slice(share * len(module.weight) // of, (share + 1) * len(module.weight) // of)
         expected = F.linear(given, module.weight[rows], None if module.bias is None else module.bias[rows])
-        expected = expected.reshape(2, -1, place.units)[:, FAMILIES[name].mlp[place.layer][1]:]
-        assert torch.allclose(tokens(model, place, x), expected, atol=1e-5), place
+        expected = expected.reshape(2, -1, site.units)[:, FAMILIES[name].mlp[site.layer][1]:]
+        assert torch.allclose(tokens(model, site, x), expected, atol=1e-5), site
 
 
 @pytest.mark.parametrize("name", ["vit, pooled", "twins pcpvt"])
@@ -204,10 +204,10 @@ def test_queries_keys_and_values_put_together_give_the_attention(name: str, fami
     for layer in range(2):
         q, k, v = (tokens(model, find_site(model, layer, kind), x).unflatten(2, (2, -1)).transpose(1, 2)
                    for kind in ("query", "key", "value"))
-        place = find_site(model, layer, "attention")
+        site = find_site(model, layer, "attention")
         mixed = (q @ k.transpose(2, 3) / q.shape[-1] ** 0.5).softmax(-1) @ v
-        expected = model.module.get_submodule(place.path).proj(mixed.transpose(1, 2).flatten(2))
-        assert torch.allclose(tokens(model, place, x), expected, atol=1e-5)
+        expected = model.module.get_submodule(site.path).proj(mixed.transpose(1, 2).flatten(2))
+        assert torch.allclose(tokens(model, site, x), expected, atol=1e-5)
 
 
 def test_the_residual_stream_is_timms_own(family_models):
@@ -227,13 +227,13 @@ def test_tokens_lie_on_the_image_in_raster_order(family_models):
     for name in ("vit", "deit, distilled", "coat", "convit", "convnext", "convnext, convolutions", "resnet"):
         model = family_models[name] if name in family_models else VisionModel(
             resnet.ResNet(resnet.Bottleneck, (1, 1, 1, 1), channels=(8, 8, 16, 16), num_classes=5), name, 32)
-        place = next(iter(find_sites(model).values()))[0]
+        site = next(iter(find_sites(model).values()))[0]
         x = inputs(model, 1)
         changed = x.clone()
         changed[..., -4:, :4] += 3
-        difference = (tokens(model, place, x) - tokens(model, place, changed)).abs().mean(2).view(place.grid)
-        row, column = divmod(difference.argmax().item(), place.grid[1])
-        assert row >= 0.7 * place.grid[0] and column < 0.3 * place.grid[1], name
+        difference = (tokens(model, site, x) - tokens(model, site, changed)).abs().mean(2).view(site.grid)
+        row, column = divmod(difference.argmax().item(), site.grid[1])
+        assert row >= 0.7 * site.grid[0] and column < 0.3 * site.grid[1], name
 
 
 @pytest.mark.parametrize("name", FAMILIES)
@@ -241,14 +241,14 @@ def test_an_image_is_read_the_same_alone_and_among_others_by_either_way(name: st
     model = family_models[name]
     x = inputs(model, 3)
     images = x * model.std + model.mean
-    for kind, places in find_sites(model).items():
+    for kind, sites in find_sites(model).items():
         means = activations(model, kind, images)
-        assert len(means) == len(places)
-        for place, mean in zip(places, means, strict=True):
+        assert len(means) == len(sites)
+        for site, mean in zip(sites, means, strict=True):
             with torch.no_grad():
-                together, alone = tokens(model, place, x), tokens(model, place, x[1:2])
-            assert torch.allclose(together[1:2], alone, atol=1e-5), place
-            assert mean.shape == (3, place.units) and torch.allclose(mean, together.mean(1), atol=1e-5), place
+                together, alone = tokens(model, site, x), tokens(model, site, x[1:2])
+            assert torch.allclose(together[1:2], alone, atol=1e-5), site
+            assert mean.shape == (3, site.units) and torch.allclose(mean, together.mean(1), atol=1e-5), site
     assert hooks(model.module) == 0
 
 
@@ -257,14 +257,14 @@ def test_each_layer_gives_every_sites_tokens_in_order_with_class_tokens_in_front
     model = family_models[name]
     x = inputs(model)
     images = x * model.std + model.mean
-    for kind, places in find_sites(model).items():
+    for kind, sites in find_sites(model).items():
         seen = []
-        plain = each_layer(model, kind, images, lambda place, found: seen.append(place) or found.clone())  # noqa: B023
-        whole = each_layer(model, kind, images, lambda place, found: found.clone(), prefix=True)
-        assert sorted(seen, key=lambda place: place.layer) == places  # as they are listed, with their prefix
-        for place, own, more in zip(places, plain, whole, strict=True):
-            assert own.dtype == torch.float32 and torch.allclose(own, tokens(model, place, x), atol=1e-5), place
-            assert more.shape[1] == place.prefix + own.shape[1] and torch.equal(more[:, place.prefix:], own), place
+        plain = each_layer(model, kind, images, lambda site, found: seen.append(site) or found.clone())  # noqa: B023
+        whole = each_layer(model, kind, images, lambda site, found: found.clone(), prefix=True)
+        assert sorted(seen, key=lambda site: site.layer) == sites  # as they are listed, with their prefix
+        for site, own, more in zip(sites, plain, whole, strict=True):
+            assert own.dtype == torch.float32 and torch.allclose(own, tokens(model, site, x), atol=1e-5), site
+            assert more.shape[1] == site.prefix + own.shape[1] and torch.equal(more[:, site.prefix:], own), site
 
 
 def test_class_tokens_in_front_are_those_of_the_network(family_models):
@@ -272,7 +272,7 @@ def test_class_tokens_in_front_are_those_of_the_network(family_models):
     x = inputs(model)
     with spied([model.module.blocks[1], model.module.norm]) as calls, torch.no_grad():
         model.module(x)
-    found = each_layer(model, "residual", x * model.std + model.mean, lambda place, found: found[:, :place.prefix], prefix=True)
+    found = each_layer(model, "residual", x * model.std + model.mean, lambda site, found: found[:, :site.prefix], prefix=True)
     for own, (_, stream) in zip(found, calls, strict=True):
         assert own.shape == (2, 5, 32) and torch.allclose(own, stream[:, :5], atol=1e-5)
 
@@ -280,7 +280,7 @@ def test_class_tokens_in_front_are_those_of_the_network(family_models):
 def test_what_is_kept_of_a_layer_is_its_own_though_the_next_works_in_place():
     module = nn.Sequential(nn.Conv2d(3, 4, 3), nn.LeakyReLU(), nn.ReLU(inplace=True))
     model, images = VisionModel(module, "small", 8), torch.rand(2, 3, 8, 8)
-    first, second = each_layer(model, "channel", images, lambda place, found: found.amin(1))
+    first, second = each_layer(model, "channel", images, lambda site, found: found.amin(1))
     with torch.no_grad():
         expected = F.leaky_relu(module[0](model.normalize(images))).amin((2, 3))
     assert torch.allclose(first, expected, atol=1e-6) and torch.allclose(second, expected.relu(), atol=1e-6)
@@ -312,16 +312,16 @@ def test_the_gradient_reaches_the_image_and_no_weight(tiny_vit: VisionModel):
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_forward_pass_ends_at_the_site(name: str, family_models):
     model = family_models[name]
-    for place in find_sites(model)["mlp"]:
+    for site in find_sites(model)["mlp"]:
         with spied([*mlps(model), model.module.head]) as calls:
-            tokens(model, place, inputs(model, 1))
-        assert len(calls) == place.layer  # the MLPs before it are finished; its own and the head are not
+            tokens(model, site, inputs(model, 1))
+        assert len(calls) == site.layer  # the MLPs before it are finished; its own and the head are not
 
 
 def test_a_cnns_forward_pass_ends_at_the_site(resnet_model: VisionModel):
-    place = find_site(resnet_model, 2, "channel")
+    site = find_site(resnet_model, 2, "channel")
     with spied([resnet_model.module.layer1, resnet_model.module.layer2, resnet_model.module.fc]) as calls:
-        tokens(resnet_model, place, inputs(resnet_model))
+        tokens(resnet_model, site, inputs(resnet_model))
     assert [module for module, _ in calls] == [resnet_model.module.layer1]
 
 
@@ -330,8 +330,8 @@ def test_a_cnns_forward_pass_ends_at_the_site(resnet_model: VisionModel):
 
 @pytest.mark.parametrize("error", [ZeroDivisionError, KeyboardInterrupt])
 def test_hooks_and_lock_are_gone_after_an_error_or_an_interrupt_in_the_network(error: type, tiny_vit: VisionModel):
-    place, x = find_site(tiny_vit, 1), inputs(tiny_vit)
-    expected = tokens(tiny_vit, place, x)
+    site, x = find_site(tiny_vit, 1), inputs(tiny_vit)
+    expected = tokens(tiny_vit, site, x)
     fresh = VisionModel(tiny_vit.module, "fresh", 32)  # whose sites are not known yet
     block = tiny_vit.module.blocks[1]
 
@@ -339,7 +339,7 @@ def test_hooks_and_lock_are_gone_after_an_error_or_an_interrupt_in_the_network(e
         raise error
 
     block.attn.forward = fail
-    for read in (lambda: tokens(tiny_vit, place, x), lambda: activations(tiny_vit, "mlp", x), lambda: find_sites(fresh)):
+    for read in (lambda: tokens(tiny_vit, site, x), lambda: activations(tiny_vit, "mlp", x), lambda: find_sites(fresh)):
         with pytest.raises(error):
             read()
         assert hooks(tiny_vit.module) == 0
@@ -355,14 +355,14 @@ def test_hooks_and_lock_are_gone_after_an_error_or_an_interrupt_in_the_network(e
     thread.join()
     assert free == [True, True]
     del block.attn.forward
-    assert torch.equal(tokens(tiny_vit, place, x), expected)
+    assert torch.equal(tokens(tiny_vit, site, x), expected)
 
 
 def test_a_site_that_is_no_longer_called_is_an_error_not_a_wrong_picture(tiny_vit: VisionModel):
-    place = find_site(tiny_vit, 1)
+    site = find_site(tiny_vit, 1)
     tiny_vit.module.blocks[1].forward = lambda x, *_, **__: x
     with pytest.raises(VitvizError, match=r"blocks\.1\.mlp\.act of tiny-vit was called 0 times, not 1 .*load it again"):
-        tokens(tiny_vit, place, inputs(tiny_vit))
+        tokens(tiny_vit, site, inputs(tiny_vit))
     assert hooks(tiny_vit.module) == 0
 
 
@@ -399,10 +399,10 @@ def test_wrong_neurons_are_told_the_range(neurons, says: str, tiny_vit: VisionMo
 
 
 def test_neurons_may_be_a_number_or_any_list_of_numbers(tiny_vit: VisionModel):
-    place = find_site(tiny_vit, 0)
-    assert check_neurons(place, 127) == [127]
-    assert check_neurons(place, np.array([5, 3])) == check_neurons(place, (5, 3)) == [5, 3]
-    assert check_neurons(place, np.int64(7)) == [7]
+    site = find_site(tiny_vit, 0)
+    assert check_neurons(site, 127) == [127]
+    assert check_neurons(site, np.array([5, 3])) == check_neurons(site, (5, 3)) == [5, 3]
+    assert check_neurons(site, np.int64(7)) == [7]
 
 
 def test_a_model_without_readable_units_says_so():
@@ -427,24 +427,24 @@ def test_a_leak_adds_its_share_of_what_goes_into_the_activation_function(inplace
 @pytest.mark.parametrize("name", FAMILIES)
 def test_the_one_unit_wanted_of_each_input_is_its_column_of_all_and_has_its_gradient(name: str, family_models):
     model = family_models[name]
-    for kind, places in find_sites(model).items():
-        place, leak = places[-1], 0.25 if kind == "mlp" else 0.0
-        own, x = torch.tensor([place.units - 1, 2]), inputs(model).requires_grad_()
-        every = tokens(model, place, x, leak)
-        expected = torch.stack([every[0, :, place.units - 1 :], every[1, :, 2:3]])
-        found = tokens(model, replace(place, own=own), x, leak)
-        assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5), place
+    for kind, sites in find_sites(model).items():
+        site, leak = sites[-1], 0.25 if kind == "mlp" else 0.0
+        own, x = torch.tensor([site.units - 1, 2]), inputs(model).requires_grad_()
+        every = tokens(model, site, x, leak)
+        expected = torch.stack([every[0, :, site.units - 1 :], every[1, :, 2:3]])
+        found = tokens(model, replace(site, own=own), x, leak)
+        assert found.shape == expected.shape and torch.allclose(found, expected, rtol=1e-4, atol=1e-5), site
         gradients = [torch.autograd.grad(answer.mean(1).sum(), x)[0] for answer in (found, expected)]
-        assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * gradients[1].abs().max().item()), place
+        assert torch.allclose(*gradients, rtol=1e-3, atol=1e-5 * gradients[1].abs().max().item()), site
     assert hooks(model.module) == 0
 
 
 def test_the_one_unit_wanted_is_made_without_the_others(tiny_vit: VisionModel):
-    place, x = replace(find_site(tiny_vit, 1), own=torch.tensor([0, 5])), inputs(tiny_vit)
-    expected = tokens(tiny_vit, place, x)
+    site, x = replace(find_site(tiny_vit, 1), own=torch.tensor([0, 5])), inputs(tiny_vit)
+    expected = tokens(tiny_vit, site, x)
     weight = tiny_vit.module.blocks[1].mlp.fc1.weight
     weight.data[1:5], weight.data[6:] = torch.nan, torch.nan
-    assert torch.equal(tokens(tiny_vit, place, x), expected)
+    assert torch.equal(tokens(tiny_vit, site, x), expected)
 
 
 class Turned(nn.Module):
@@ -464,8 +464,8 @@ def test_the_one_unit_wanted_is_right_whatever_the_activation_function(act: nn.M
     mlp.act = act or mlp.act
     if act is None:
         mlp.fc1.register_forward_hook(lambda module, given, made: made.flip(2))
-    place, x, own = find_site(tiny_vit, 1), inputs(tiny_vit), torch.tensor([0, 100])
+    site, x, own = find_site(tiny_vit, 1), inputs(tiny_vit), torch.tensor([0, 100])
     for leak in (0.0, 0.25):
-        every = tokens(tiny_vit, place, x, leak)
-        found = tokens(tiny_vit, replace(place, own=own), x, leak)
+        every = tokens(tiny_vit, site, x, leak)
+        found = tokens(tiny_vit, replace(site, own=own), x, leak)
         assert torch.allclose(found, torch.stack([every[0, :, :1], every[1, :, 100:101]]), atol=1e-5)
