@@ -20,7 +20,6 @@ class Picture(widgets.Image):
         self.show(Image.new("RGB", (2, 2), "#dddddd"), "no image yet")
 
     def show(self, image: Image.Image, alternative: str) -> None:
-        """Replace the image and its text alternative."""
         self.value, self.tooltip = png(image), alternative
 
 
@@ -28,7 +27,6 @@ class Status(widgets.HTML):
     """A line of plain text that screen readers announce when it changes."""
 
     def say(self, text: str) -> None:
-        """Replace the line; ``text`` is escaped."""
         self.value = f"<div role='status' style='line-height: 1.4'>{html.escape(text)}</div>"
 
 

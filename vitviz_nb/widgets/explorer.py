@@ -18,8 +18,8 @@ from ..models.sites import KINDS, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import to_image
 from ..utils.errors import VitvizError
+from ..utils.validate import shown
 from ..visualize.recipe import RECIPES, Recipe
-from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_set
 from ..visualize.top_images import top_images
 from ..visualize.visualizer import Visualizer
@@ -29,12 +29,11 @@ _SIDE = 288  # px of the image on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _BETWEEN = 0.2  # s between two previews: fast steps do not wait for the page, nor the page for slow steps
 _REGULARIZERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
-                 "color": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5),
-                 "blur": (0.0, 0.05, 0.1, 0.2), "copies": (1, 2, 4, 8)}
+                 "color": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5), "blur": (0.0, 0.05, 0.1, 0.2),
+                 "copies": (1, 2, 4, 8)}
 _HELP = ("<b>Layer</b>: depth in the network; 0 is closest to the input. <b>Neuron</b>: its index in the layer. <b>Kind</b>: "
          "which activations of the layer. <b>Recipe</b>: settings and number of steps of the optimization. <b>Seed</b>: of the "
-         "initialization and augmentations; another seed gives another image of the same neuron. <b>Stop</b> keeps the image as "
-         "it is. All of them work with Tab and the arrow keys.")
+         "initialization and augmentations. <b>Stop</b> keeps the image as it is.")
 _HELP_TUNE = (" <b>tv</b>: weight of the total variation. <b>jitter</b>: largest shift of an augmented view (of the image side). "
               "<b>color</b>: strength of the color shift. <b>noise</b>: standard deviation of the color noise at the first step. "
               "<b>blur</b>: width of the Gaussian that first smooths the gradient (of the image side). <b>copies</b>: augmented "
@@ -48,9 +47,9 @@ class Explorer(widgets.VBox):
     """Feature visualizations of a model, chosen by sliders.
 
     A change shows an image of the embedded atlas at once, and starts any other after 0.2 s without a further change; the latest
-    request wins and earlier ones stop. The image is shown while it forms; when it is finished its scores and the neuron's top
-    images appear, with activation maps under them. ``close()``, another run of the cell that made it, and the end of Python stop
-    the work, and free its thread and memory.
+    request wins and earlier ones stop. The image is shown while it forms, and when it is finished with its scores and the
+    neuron's top images. ``close()``, another run of the cell that made it, and the end of Python stop the work and free its
+    thread and memory.
 
     On ipywidgets 8 the work runs in a thread, so the page stays responsive while other cells run. On ipywidgets 7 (Colab), where
     a thread's updates do not reach the page, it runs in slices on the kernel's event loop.
@@ -69,11 +68,11 @@ class Explorer(widgets.VBox):
 
     def __init__(self, model: VisionModel, images=None, tune: bool = False):
         if not isinstance(tune, bool):
-            raise VitvizError(f"tune is True or False, got {tune!r}.")
+            raise VitvizError(f"tune is True or False, got {shown(tune)}.")
         kinds = find_sites(model)
         layers = next(iter(kinds.values()))
         self.model, self.result = model, None
-        self.images = None if images is None else reference_set(model, images)
+        self._images = None if images is None else reference_set(model, images)
         self._visualizers: dict[Recipe, Visualizer] = {}
         self._request, self._stopped, self._settling = 0, False, False
         slider = {"continuous_update": False, "layout": (wide := widgets.Layout(width="420px"))}
@@ -89,7 +88,7 @@ class Explorer(widgets.VBox):
             self._tuned[name] = widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in values], description=name,
                                                         value=getattr(recipes[self._recipe.value], name), **slider)
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
-        self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
+        stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
         self._picture = Picture(width=_SIDE, height=_SIDE)
         self._scenes = Picture(layout=widgets.Layout(min_height="300px", max_width="560px"))
         self._status, self._scores = Status(), widgets.HTML()
@@ -101,10 +100,10 @@ class Explorer(widgets.VBox):
         self._recipe.observe(self._on_recipe, "value")
         for control in (self._neuron, self._seed, *self._tuned.values()):
             control.observe(lambda change: self._start(), "value")
-        self._stop.on_click(self._on_stop)
+        stop.on_click(lambda button: setattr(self, "_stopped", True))
         advice = widgets.HTML(f"<div style='line-height: 1.4'><small>{_HELP}{_HELP_TUNE * tune}</small></div>", layout=wide)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, *self._tuned.values(),
-                                 widgets.HBox([self._seed, self._stop]), advice])
+                                 widgets.HBox([self._seed, stop]), advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
@@ -127,8 +126,8 @@ class Explorer(widgets.VBox):
             _OPEN.remove(self)
             self._end()
             self._visualizers.clear()
-            for part in _parts(self):
-                part.close()
+            for part in (*self.children, self.layout):
+                _close(part)
         super().close()
 
     def _end(self) -> None:
@@ -152,16 +151,13 @@ class Explorer(widgets.VBox):
         self._settling = False
         self._start()
 
-    def _on_stop(self, button) -> None:
-        self._stopped = True
-
     def _start(self) -> None:
         """Make the image the controls ask for, unless they change again at once."""
         if self._settling or self not in _OPEN:
             return
         self._request += 1
         self._stopped = False
-        self._say("waiting")
+        self._say("waiting", self._request)
         if self._worker:
             self._requests.put(self._request)
             return
@@ -170,8 +166,7 @@ class Explorer(widgets.VBox):
             self._tasks.add(task)
             task.add_done_callback(self._tasks.discard)
         except RuntimeError:  # no event loop: a plain Python program
-            for _ in self._work(self._request):
-                pass
+            list(self._work(self._request))
 
     def _serve(self) -> None:
         """The worker thread: requests in the order they came, until ``None``."""
@@ -184,65 +179,51 @@ class Explorer(widgets.VBox):
             await asyncio.sleep(max(0.001, pause))  # lets the kernel handle a slider or the Stop button
 
     def _work(self, request: int) -> Iterator[float]:
-        """One request from first to last preview; ends early when a later one has come. Yields pauses in s.
-
-        Errors end up in the status.
-        """
+        """One request from first to last preview, yielding pauses in s; ends early when a later one has come."""
         kind, layer, neuron, seed = self._kind.value, self._layer.value, self._neuron.value, self._seed.value
         try:
             if request != self._request:
                 return
-            visualizer = self._visualizer()
+            tuned = {name: control.value for name, control in self._tuned.items()}
+            recipe = replace(Recipe.named(self._recipe.value, self.model), **tuned)
+            visualizer = self._visualizers.setdefault(recipe, Visualizer(self.model, recipe, self._images))
             yield 0 if visualizer.in_atlas(layer, kind, seed) else _DEBOUNCE
+            previewed, title = -math.inf, f"{kind} {layer}, neuron {neuron}"
             if request != self._request:
                 return
-            self._say(f"step 0 of {visualizer.recipe.steps}", request)
-            shown = -math.inf
             for frame in visualizer.stream(layer, neuron, kind, seed, every=1):
                 if request != self._request:
                     return
-                if not (frame.finished or self._stopped) and time.monotonic() < shown + _BETWEEN:
-                    yield 0
-                    continue
-                self._picture.show(to_image(frame.pictures[0], _SIDE), f"feature visualization: {kind} {layer}, neuron {neuron}")
+                stopped = self._stopped and not frame.scores
+                if frame.finished or stopped or time.monotonic() >= previewed + _BETWEEN:
+                    self._picture.show(to_image(frame.pictures[0], _SIDE), f"feature visualization: {title}")
+                    step = f"step {frame.steps[0]} of {recipe.steps}"
+                    self._say(f"{step}, scoring it against {visualizer.reference.name}" if frame.finished else step, request)
+                    previewed = time.monotonic()
+                if stopped:
+                    frame = visualizer.score(frame)
                 if frame.scores:
                     break
-                if self._stopped:
-                    frame = visualizer.score(frame)
-                    break
-                step = f"step {frame.steps[0]} of {frame.recipe.steps}"
-                self._say(f"{step}, scoring it against {visualizer.reference.name}" if frame.finished else step, request)
-                shown = time.monotonic()
                 yield 0
             if request != self._request:
                 return
-            self.result = frame
-            self._show(frame, request, visualizer.note)
+            self.result, scores = frame, frame.scores
+            done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {recipe.steps} (unfinished)"
+            text = (f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of {scores.reference}; "
+                    f"rank {scores.rank[0]} among the layer's standardized activations.{_VERDICT.get(scores.status[0], '')}")
+            self._scores.value = f"<div style='line-height: 1.4'>{html.escape(text)}</div>"
+            note = f". {visualizer.note}" if visualizer.note else ""
+            self._say(f"{done}, {self._recipe.value} recipe, seed {seed}{note}", request)
             top = top_images(self.model, layer, neuron, kind, visualizer.reference)
             if request == self._request:
                 self._scenes.show(top.sheet(), top.title)
         except Exception as error:
             self._say(sentence(error), request)
 
-    def _visualizer(self) -> Visualizer:
-        tuned = {name: control.value for name, control in self._tuned.items()}
-        recipe = replace(Recipe.named(self._recipe.value, self.model), **tuned)
-        if recipe not in self._visualizers:
-            self._visualizers[recipe] = Visualizer(self.model, recipe, self.images)
-        return self._visualizers[recipe]
-
-    def _say(self, text: str, request: int | None = None) -> None:
-        """Show the state of a request, by default the latest; a request out of date shows nothing."""
-        if request in (None, self._request):
+    def _say(self, text: str, request: int) -> None:
+        """Show the state of a request; one that is out of date shows nothing."""
+        if request == self._request:
             self._status.say(f"layer {self._layer.value}, neuron {self._neuron.value}: {text}")
-
-    def _show(self, frame: Rendering, request: int, note: str | None) -> None:
-        scores = frame.scores
-        done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {frame.recipe.steps} (unfinished)"
-        text = (f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of {scores.reference}; rank "
-                f"{scores.rank[0]} among the layer's standardized activations.{_VERDICT.get(scores.status[0], '')}")
-        self._scores.value = f"<div style='line-height: 1.4'>{html.escape(text)}</div>"
-        self._say(f"{done}, {self._recipe.value} recipe, seed {frame.seed}{f'. {note}' if note else ''}", request)
 
 
 explore = Explorer
@@ -261,8 +242,9 @@ def _cell_and_run() -> tuple:
     return cell, message.get("header", {}).get("msg_id")
 
 
-def _parts(widget: widgets.Widget) -> list[widgets.Widget]:
-    """All that belong to a widget, each of which ipywidgets keeps in memory until it is closed."""
-    children = getattr(widget, "children", ())
-    own = [getattr(widget, name) for name in ("layout", "style") if hasattr(widget, name)]
-    return [*own, *children, *(part for child in children for part in _parts(child))]
+def _close(widget: widgets.Widget) -> None:
+    """Close a widget and all that belongs to it, each of which ipywidgets keeps in memory."""
+    for part in (*getattr(widget, "children", ()), *(getattr(widget, name, None) for name in ("layout", "style"))):
+        if part is not None:
+            _close(part)
+    widget.close()

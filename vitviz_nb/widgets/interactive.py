@@ -33,9 +33,10 @@ class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets 
 
     def __init__(self, draw: Callable, **controls):
         allowed = "vv.interactive takes a function and for each of its arguments (min, max), (min, max, step), a list or a dict"
-        empty = [name for name, control in controls.items() if isinstance(control, list | dict) and not control]
-        if not callable(draw) or empty:
-            raise VitvizError(f"{allowed}; got {f'nothing to choose from for {empty[0]}' if empty else type(draw).__name__}.")
+        if not callable(draw):
+            raise VitvizError(f"{allowed}; got {type(draw).__name__}.")
+        if empty := [name for name, control in controls.items() if isinstance(control, list | dict) and not control]:
+            raise VitvizError(f"{allowed}; got nothing to choose from for {empty[0]}.")
         controls = {name: tuple(map(scalar, c)) if isinstance(c, tuple) else c for name, c in controls.items()}
         self._picture, self._status = Picture(layout=widgets.Layout(max_width="100%")), Status()
         self._picture.add_class("vitviz-interactive")
@@ -43,8 +44,7 @@ class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets 
             super().__init__(draw, **controls)
         except Exception as error:  # of many types; those of ``draw`` end up in the status
             raise VitvizError(f"{allowed}; {error}.") from None
-        unknown = set(controls) - {control._kwarg for control in self.kwargs_widgets}
-        if unknown:
+        if unknown := set(controls) - {control._kwarg for control in self.kwargs_widgets}:
             raise VitvizError(f"{allowed}; the function has no argument {min(unknown)!r}.")
         shown = [control for control in self.kwargs_widgets if isinstance(control, widgets.DOMWidget)]
         for control in shown:

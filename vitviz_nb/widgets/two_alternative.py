@@ -1,8 +1,7 @@
 """The two-alternative forced-choice task of Borowski et al. 2021 (arXiv 2010.12606): which image activates a neuron more?
 
 A player sees a hint, a neuron's feature visualization or its top images, and chooses between two other images. Accuracy above
-chance shows that the hint tells something about the neuron; the kinds of hint are scored separately, so that they can be compared
-(see also Zimmermann et al. 2021, arXiv 2106.12447). ``Task`` is for players made of code, ``TaskWidget`` for people.
+chance shows that the hint tells something about the neuron (see also Zimmermann et al. 2021, arXiv 2106.12447).
 """
 
 from collections.abc import Callable
@@ -31,19 +30,12 @@ _HIGH, _LOW = 0.05, 0.5  # one image of a question has an activation in the top 
 
 @dataclass(frozen=True)
 class Question:
-    """One trial: two images, one of which activates a neuron more.
+    """One trial: two images, one of which activates a neuron more."""
 
-    Attributes:
-        neuron: of the last layer.
-        hint: one of ``HINTS``.
-        images: indices of the left and the right image among the reference images.
-        activations: of the neuron, on both; never equal.
-    """
-
-    neuron: int
-    hint: str
-    images: tuple[int, int]
-    activations: tuple[float, float]
+    neuron: int  # of the last layer
+    hint: str  # one of HINTS
+    images: tuple[int, int]  # the left and the right one, as indices of reference images
+    activations: tuple[float, float]  # of the neuron, on both; never equal
 
     @property
     def correct(self) -> int:
@@ -52,27 +44,26 @@ class Question:
 
 
 class Task:
-    """Questions fixed by a seed, each about another neuron of a model's last layer, sampled uniformly.
+    """Questions, each about another neuron of a model's last layer, sampled uniformly; kinds of hint alternate.
 
-    Kinds of hint alternate. Top images are taken from the first half of the reference images, questions from the second half.
+    Top images are taken from the first half of the reference images, questions from the second half.
 
     Args:
         model: with neurons of its default kind.
         n: number of questions, at most one for each neuron whose activation varies.
         seed: of the sampling.
-        images: reference images (see ``ImageSet``); by default scenes of Emoji World.
+        images: at least 16 reference images (see ``ImageSet``); by default scenes of Emoji World.
 
     Attributes:
         questions: list of ``Question``.
 
     Raises:
-        VitvizError: an argument of another type or range; fewer than 16 images.
+        VitvizError: an argument of another type or range.
     """
 
     def __init__(self, model: VisionModel, n: int = 20, seed: int = 0, images=None):
-        self.model, self.site = model, find_site(model)
+        self.model, self.site, self._reference = model, find_site(model), reference_set(model, images)
         generator, self.questions = torch.Generator().manual_seed(validate.whole("seed", seed)), []
-        self._reference = reference_set(model, images)
         activations = reference_activations(model, self.site, self._reference)
         half = len(activations) // 2
         if half < 2 * _HINT_IMAGES:
@@ -109,10 +100,7 @@ class Task:
         return self._reference.batch(question.images).cpu()
 
     def score(self, choices: list[int], player: str = "you") -> Result:
-        """Accuracy in percent by kind of hint, with Wilson's interval, of choices (0 left, 1 right) for the first questions.
-
-        A hint without choices yet has the value NaN and the interval 0 to 100 %.
-        """
+        """Accuracy in percent by kind of hint, with Wilson's interval, of choices (0 left, 1 right) for the first questions."""
         if not isinstance(choices, list | tuple) or len(choices) > len(self.questions):
             raise VitvizError(f"Choices are a list of up to {len(self.questions)} times 0 (left) or 1 (right), got {choices!r}.")
         choices = [validate.whole("A choice", choice, 0, 1) for choice in choices]
@@ -120,8 +108,6 @@ class Task:
         for hint in HINTS:
             hits = [q.correct == c for q, c in zip(self.questions, choices, strict=False) if q.hint == hint]
             rows.append({"hint": hint, "player": player, **proportion(sum(hits), len(hits))})
-            if not hits:
-                rows[-1] |= {"value": float("nan"), "low": 0.0, "high": 100.0}
         return Result(f"{self.model.title}, {self.site}: which of two images activates a neuron more?", "accuracy (%)",
                       pd.DataFrame(rows), ("chance", 50.0))
 
@@ -129,7 +115,7 @@ class Task:
         """The score of a player made of code: from a hint (1 or 4, 3, S, S) and two images (2, 3, S, S) to 0 (left) or 1."""
         if not callable(player):
             raise VitvizError(f"A player is a function of a hint and two images that returns 0 or 1, got {player!r}.")
-        choices = [validate.scalar(player(self.hint(q), self.pair(q))) for q in self.questions]
+        choices = [validate.scalar(player(self.hint(question), self.pair(question))) for question in self.questions]
         return self.score([int(choice) if isinstance(choice, bool) else choice for choice in choices], name)
 
     def sheet(self, question: Question) -> Image.Image:
@@ -155,12 +141,12 @@ def random_player(seed: int = 0) -> Callable:
 
 def color_player(hint: torch.Tensor, images: torch.Tensor) -> int:
     """A player that sees color only: the image whose histogram of 64 colors has the larger intersection with the hint's."""
-    def histogram(images):
+    def histogram(images: torch.Tensor) -> torch.Tensor:
         bins = (images * 3.999).long().clamp(0, 3)
         return torch.bincount((bins[:, 0] * 16 + bins[:, 1] * 4 + bins[:, 2]).flatten(), minlength=64) / bins[:, 0].numel()
 
-    own = histogram(hint)
-    return int(torch.minimum(histogram(images[1:]), own).sum() > torch.minimum(histogram(images[:1]), own).sum())
+    left, right = (torch.minimum(histogram(image[None]), histogram(hint)).sum() for image in images)
+    return int(right > left)
 
 
 def model_player(model: VisionModel) -> Callable:
@@ -172,19 +158,13 @@ def model_player(model: VisionModel) -> Callable:
     def player(hint: torch.Tensor, images: torch.Tensor) -> int:
         logits = model(torch.cat([hint, images])).float().cpu()
         logits = logits - logits.mean(1, keepdim=True)
-        own, pair = logits[:-2].mean(0), logits[-2:]
-        return int((pair @ own / pair.norm(dim=1)).argmax())
+        return int(torch.cosine_similarity(logits[-2:], logits[:-2].mean(0, keepdim=True)).argmax())
 
     return player
 
 
 class TaskWidget(widgets.VBox):
-    """The task on the page: the hint, two images, and a button for each of them.
-
-    After a choice the line below says whether it was correct, and the next question appears. All of it works with Tab and Enter.
-
-    Args:
-        task: whose questions are asked.
+    """The task on the page, with a button for each image; after a choice it says whether that was correct.
 
     Attributes:
         choices: 0 (left) or 1 (right) for each question answered so far.

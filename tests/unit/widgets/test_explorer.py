@@ -110,6 +110,7 @@ def session(request, model, images, monkeypatch) -> Session:
     return lambda play: asyncio.run(act(play))
 
 
+@pytest.mark.parametrize("session", ["thread"], indirect=True)
 def test_it_begins_with_a_neuron_of_the_last_layer_its_scores_and_top_images(session, model, images):
     async def play(desk):
         result = await desk.finished(0)
@@ -127,6 +128,7 @@ def test_it_begins_with_a_neuron_of_the_last_layer_its_scores_and_top_images(ses
     session(play)
 
 
+@pytest.mark.parametrize("session", ["slices"], indirect=True)
 def test_every_control_changes_the_image_to_what_it_says(session, model):
     async def play(desk):
         await desk.finished(0)
@@ -196,6 +198,7 @@ def test_stop_keeps_the_image_and_says_that_it_is_unfinished(session):
     session(play)
 
 
+@pytest.mark.parametrize("session", ["thread"], indirect=True)
 def test_an_error_is_one_escaped_sentence_in_the_status_and_the_next_change_works(session, tmp_path, monkeypatch):
     in_the_way = tmp_path / "<b>file"
     in_the_way.write_text("")
@@ -216,6 +219,7 @@ def test_an_error_is_one_escaped_sentence_in_the_status_and_the_next_change_work
     session(play)
 
 
+@pytest.mark.parametrize("session", ["thread"], indirect=True)
 def test_a_hook_that_is_not_the_kits_is_said_in_the_status(session, model):
     async def play(desk):
         await desk.finished(0)
@@ -283,7 +287,7 @@ def kernel(monkeypatch) -> Iterator[Callable[[str, str, str], None]]:
 def test_a_cell_that_runs_again_replaces_its_explorers_and_no_others(kernel, model, images, cell):
     kernel("other" if cell else "", "0", "other = vv.explore(model)")
     other = vv.explore(model, images)
-    for run in range(30):
+    for run in range(4):
         kernel(cell, f"run {run}", "vv.explore(model); vv.explore(model)")
         both = [vv.explore(model, images), vv.explore(model, images)]
         assert len(threads()) == 3
