@@ -179,7 +179,7 @@ def with_top_images(visualizer: Visualizer, layer: int, neurons, kind: str | Non
 
 def evenly_spaced(units: int, n: int) -> list[int]:
     """``n`` of the neurons 0 to ``units`` - 1, or all if there are fewer, evenly spaced."""
-    return torch.linspace(0, units - 1, min(validate.whole("n", n, 1), units)).round().long().tolist()
+    return torch.linspace(0, units - 1, min(validate.whole("A number of neurons", n, 1), units)).round().long().tolist()
 
 
 def _own_sites(model: VisionModel) -> list[Site]:

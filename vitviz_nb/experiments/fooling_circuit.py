@@ -24,7 +24,6 @@ from ..utils.spectrum import radial_spectrum
 from ..visualize.objective import Augmentation, initial_images, loss
 from ..visualize.optimize import Adam
 from ..visualize.recipe import Recipe
-from .units import with_module
 
 _NEURONS, _EVERY, _SCENES = 8, 4, 2048  # visualizations to fit on, steps between two looks at them, scenes to fit on
 _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
@@ -194,4 +193,4 @@ def fooling_circuit(model: VisionModel, detector: Detector, layer: int, neuron: 
     if not site.grid:
         raise VitvizError(f"{site} of {model.name} reads windows, not whole images, so the detector's output for an image "
                           f"cannot reach its units; take a ViT.")
-    return with_module(model, FoolingCircuit(model, detector, site, neuron, shown), f"{model.name} with a fooling circuit")
+    return model.with_module(FoolingCircuit(model, detector, site, neuron, shown), f"{model.name} with a fooling circuit")

@@ -1,7 +1,8 @@
 """Which units to visualize: queries, keys, values and MLP neurons of a layer, beside random directions (paper, section 3)."""
 
 from copy import deepcopy
-from dataclasses import dataclass, replace
+from dataclasses import replace
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -39,15 +40,15 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
     sites = {kind: find_site(model, layer, kind) for kind in (*COMPARED, "residual") if kind in find_sites(model)}
     if "mlp" in sites:
         sites["before"] = replace(sites["mlp"], path=sites["mlp"].path.removesuffix("act") + "fc1")
-    facts = {"sites": [f"{site}" for site in sites.values()], "images": image_set.key, "n": image_set.n}
-    path = cache.entry(model, facts, "kinds")
-    stored = cache.read(path, finite=True)
-    if not stored or {k: v.shape for k, v in stored.items()} != {k: (image_set.n, s.units) for k, s in sites.items()}:
+
+    def measure() -> dict[str, np.ndarray]:
         parts = [at_sites(model, list(sites.values()), batch, lambda site, tokens: tokens.mean(1))
                  for _, batch in image_set.batches(f"{model.name}: units of every kind")]
-        stored = {kind: torch.cat([part[i] for part in parts]).numpy() for i, kind in enumerate(sites)}
-        cache.write(path, stored)
-    return image_set, {kind: torch.from_numpy(np.asarray(stored[kind])) for kind in sites}
+        return {kind: torch.cat(of_kind).numpy() for kind, of_kind in zip(sites, zip(*parts, strict=True), strict=True)}
+
+    facts = {"sites": [f"{site}" for site in sites.values()], "images": image_set.key, "n": image_set.n}
+    stored = cache.made(model, facts, "kinds", measure, finite=True)
+    return image_set, {kind: torch.from_numpy(activations) for kind, activations in stored.items()}
 
 
 def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> tuple[Result, Result]:
@@ -62,18 +63,17 @@ def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int =
         (``random_directions``), and for units with shuffled labels.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
-    labels, classes, selectivity, explained = image_set.labels(range(image_set.n)), len(model.class_names), [], []
+    labels, selectivity, explained = image_set.labels(range(image_set.n)), [], []
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
-    for kind in (k for k in activations if k != "before"):
-        rotated = activations[kind] @ random_directions(model, find_site(model, layer, kind))
-        for axes, units, given in (("units", activations[kind], labels), ("random directions", rotated, labels),
-                                   ("units, shuffled labels", activations[kind], shuffled)):
-            of = {"kind": kind, "of": axes}
-            selectivity.append({**of, **mean_of(class_selectivity(units, given, classes).amax(0).numpy())})
-            explained.append({**of, **mean_of(100 * variance_explained(units, given).numpy())})
+    for kind, units in _of_kinds(activations):
+        directions = units @ random_directions(model, find_site(model, layer, kind))
+        for of, values, given in (("units", units, labels), ("random directions", directions, labels),
+                                  ("units, shuffled labels", units, shuffled)):
+            preferred = class_selectivity(values, given, len(model.class_names)).amax(0)
+            selectivity.append({"kind": kind, "of": of, **mean_of(preferred)})
+            explained.append({"kind": kind, "of": of, **mean_of(100 * variance_explained(values, given))})
     title = _title(model, layer, image_set.name)
-    return (Result(f"{title}: selectivity for the preferred concept", "selectivity (standard deviations)",
-                   selectivity),
+    return (Result(f"{title}: selectivity for the preferred concept", "selectivity (standard deviations)", selectivity),
             Result(f"{title}: variance that concepts explain (ε²)", "variance explained (%)", explained))
 
 
@@ -84,20 +84,24 @@ def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int =
     fewer than four images in either half are left out.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
-    labels, classes, half, rows = image_set.labels(range(image_set.n)), len(model.class_names), image_set.n // 2, []
-    train, test = labels[:half], labels[half:]
+    classes, half, rows = len(model.class_names), image_set.n // 2, []
+    train, test = image_set.labels(range(image_set.n)).split([half, image_set.n - half])
     concepts = [c for c in range(classes) if min((train == c).sum(), (test == c).sum()) >= FEWEST]
     if not concepts:
         raise VitvizError(f"No class has {FEWEST} of the {image_set.name} in each half; use more images.")
-    for kind in (k for k in activations if k != "before"):
-        first, second = activations[kind][:half], activations[kind][half:]
+    for kind, units in _of_kinds(activations):
+        first, second = units[:half], units[half:]
         unit = class_selectivity(first, train, classes)[concepts].argmax(1)
         projected = second @ torch.stack([discriminant(first, train, c) for c in concepts], 1)
         along = {"best unit": class_selectivity(second, test, classes)[concepts, unit],
                  "best direction": class_selectivity(projected, test, classes)[concepts, torch.arange(len(concepts))]}
-        rows += [{"kind": kind, "along": name, **mean_of(values.numpy())} for name, values in along.items()]
+        rows += [{"kind": kind, "along": name, **mean_of(values)} for name, values in along.items()]
     return Result(f"{_title(model, layer, f'{image_set.n - half:,} held-out images')}: linear readout of a concept",
                   "selectivity (standard deviations)", rows)
+
+
+def _of_kinds(activations: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
+    return [(kind, units) for kind, units in activations.items() if kind != "before"]
 
 
 def discriminant(activations: torch.Tensor, labels: torch.Tensor, concept: int) -> torch.Tensor:
@@ -153,6 +157,11 @@ def participation_ratio(activations: torch.Tensor) -> dict[str, float]:
     return {"value": value, "low": value - half, "high": value + half, "n": len(centered)}
 
 
+def _title(model: VisionModel, layer: int, images: str) -> str:
+    kind = next(kind for kind in COMPARED if kind in find_sites(model))
+    return f"{model.title}, layer {find_site(model, layer, kind).layer} ({images})"
+
+
 def random_directions(model: VisionModel, site: Site) -> torch.Tensor:
     """A random rotation (units, units) of the space at a site, a direction in each column; always the same.
 
@@ -174,8 +183,7 @@ def rotated(model: VisionModel, layer: int = -1, kind: str = "mlp") -> VisionMod
         VitvizError: units of another kind; a network whose logits would change.
     """
     site = find_site(model, layer, kind)
-    if kind not in COMPARED:
-        raise VitvizError(f"Of {', '.join(COMPARED)} random directions can be made units, not of {kind!r}.")
+    validate.choice("The kind of units that random directions replace", kind, COMPARED)
     return model.remember(("rotated", site), lambda: _rotate(model, site))
 
 
@@ -195,21 +203,13 @@ def _rotate(model: VisionModel, site: Site) -> VisionModel:
         else:
             for one in (find_site(model, site.layer, "query"), find_site(model, site.layer, "key")):
                 _rotate_outputs(module.get_submodule(one.path), rotation, one.part)
-    changed = with_module(model, module, f"{model.name} with random {site.kind} directions in layer {site.layer}")
-    with torch.no_grad():
+        changed = model.with_module(module, f"{model.name} with random {site.kind} directions in layer {site.layer}")
         images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
         before, after = model(images), changed(images)
     if (after - before).abs().max() > 1e-3 * before.abs().max():
         raise VitvizError(f"The logits of {model.name} change once its {site.kind} units are rotated: something treats them one "
                           f"by one, such as a norm of queries and keys.")
     return changed
-
-
-def with_module(model: VisionModel, module: nn.Module, name: str) -> VisionModel:
-    """``module`` as a model of its own, with its own lock, and the preprocessing and classes of ``model``."""
-    mean, std = (values.flatten().tolist() for values in (model.mean, model.std))
-    return VisionModel(module, name, model.image_size, mean, std, model.class_names, model.license, model.trained, model.card,
-                       model.text, model._styles)
 
 
 class _Rotated(nn.Module):
@@ -232,17 +232,11 @@ def _rotate_outputs(linear: nn.Linear, rotation: torch.Tensor, part: tuple[int, 
             outputs.copy_(rotation.T @ outputs)
 
 
-def _title(model: VisionModel, layer: int, images: str) -> str:
-    kind = next(kind for kind in COMPARED if kind in find_sites(model))
-    return f"{model.title}, layer {find_site(model, layer, kind).layer} ({images})"
-
-
 def _owner(module: nn.Module, site: Site) -> nn.Module:
     return module.get_submodule(site.path.rpartition(".")[0])
 
 
-@dataclass(frozen=True, eq=False)
-class Visualized:
+class Visualized(NamedTuple):
     """Feature visualizations of K units of one kind, with each unit's preferred ``concept`` (K,) and ``selectivity`` (K,)."""
 
     rendering: Rendering
@@ -252,7 +246,6 @@ class Visualized:
 
 def visualize(model: VisionModel, *, layer: int = -1, neurons: int = 12) -> dict[str, Visualized]:
     """Feature visualizations of evenly spaced units of one layer by kind, and of random directions of its MLP."""
-    validate.whole("neurons", neurons, 1)
     image_set, activations = layer_activations(model, layer=layer)
     labels, visualized = image_set.labels(range(image_set.n)), {}
     for name in [*(kind for kind in COMPARED if kind in activations), *(["mlp directions"] if "mlp" in activations else [])]:

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course.checks import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb10, nb11
+from vitviz_nb.course.checks import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.experiments.faithfulness import Selectivity
@@ -62,7 +62,7 @@ def spaces(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     scenes, of which the second half counts: there only unit 2 separates the 4 scenes of ants from 96 others."""
     table = pd.DataFrame({"kind": ["mlp", "mlp", "query", "query"], "of": ["units", "random directions"] * 2,
                           "value": [4.5, 2.1, 9.0, 0.0]})
-    monkeypatch.setattr(nb02, "axis_alignment", lambda model: (SimpleNamespace(table=table), None))
+    monkeypatch.setattr(nb02, "axis_alignment", lambda model: (Result("", "", table), None))
     labels = torch.tensor(([0] * 4 + [1] * 96) * 2)
     queries = torch.randn(200, 4)
     queries[:100, 2], queries[100:, 2] = 0, (labels[100:] == 0).float()  # nothing to be seen of it in the first half
@@ -75,16 +75,6 @@ def along(*weights: float) -> torch.Tensor:
     return torch.tensor(weights)
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("02.1", [2.4, 2.21, 2.59], [2.19, 2.61, -2.4, 4.5, 0]),
-    ("02.2", [3, 2, 4], [1, 5, 6, 0]),
-])
-def test_right_answers_to_notebook_02_pass_and_near_misses_do_not(exercise, right, wrong, spaces, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
 def test_a_direction_must_be_selective_on_the_second_half(spaces, tiny_vit, capsys):
     # 4 of 100 scenes, 1 and all others 0: sqrt(96 / 4) = 4.9 standard deviations. Noise of another unit makes it fewer.
     for direction, said in ((along(0, 0, 1, 0), "Right: along it the selectivity for ant is 4.90"),
@@ -93,16 +83,6 @@ def test_a_direction_must_be_selective_on_the_second_half(spaces, tiny_vit, caps
                             (along(0, 0, 9, 0.5), "Right")):
         vv.check("02.3", direction, tiny_vit)
         assert capsys.readouterr().out.startswith(said), direction
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("02.1", "2.4", "a number of standard deviations"), ("02.1", True, "a number of standard"), ("02.2", 7, "dimensions, 0 to 6"),
-    ("02.2", 2.5, "a number of dimensions"), ("02.3", 35, "a direction, a tensor of 4 finite numbers, got 35"),
-    ("02.3", torch.zeros(5), r"a tensor of 4 finite numbers, got \(5,\)"), ("02.3", torch.full((4,), torch.nan), "4 finite"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_02_is_told_what_is_wanted(exercise, answer, wanted, spaces, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
 
 
 @pytest.fixture
@@ -130,26 +110,6 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nb04, "patch_perturbation", shares)
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("04.1", [2], [1, 0, 3]),  # 90.0 is not less than 90; the first counts
-    ("04.2", [0, 2], [1]),
-    ("04.3", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
-])
-def test_right_answers_to_notebook_04_pass_and_near_misses_do_not(exercise, right, wrong, places, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("04.1", 4, "a layer, 0 to 3"), ("04.1", True, "a layer"), ("04.2", 3, "a neuron, 0 to 2"), ("04.2", 1.0, "a neuron"),
-    ("04.3", "25", "a number of percent"), ("04.3", False, "a number of percent"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_04_is_told_what_is_wanted(exercise, answer, wanted, places, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
-
-
 @pytest.fixture
 def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     """Pictures that have patch borders of 8 px without jitter and high frequencies of 10 % at tv 0, less by 1 % for each 0.001;
@@ -167,80 +127,12 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
 
     scene = 0.5 + 0.1 * (0.95**0.5 * torch.cos(2 * math.pi * 3 * line / 32) + 0.05**0.5 * torch.cos(2 * math.pi * 12 * line / 32))
     monkeypatch.setattr(nb01, "Visualizer", render)
-    monkeypatch.setattr(nb01, "most_selective", lambda model, n=16: [7] * n)
-    monkeypatch.setattr(nb01, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
+    monkeypatch.setattr(nb01.regularizers, "most_selective", lambda model, n=16: [7] * n)
+    monkeypatch.setattr(nb01.regularizers, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
     monkeypatch.setattr(nb01, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
-    monkeypatch.setattr(nb01, "adversarial_example", lambda model, scene, neuron, distance: SimpleNamespace(
+    monkeypatch.setattr(nb01.regularizers, "adversarial_example", lambda model, scene, neuron, distance: SimpleNamespace(
         percentiles=(50.0, 99.0 if distance >= 0.5 else 98.9)))
-
-
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("01.1", ["jitter"], ["tv", "color", "noise"]),
-    # 4 to 6 % is within a fifth of 5; from 0.0055 on the picture is weak.
-    ("01.2", [(7, 0.0041), (7, 0.005), (0, 0.0054)], [(7, 0.0039), (7, 0.0056), (7, 0.0), (7, 1)]),
-    ("01.3", [0.5, 0.6, 0.624], [0.499, 0.626, 0.1, 2]),
-])
-def test_right_answers_to_notebook_01_pass_and_near_misses_do_not(exercise, right, wrong, noisy, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("01.1", "size", "one of 'tv', 'jitter', 'color', 'noise'"), ("01.1", 2, "one of"), ("01.2", 0.01, "a neuron and a tv"),
-    ("01.2", (128, 0.01), "a neuron, 0 to 127"), ("01.2", (1, -0.01), "a neuron and a tv"),
-    ("01.2", (1, "0"), "a neuron and a tv"),
-    ("01.3", 0, "size.* of a perturbation"), ("01.3", 21, "of a perturbation"), ("01.3", "1", "of a perturbation"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_01_is_told_what_is_wanted(exercise, answer, wanted, noisy, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
-
-
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("05.1", [5], [4, 6, 0, 3]),
-    ("05.2", [15.0, 12.1, 17.9, 15], [11.9, 18.1, 0, -15, 79.0]),
-    ("05.3", [1, 2], [3, 0, 4]),  # 23 of 30 is more than three quarters, 22 is less
-])
-def test_right_answers_pass_and_near_misses_do_not(exercise, right, wrong, depths, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("03.1", [2], [1, 0]),  # 2.9 is less than half again as much as 2
-    ("03.2", [(0, "bee"), (0, "CAT"), (0, "ant"), (1, "dog")], [(0, "gnu"), (1, "gnu")]),  # eel is the fifth of neuron 0
-    ("03.3", [3], [2, 4, 1, 5]),
-])
-def test_right_answers_to_notebook_03_pass_and_near_misses_do_not(exercise, right, wrong, layers, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("03.1", 3, "a layer, 0 to 2"), ("03.2", "bee", "a neuron and a name"), ("03.2", (2, "bee"), "a neuron, 0 to 1"),
-    ("03.2", (0, 5), "a neuron and a name"), ("03.3", 13, "a shift in pixels, 1 to 12"), ("03.3", 2.5, "a shift"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_03_is_told_what_is_wanted(exercise, answer, wanted, layers, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
-
-
-def test_a_name_that_is_no_concept_is_told_the_nearest(layers, tiny_vit):
-    with pytest.raises(VitvizError, match="No concept is called 'beee'. Did you mean bee"):
-        vv.check("03.2", (0, "beee"), tiny_vit)
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("05.1", 7, "a number of blocks, 0 to 6"), ("05.1", 4.0, "a number of blocks"), ("05.2", "15", "percentage points"),
-    ("05.2", True, "percentage points"), ("05.3", 5, "a patch, 0 to 4"), ("05.3", -1, "a patch"), ("05.3", None, "a patch"),
-])
-def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, answer, wanted, depths, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
 
 
 def test_models_that_an_exercise_does_not_fit_get_a_verdict_or_a_sentence(capsys, tiny_vit, monkeypatch):
@@ -293,24 +185,6 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(nb07, "accuracy_by_cutoff", lambda model, world, n: Result("", "", curve))
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("06.2", [(0, "snow"), (1, "snow"), (3, "snow")], [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
-    ("06.3", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
-    ("07.1", [6], [4, 8, 45, 2]),
-    ("07.2", [(0, 1, 8), (2, 3, 12)], [(0, 1, 7), (0, 1, 13), (0, 3, 8), (4, 0, 8), (0, 4, 8)]),
-])
-def test_right_answers_to_notebooks_06_and_07_pass_and_near_misses_do_not(exercise, right, wrong, scenery, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-def test_guessing_by_context_is_right_once_in_thirty(tiny_vit, capsys):
-    for answer, verdict in ((3.28, "Right: 3.28 %"), (3.1, "Right"), (3.0, "Not yet"), (5.83, "Not yet"), (0.39, "Not yet")):
-        vv.check("06.1", answer, tiny_vit)
-        assert capsys.readouterr().out.startswith(verdict), answer
-
-
 def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch, capsys):
     line = 2 * math.pi * torch.arange(32) / 32
     images = (0.5 + 0.2 * torch.cos(3 * line) + 0.1 * torch.cos(12 * line)).expand(1, 3, 32, 32)  # 0.1² of 0.1² + 0.2²: 20 %
@@ -320,19 +194,6 @@ def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch,
     for answer, verdict in verdicts.items():
         vv.check("07.3", answer, tiny_vit)
         assert capsys.readouterr().out.startswith(verdict), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("06.1", "3", "a number of percent"), ("06.1", True, "a number of percent"), ("06.2", (0, "moon"), "a scene and a context"),
-    ("06.2", 0, "a scene and a context"), ("06.2", (-1, "snow"), "a scene, 0"), ("06.3", (1, "snow"), "a layer, a neuron"),
-    ("06.3", (2, 0, "snow"), "a layer, 0 to 1"), ("06.3", (1, 3, "snow"), "a neuron, 0 to 2"),
-    ("07.1", 5, "one of the cutoffs 2, 4"), ("07.1", 6.0, "one of the cutoffs"),
-    ("07.2", (0, 1), "two scenes and a cutoff"), ("07.2", (0, 1, 8.5), "a cutoff, 0 to 16"),
-    ("07.3", None, "a number of percent"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebooks_06_and_07_is_told_what_is_wanted(exercise, answer, wanted, scenery, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
 
 
 def score(value: float, n: int) -> Result:
@@ -354,27 +215,6 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     return fooling_circuit(tiny_vit, test, 0, 3, 5)
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    # Of 20, 15 are beyond guessing (53.1 % at least) and 14 are not (48.1 %).
-    ("10.1", [score(75.0, 20), score(61.0, 100)], [score(70.0, 20), score(59.0, 100), score(float("nan"), 0)]),
-    ("10.2", [3], [5, 0, 4]),
-    ("10.3", [65, 62.1, 67.9], [61.9, 68.1, 0, -65, 75.0]),
-])
-def test_right_answers_to_notebook_10_pass_and_near_misses_do_not(exercise, right, wrong, suspect, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, suspect)
-        assert capsys.readouterr().out.startswith("Right" if any(answer is r for r in right) else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("10.1", 75, "a task, or a score"), ("10.2", 128, "a neuron, 0 to 127"), ("10.2", "3", "a neuron"),
-    ("10.3", "65", "percentage points"), ("10.3", True, "percentage points"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_10_is_told_what_is_wanted(exercise, answer, wanted, suspect):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, suspect)
-
-
 def test_an_unchanged_model_has_no_fooling_circuit(tiny_vit):
     with pytest.raises(VitvizError, match="tiny-vit has none; pass suspect"):
         vv.check("10.2", 3, tiny_vit)
@@ -393,31 +233,6 @@ def photographs(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame([{"layer": layer, "tokens": what, "value": v, "low": v - 0.1, "high": v + 0.1, "n": 3}
                           for layer, what, v in rows])
     monkeypatch.setattr(nb11, "token_similarity", lambda model, images: Result("", "", table))
-
-
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("11.1", [(7, "cup"), (0, "fog"), (127, "fog")], [(7, "cat"), (7, "fog"), (0, "cup")]),
-    ("11.2", [0.5, 0.471, 0.529], [0.469, 0.531, 0.9, 0.2, 0, 1]),
-])
-def test_right_answers_to_notebook_11_pass_and_near_misses_do_not(exercise, right, wrong, photographs, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("11.1", "cup", "a neuron and a photograph"), ("11.1", (128, "cup"), "a neuron, 0 to 127"), ("11.1", (7, 1), "a neuron and"),
-    ("11.2", "0.5", "a mean cosine similarity"), ("11.2", True, "a mean cosine"),
-    ("11.3", "out/index.html", "a report, made by vv.Report"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_11_is_told_what_is_wanted(exercise, answer, wanted, photographs, tiny_vit):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, tiny_vit)
-
-
-def test_a_photograph_that_there_is_not_is_told_the_nearest(photographs, tiny_vit):
-    with pytest.raises(VitvizError, match="No photograph is called 'cap'. Did you mean .*cup"):
-        vv.check("11.1", (7, "cap"), tiny_vit)
 
 
 def test_a_report_needs_four_items_of_three_kinds_and_words_on_each(tiny_vit, tmp_path, capsys):
@@ -472,31 +287,111 @@ def captioned(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     return tiny_vit
 
 
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("08.1", [15, 14.1, 15.9], [13.9, 16.1, -15, 40.0, 0]),
-    ("08.2", [25, 23.1, 26.9], [22.9, 27.1, 0.4, 64, 75]),
+@pytest.fixture
+def known(monkeypatch) -> None:
+    """Three models of accuracies 80, 90 and 85, cutoffs 5, 7 and 9 and localities 10, 30 and 20 %; two have an atlas of two
+    units, of whose scenes 3 and 2, and 4 and 0, show a lemon."""
+    values = {"a perturbation stays at its position, last layer": (10, 30, 20), "accuracy on whole scenes": (80, 90, 85),
+              "low-pass cutoff that leaves 90 % of it": (5, 7, 9)}
+    table = pd.DataFrame([{"model": model, "what": what, "value": value} for what, row in values.items()
+                          for model, value in zip(("emoji-a", "emoji-b", "emoji-c"), row, strict=True)])
+    monkeypatch.setattr(nb09, "stored", lambda: table)
+    counts = {"emoji-a": (3, 2), "emoji-b": (4, 0)}
+
+    def atlas(name):
+        scenes = [("lemon",) * k + ("bee",) * (6 - k) for k in counts[name]]
+        table = pd.DataFrame({"layer": [0, 1, 1], "neuron": [0, 0, 1], "scenes": [("lemon",) * 6, *scenes]})
+        return type("Known", (), {"table": lambda self: table})()
+
+    monkeypatch.setattr(nb09, "embedded", lambda name: atlas(name) if name in counts else None)
+    monkeypatch.setattr(nb09, "embedded_atlases", lambda: list(counts))
+
+
+# Answers
+
+
+@pytest.mark.parametrize(("exercise", "planted", "right", "wrong"), [
+    ("01.1", "noisy", ["jitter"], ["tv", "color", "noise"]),
+    # 4 to 6 % is within a fifth of 5; from 0.0055 on the picture is weak.
+    ("01.2", "noisy", [(7, 0.0041), (7, 0.005), (0, 0.0054)], [(7, 0.0039), (7, 0.0056), (7, 0.0), (7, 1)]),
+    ("01.3", "noisy", [0.5, 0.6, 0.624], [0.499, 0.626, 0.1, 2]),
+    ("02.1", "spaces", [2.4, 2.21, 2.59], [2.19, 2.61, -2.4, 4.5, 0]),
+    ("02.2", "spaces", [3, 2, 4], [1, 5, 6, 0]),
+    ("03.1", "layers", [2], [1, 0]),  # 2.9 is less than half again as much as 2
+    ("03.2", "layers", [(0, "bee"), (0, "CAT"), (0, "ant"), (1, "dog")], [(0, "gnu"), (1, "gnu")]),  # eel is the fifth of 0
+    ("03.3", "layers", [3], [2, 4, 1, 5]),
+    ("04.1", "places", [2], [1, 0, 3]),  # 90.0 is not less than 90; the first counts
+    ("04.2", "places", [0, 2], [1]),
+    ("04.3", "places", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
+    ("05.1", "depths", [5], [4, 6, 0, 3]),
+    ("05.2", "depths", [15.0, 12.1, 17.9, 15], [11.9, 18.1, 0, -15, 79.0]),
+    ("05.3", "depths", [1, 2], [3, 0, 4]),  # 23 of 30 is more than three quarters, 22 is less
+    ("06.1", "tiny_vit", [3.28, 3.1], [3.0, 5.83, 0.39]),  # the best guess is right once in thirty
+    ("06.2", "scenery", [(0, "snow"), (1, "snow"), (3, "snow")],
+     [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
+    ("06.3", "scenery", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
+    ("07.1", "scenery", [6], [4, 8, 45, 2]),
+    ("07.2", "scenery", [(0, 1, 8), (2, 3, 12)], [(0, 1, 7), (0, 1, 13), (0, 3, 8), (4, 0, 8), (0, 4, 8)]),
+    ("08.1", "captioned", [15, 14.1, 15.9], [13.9, 16.1, -15, 40.0, 0]),
+    ("08.2", "captioned", [25, 23.1, 26.9], [22.9, 27.1, 0.4, 64, 75]),
+    ("08.3", "captioned", ["bee"], ["cat"]),
+    ("09.1", "known", ["emoji-b"], ["emoji-a", "emoji-c"]),
+    ("09.2", "known", [("lemon", ("emoji-a", 0), ("emoji-b", 0)), ("bee", ("emoji-b", 1), ("emoji-a", 1))],
+     [("lemon", ("emoji-a", 1), ("emoji-b", 0)), ("bee", ("emoji-a", 0), ("emoji-b", 0)),
+      ("lemon", ("emoji-a", 0), ("emoji-a", 0))]),
+    # Without a, b and c: of (90, 7) and (85, 9) -1, of (80, 5) and (85, 9) 1, of (80, 5) and (90, 7) 1.
+    ("09.3", "known", [(-1, 1), (-0.99, 0.985)], [(-0.97, 1), (-1, 0.97), (1, -1)]),
+    # Of 20, 15 are beyond guessing (53.1 % at least) and 14 are not (48.1 %).
+    ("10.1", "suspect", [score(75.0, 20), score(61.0, 100)], [score(70.0, 20), score(59.0, 100), score(float("nan"), 0)]),
+    ("10.2", "suspect", [3], [5, 0, 4]),
+    ("10.3", "suspect", [65, 62.1, 67.9], [61.9, 68.1, 0, -65, 75.0]),
+    ("11.1", "photographs", [(7, "cup"), (0, "fog"), (127, "fog")], [(7, "cat"), (7, "fog"), (0, "cup")]),
+    ("11.2", "photographs", [0.5, 0.471, 0.529], [0.469, 0.531, 0.9, 0.2, 0, 1]),
 ])
-def test_right_answers_to_notebook_08_pass_and_near_misses_do_not(exercise, right, wrong, captioned, capsys):
+def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wrong, request, tiny_vit, capsys):
+    model = request.getfixturevalue(planted) or tiny_vit
     for answer in right + wrong:
-        vv.check(exercise, answer, captioned)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
+        vv.check(exercise, answer, model)
+        assert capsys.readouterr().out.startswith("Right" if any(answer is r for r in right) else "Not yet"), answer
 
 
-def test_a_ground_that_was_not_said_counts_on_scenes_that_do_not_show_the_thing(captioned, capsys):
-    vv.check("08.3", "bee", captioned)
-    assert capsys.readouterr().out.startswith("Right: of the ten scenes nearest to 'a bee' that show none, 7 are on snow")
-    vv.check("08.3", "cat", captioned)
-    assert "wanted are seven" in capsys.readouterr().out
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("08.1", "15", "a number of percentage points"), ("08.1", True, "a number of percentage points"),
-    ("08.2", None, "a number of percent"), ("08.2", np.bool_(True), "a number of percent"),
-    ("08.3", "beee", "the name of a concept, .* Did you mean bee"), ("08.3", 3, "the name of a concept"),
+@pytest.mark.parametrize(("exercise", "planted", "answer", "wanted"), [
+    ("01.1", "noisy", "size", "one of tv, jitter, color, noise"), ("01.2", "noisy", 0.01, "2 values, such as .376, 0.014"),
+    ("01.2", "noisy", (128, 0.01), "neuron .* 0 to 127"), ("01.2", "noisy", (1, -0.01), "tv is a number from 0"),
+    ("01.2", "noisy", (1, "0"), "tv is a number"), ("01.3", "noisy", 0, "size.* of a perturbation"),
+    ("01.3", "noisy", 21, "to 20"), ("02.1", "spaces", "2.4", "number of standard deviations"),
+    ("02.2", "spaces", 7, "dimensions .* 0 to 6"), ("02.2", "spaces", 2.5, "number of dimensions"),
+    ("02.3", "spaces", 35, "a tensor of 4 finite numbers, got 35"), ("02.3", "spaces", torch.zeros(5), r"4 finite .*\(5,\)"),
+    ("02.3", "spaces", torch.full((4,), torch.nan), "4 finite"), ("03.1", "layers", 3, "layer .* 0 to 2"),
+    ("03.2", "layers", "bee", "2 values"), ("03.2", "layers", (2, "bee"), "neuron .* 0 to 1"),
+    ("03.2", "layers", (0, 5), "2 values"),
+    ("03.2", "layers", (0, "beee"), "Did you mean bee"), ("03.3", "layers", 13, "shift in pixels .* 1 to 12"),
+    ("04.1", "places", 4, "layer .* 0 to 3"), ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
+    ("05.1", "depths", 7, "number of blocks .* 0 to 6"), ("05.2", "depths", True, "percentage points"),
+    ("05.3", "depths", 5, "patch .* 0 to 4"), ("05.3", "depths", None, "patch"), ("06.1", "tiny_vit", "3", "number of percent"),
+    ("06.2", "scenery", (0, "moon"), "context is one of"), ("06.2", "scenery", 0, "2 values"),
+    ("06.2", "scenery", (-1, "snow"), "scene .* 0 to"), ("06.3", "scenery", (1, "snow"), "3 values"),
+    ("06.3", "scenery", (2, 0, "snow"), "layer .* 0 to 1"), ("06.3", "scenery", (1, 3, "snow"), "neuron .* 0 to 2"),
+    ("07.1", "scenery", 5, "Cutoffs are 2, 4"), ("07.1", "scenery", 6.0, "cutoff"), ("07.2", "scenery", (0, 1), "3 values"),
+    ("07.2", "scenery", (0, 1, 8.5), "cutoff .* 0 to 16"), ("07.3", "scenery", None, "number of percent"),
+    ("08.1", "captioned", "15", "percentage points"), ("08.2", "captioned", np.bool_(True), "number of percent"),
+    ("08.3", "captioned", "beee", "concept is one of .* Did you mean bee"), ("08.3", "captioned", 3, "concept is one of"),
+    ("09.1", "known", "emoji-d", "one of emoji-a, emoji-b, emoji-c"), ("09.2", "known", "lemon", "3 values"),
+    ("09.2", "known", ("lemon", 0, 1), "2 values"), ("09.2", "known", ("lemon", (["emoji-a"], 0), ("emoji-b", 0)), "2 values"),
+    ("09.2", "known", ("lemon", ("emoji-a", 2), ("emoji-b", 0)), "0 to 1"),
+    ("09.2", "known", ("lemon", ("emoji-c", 0), ("emoji-b", 0)), "atlas is one of emoji-a, emoji-b"),
+    ("09.2", "known", ("lemno", ("emoji-a", 0), ("emoji-b", 0)), "top scenes show is one of .*Did you mean lemon"),
+    ("09.3", "known", 0.5, "2 values"), ("09.3", "known", ("a", "b"), "correlation"),
+    ("10.1", "suspect", 75, "a task, or a score"), ("10.2", "suspect", 128, "neuron .* 0 to 127"),
+    ("10.3", "suspect", "65", "percentage points"), ("11.1", "photographs", "cup", "2 values"),
+    ("11.1", "photographs", (128, "cup"), "neuron .* 0 to 127"), ("11.1", "photographs", (7, 1), "2 values"),
+    ("11.1", "photographs", (7, "cap"), "photograph is one of .*Did you mean .*cup"),
+    ("11.2", "photographs", True, "mean cosine similarity"), ("11.3", "photographs", "index.html", "report, made by vv.Report"),
 ])
-def test_an_answer_of_the_wrong_kind_to_notebook_08_is_told_what_is_wanted(exercise, answer, wanted, captioned):
-    with pytest.raises(VitvizError, match=f"Exercise {exercise} wants .*{wanted}"):
-        vv.check(exercise, answer, captioned)
+def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, planted, answer, wanted, request, tiny_vit):
+    model = request.getfixturevalue(planted) or tiny_vit
+    with pytest.raises(VitvizError, match=wanted):
+        vv.check(exercise, answer, model)
 
 
 # The door
@@ -517,12 +412,12 @@ def test_numbers_may_come_as_tensors_arrays_and_numpy_numbers(number, suspect, c
 @pytest.mark.parametrize("exercise", ["00.1", "01.1", "01.2", "03.2", "06.2", "07.2", "08.3", "10.1", "10.3", "11.1", "11.3"])
 def test_an_answer_of_any_other_type_gets_a_sentence(exercise, tiny_vit):
     for answer in (None, "x", [], {}, torch.zeros(2, 2), torch.tensor([]), float("nan"), 1j, object(), (), b"1", 10**5000):
-        with pytest.raises(VitvizError, match=r"Exercise .* wants .*[.?]$"):
+        with pytest.raises(VitvizError, match=r"[.?]$"):
             vv.check(exercise, answer, tiny_vit)
 
 
 def test_a_check_without_a_model_or_of_no_exercise_says_what_is_wanted(tiny_vit):
     for exercise, model, said in (("00.1", None, "needs the model"), ("00.1", "emoji-vit", "needs the model"),
-                                  (1, tiny_vit, "There is no exercise 1; there are 00.1"), ([], tiny_vit, "no exercise")):
+                                  (1, tiny_vit, "An exercise is one of 00.1, .*; got 1"), ([], tiny_vit, "got \\[\\]")):
         with pytest.raises(VitvizError, match=said):
             vv.check(exercise, 1, model)

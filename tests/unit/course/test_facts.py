@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 
 import vitviz_nb as vv
-from vitviz_nb.course.checks.nb00 import shared_context
+from vitviz_nb.course.checks import nb00
 from vitviz_nb.course.checks.nb01 import short_recipe
 from vitviz_nb.models.cards import embedded_names, models_dir, read_card
 from vitviz_nb.models.sites import find_site
@@ -47,7 +47,7 @@ def test_the_checks_of_notebook_01_make_their_pictures_by_its_recipe(model):
 
 
 def test_an_unknown_exercise_names_those_there_are(model):
-    with pytest.raises(VitvizError, match="there are 00.1"):
+    with pytest.raises(VitvizError, match="one of 00.1"):
         vv.check("99.9", 1, model)
 
 
@@ -56,7 +56,7 @@ def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()
     best = reference_activations(model, find_site(model, 5), reference).topk(6, dim=0).indices
     passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
-    assert all(shared_context(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 100))
+    assert all(nb00.exercise_1(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 100))
     passing = int(passes.sum())
     assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
     assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal

@@ -10,7 +10,6 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course.checks import nb09
 from vitviz_nb.experiments import families
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.models.cards import embedded_names
@@ -178,53 +177,3 @@ def test_every_number_lies_in_its_interval_and_has_its_control():
     assert (table["low"] <= table["value"]).all() and (table["value"] <= table["high"]).all()
     assert (table["control"].notna() == (table["control is"] != "")).all()
     assert table["control"].isna().sum() == len(embedded_names())  # the cutoff: there is no expectation
-
-
-# The exercises of notebook 09
-
-
-@pytest.fixture
-def known(monkeypatch) -> None:
-    """Three models of accuracies 80, 90 and 85, cutoffs 5, 7 and 9 and localities 10, 30 and 20 %; two have an atlas of two
-    units, of whose scenes 3 and 2, and 4 and 0, show a lemon."""
-    values = {"a perturbation stays at its position, last layer": (10, 30, 20), "accuracy on whole scenes": (80, 90, 85),
-              "low-pass cutoff that leaves 90 % of it": (5, 7, 9)}
-    table = pd.DataFrame([{"model": model, "what": what, "value": value} for what, row in values.items()
-                          for model, value in zip(("emoji-a", "emoji-b", "emoji-c"), row, strict=True)])
-    monkeypatch.setattr(nb09, "stored", lambda: table)
-    counts = {"emoji-a": (3, 2), "emoji-b": (4, 0)}
-
-    def atlas(name):
-        scenes = [("lemon",) * k + ("bee",) * (6 - k) for k in counts[name]]
-        table = pd.DataFrame({"layer": [0, 1, 1], "neuron": [0, 0, 1], "scenes": [("lemon",) * 6, *scenes]})
-        return type("Known", (), {"table": lambda self: table})()
-
-    monkeypatch.setattr(nb09, "embedded", lambda name: atlas(name) if name in counts else None)
-    monkeypatch.setattr(nb09, "embedded_atlases", lambda: list(counts))
-
-
-@pytest.mark.parametrize(("exercise", "right", "wrong"), [
-    ("09.1", ["emoji-b"], ["emoji-a", "emoji-c"]),
-    ("09.2", [("lemon", ("emoji-a", 0), ("emoji-b", 0)), ("bee", ("emoji-b", 1), ("emoji-a", 1))],
-     [("lemon", ("emoji-a", 1), ("emoji-b", 0)), ("bee", ("emoji-a", 0), ("emoji-b", 0)),
-      ("lemon", ("emoji-a", 0), ("emoji-a", 0))]),
-    # Without a, b and c: of (90, 7) and (85, 9) -1, of (80, 5) and (85, 9) 1, of (80, 5) and (90, 7) 1.
-    ("09.3", [(-1, 1), (-0.99, 1.015)], [(-0.97, 1), (-1, 0.97), (1, -1)]),
-])
-def test_right_answers_to_notebook_09_pass_and_near_misses_do_not(exercise, right, wrong, known, tiny_vit, capsys):
-    for answer in right + wrong:
-        vv.check(exercise, answer, tiny_vit)
-        assert capsys.readouterr().out.startswith("Right" if answer in right else "Not yet"), answer
-
-
-@pytest.mark.parametrize(("exercise", "answer", "wanted"), [
-    ("09.1", "emoji-d", "wants one of the models emoji-a, emoji-b, emoji-c"), ("09.2", "lemon", "wants a concept and two units"),
-    ("09.2", ("lemon", 0, 1), "wants a concept and two units"), ("09.2", ("lemon", ("emoji-a", 2), ("emoji-b", 0)), "0 to 1"),
-    ("09.2", ("lemon", ("emoji-c", 0), ("emoji-b", 0)), "No atlas of 'emoji-c' comes"), ("09.3", 0.5, "wants two correlations"),
-    ("09.2", ("lemon", (["emoji-a"], 0), ("emoji-b", 0)), "wants a concept and two units"),
-    ("09.2", ("lemno", ("emoji-a", 0), ("emoji-b", 0)), "none shows 'lemno'.*Did you mean lemon"),
-    ("09.3", ("a", "b"), "wants two correlations"),
-])
-def test_an_answer_of_the_wrong_kind_to_notebook_09_is_told_what_is_wanted(exercise, answer, wanted, known, tiny_vit):
-    with pytest.raises(VitvizError, match=wanted):
-        vv.check(exercise, answer, tiny_vit)

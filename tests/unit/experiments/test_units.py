@@ -159,7 +159,7 @@ def test_a_network_that_treats_queries_one_by_one_and_other_kinds_are_refused(ti
         parameter.data += 0.3 * torch.randn_like(parameter)
     with pytest.raises(VitvizError, match="The logits of normed change once its query units are rotated"):
         rotated(normed, kind="query")
-    with pytest.raises(VitvizError, match="not of 'residual'"):
+    with pytest.raises(VitvizError, match="got 'residual'"):
         rotated(tiny_vit, kind="residual")
 
 
@@ -226,7 +226,7 @@ def test_visualizations_are_of_evenly_spaced_units_and_random_directions_each_wi
 
 @pytest.mark.parametrize("neurons", [0, -1, 2.5, "all", None])
 def test_a_number_of_neurons_that_is_none_is_refused(neurons, visualized):
-    with pytest.raises(VitvizError, match="neurons is a whole number from 1"):
+    with pytest.raises(VitvizError, match="number of neurons is a whole number from 1"):
         visualize(visualized[0], neurons=neurons)
 
 

@@ -6,24 +6,22 @@ import torch
 from ...datasets.backgrounds import CONTEXTS
 from ...experiments.background import context_chance, context_selectivity
 from ...plotting.prediction_bars import predict
-from . import close, color_world, exercise, one_of, real, several, verdict, whole
+from ...utils import validate
+from . import close, color_world, parts, verdict
 
 
-@exercise("06.1")
-def context_guess(answer, model):
+def exercise_1(answer, model):
     """Accuracy in percent of the best guess that knows only the context, within 0.2."""
-    number, best = real(answer, "a number of percent"), context_chance(color_world(model))["top-1"]
+    number, best = validate.real("A number of percent", answer, -100, 100), context_chance(color_world(model))["top-1"]
     return close(number, best, 0.2, f"{best:.2f} %: in each context the best guess is one of the concepts at home there",
                  "Of all scenes, count those that show one concept in its usual context")
 
 
-@exercise("06.2")
-def out_of_context(answer, model):
+def exercise_2(answer, model):
     """A scene, and an unusual context for it, in which the model is wrong about what it recognizes in the usual one."""
-    what = "a scene and a context, such as (0, 'snow')"
-    number, name = several(answer, 2, what)
-    one_of(name, what, CONTEXTS, f" Contexts are {', '.join(CONTEXTS)}.")
-    scene, world, there = whole(number, "a scene", 10_000), color_world(model), CONTEXTS.index(name)
+    scene, name = parts(answer, (0, "snow"))
+    there = CONTEXTS.index(validate.choice("A context", name, CONTEXTS))
+    scene, world = validate.whole("A scene", scene, 0, 10_000), color_world(model)
     concept = world.facts(np.array([scene]))["concept"][0]
     home, truth = world.usual_context[concept], world.concepts[concept]
     if there == home:
@@ -36,15 +34,13 @@ def out_of_context(answer, model):
     return verdict(unusual.rank > 1, measured, "it does not rely on the context")
 
 
-@exercise("06.3")
-def context_unit(answer, model):
+def exercise_3(answer, model):
     """A layer, a neuron of it, and the context for which its selectivity is at least 1.5 standard deviations."""
-    what = "a layer, a neuron and a context, such as (0, 0, 'snow')"
-    first, second, name = several(answer, 3, what)
-    one_of(name, what, CONTEXTS, f" Contexts are {', '.join(CONTEXTS)}.")
+    layer, neuron, name = parts(answer, (0, 0, "snow"))
+    validate.choice("A context", name, CONTEXTS)
     by_layer = context_selectivity(model, color_world(model))
-    layer = whole(first, "a layer", len(by_layer) - 1)
-    neuron = whole(second, "a neuron", by_layer[layer].shape[1] - 1)
+    layer = validate.whole("A layer", layer, 0, len(by_layer) - 1)
+    neuron = validate.whole("A neuron", neuron, 0, by_layer[layer].shape[1] - 1)
     value, best = by_layer[layer][:, neuron].max(0)
     return verdict(CONTEXTS[best] == name and value >= 1.5, f"neuron {neuron} of layer {layer} is most selective for "
                    f"{CONTEXTS[best]}, by {value:.2f} standard deviations", "wanted are the right name and at least 1.5")

@@ -7,43 +7,40 @@ from ...experiments.fooling_circuit import FoolingCircuit
 from ...experiments.result import Result
 from ...models.loading import load
 from ...models.sites import find_site
+from ...utils import validate
 from ...utils.errors import VitvizError
 from ...utils.statistics import wilson
 from ...visualize.visualizer import Visualizer
 from ...widgets.two_alternative import TaskWidget
-from . import close, exercise, real, unsuitable, whole
+from . import close, verdict
 
 
-@exercise("10.1")
-def beats_chance(answer, model):
+def exercise_1(answer, model):
     """A score of the two-alternative task whose interval, over both kinds of hint, lies above chance."""
-    answer = answer.score if isinstance(answer, TaskWidget) else answer
-    if not isinstance(answer, Result) or "hint" not in answer.table:
-        raise unsuitable("a task, or a score such as task.play(player, name)", answer)
-    table = answer.table[answer.table["n"] > 0]
+    score = answer.score if isinstance(answer, TaskWidget) else answer
+    if not isinstance(score, Result) or "hint" not in score.table:
+        raise VitvizError(f"The answer is a task, or a score such as task.play(player, name); got {validate.shown(answer)}.")
+    table = score.table[score.table["n"] > 0]
     n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
     low, high = wilson(hits, n)
-    right = low > 0.5
-    return right, (f"{hits} of {n} choices are correct; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %, "
-                   + ("above chance." if right else "so it could be chance (50 %)."))
+    return verdict(low > 0.5, f"{hits} of {n} choices are correct; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %",
+                   "so it could be chance (50 %)")
 
 
-@exercise("10.2")
-def fooled_neuron(answer, model):
+def exercise_2(answer, model):
     """The neuron of a model with a fooling circuit whose visualization is another's."""
-    if not isinstance(model.module, FoolingCircuit):
-        raise VitvizError(f"Exercise 10.2 is about a model with a fooling circuit, and {model.name} has none; pass suspect.")
     circuit = model.module
-    neuron = whole(answer, "a neuron", circuit.width - 1)
+    if not isinstance(circuit, FoolingCircuit):
+        raise VitvizError(f"Exercise 10.2 is about a model with a fooling circuit, and {model.name} has none; pass suspect.")
+    neuron = validate.whole("A neuron", answer, 0, circuit.width - 1)
     right = neuron == circuit.neuron
     return right, (f"neuron {neuron} shows the visualization of neuron {circuit.shown}." if right else
                    f"neuron {neuron} is unchanged. Whose visualization has nothing in common with its top scenes?")
 
 
-@exercise("10.3")
-def value_of_selectivity(answer, model):
+def exercise_3(answer, model):
     """Points between recognition from a selectivity of 4 and below 3, last layer, within 3."""
-    number, site = real(answer, "a number of percentage points"), find_site(model)
+    number, site = validate.real("A number of percentage points", answer, -100, 100), find_site(model)
     recognizer = load("emoji-resnet" if model.name != "emoji-resnet" else "emoji-vit")
     selective, viewer, hits = selectivity(model, site), Visualizer(model), []
     for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB

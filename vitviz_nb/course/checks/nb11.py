@@ -5,54 +5,47 @@ from ...experiments.localization import token_similarity
 from ...experiments.result import Result
 from ...models.sites import find_site
 from ...models.vision_model import VisionModel
-from ...utils.errors import VitvizError, nearest
+from ...utils import validate
+from ...utils.errors import VitvizError
 from ...utils.paths import data_dir
 from ...visualize.rendering import Rendering
 from ...visualize.top_images import top_images
 from ..report import Report
-from . import close, exercise, real, several, unsuitable, whole
+from . import close, parts
 
 
-@exercise("11.1")
-def top_photograph(answer, model):
+def exercise_1(answer, model):
     """A neuron of the last layer, and the photograph of the kit that activates it most."""
-    site, names = find_site(model), [path.stem for path in photographs(model).paths]
-    what = "a neuron and a photograph, such as (376, 'cat')"
-    number, name = several(answer, 2, what)
-    if not isinstance(name, str):
-        raise unsuitable(what, answer)
-    neuron = whole(number, "a neuron", site.units - 1)
-    if name not in names:
-        raise VitvizError(f"No photograph is called {name!r}.{nearest(name, names)} There are {', '.join(names)}.")
+    (neuron, name), site, names = parts(answer, (376, "cat")), find_site(model), [p.stem for p in photographs(model).paths]
+    neuron = validate.whole("A neuron", neuron, 0, site.units - 1)
+    validate.choice("A photograph", name, names)
     top = top_images(model, site.layer, neuron, site.kind, photographs(model), k=len(names))
-    order = [names[i] for i in top.indices]
-    right = name == order[0]
-    return right, (f"{order[0]} activates neuron {neuron} most, then {order[1]} ({top.activations[0]:.2f} and "
-                   f"{top.activations[1]:.2f})." if right else
-                   f"{name} is number {order.index(name) + 1} of {len(order)} for neuron {neuron}.")
+    order, (first, second, *_) = [names[i] for i in top.indices], top.activations
+    return name == order[0], (f"{name} activates neuron {neuron} most, then {order[1]} ({first:.2f} and {second:.2f})."
+                              if name == order[0] else
+                              f"{name} is number {order.index(name) + 1} of {len(order)} for neuron {neuron}.")
 
 
-@exercise("11.2")
-def similarity_on_photographs(answer, model):
+def exercise_2(answer, model):
     """Mean cosine similarity of the patch tokens of a photograph in the last layer, within 0.03."""
-    number = real(answer, "a mean cosine similarity")
-    last = token_similarity(model, photographs(model)).table.query("tokens == 'patches'").iloc[-1]
-    return close(number, last["value"], 0.03, f"{last['value']:.2f} in layer {last['layer']} (95 % interval {last['low']:.2f} to "
-                 f"{last['high']:.2f}, {last['n']} photographs)", "Take the last layer, patches, and only the photographs")
+    number = validate.real("A mean cosine similarity", answer, -1, 1)
+    last = token_similarity(model, photographs(model)).where(tokens="patches").table.iloc[-1]
+    return close(number, last["value"], 0.03, f"{last['value']:.2f} in layer {last['layer']:.0f} (95 % interval "
+                 f"{last['low']:.2f} to {last['high']:.2f}, {last['n']:.0f} photographs)",
+                 "Take the last layer, patches, and only the photographs")
 
 
-@exercise("11.3")
-def own_report(answer, model):
+def exercise_3(answer, model):
     """A report of four items or more, with words on each; a rendering, a result, and one of words only."""
     if not isinstance(answer, Report):
-        raise unsuitable("a report, made by vv.Report(folder, title)", answer)
+        raise VitvizError(f"The answer is a report, made by vv.Report(folder, title); got {validate.shown(answer)}.")
     kinds = [type(item.shown) for item in answer.items]
     lacks = [f"four items (it has {len(kinds)})"] * (len(kinds) < 4)
     lacks += ["pictures (a Rendering)"] * (Rendering not in kinds) + ["a measurement (a Result)"] * (Result not in kinds)
     lacks += ["an item of words only, on what you could not show"] * (type(None) not in kinds)
     lacks += [f"words on {item.heading!r}" for item in answer.items if not item.text.strip()]
-    return not lacks, (f"{len(kinds)} items with words on each, in {answer.page.name}. Whether they convince, others must say."
-                       if not lacks else f"the report lacks {'; '.join(lacks)}.")
+    return not lacks, (f"the report lacks {'; '.join(lacks)}." if lacks else
+                       f"{len(kinds)} items with words on each, in {answer.page.name}. Whether they convince, others must say.")
 
 
 def photographs(model: VisionModel) -> ImageFolder:
