@@ -108,10 +108,9 @@ def check_neurons(site: Site, neurons) -> list[int]:
         neurons: a whole number, or a range, list, tensor or array of them.
     """
     neurons, allowed = validate.scalar(neurons), f"The {site} has neurons 0 to {site.units - 1}"
-    if isinstance(neurons, range) and len(neurons) > site.units:
-        raise VitvizError(f"{allowed}; {neurons!r} names {len(neurons):,}.")
     try:
         several = isinstance(neurons, Iterable) and not isinstance(neurons, (str, bytes, dict))
+        # One more than there are is enough to be refused, however many are named.
         numbers = [validate.scalar(n) for n in (islice(neurons, site.units + 1) if several else [neurons])]
     except Exception:  # an object whose iteration fails
         numbers = [None]
