@@ -6,10 +6,11 @@ from dataclasses import dataclass
 from io import BytesIO
 
 import matplotlib
-import numpy as np
 import torch
 import torch.nn.functional as F
+from matplotlib.colors import Normalize
 from PIL import Image, ImageDraw, ImageFont
+from torchvision.transforms.functional import to_pil_image
 
 _GAP, _LINE = 8, 16
 _INK, _FAINT, _ALARM = "#1b1b1b", "#5a5a5a", "#a33a00"  # on white, readable in light and dark themes
@@ -26,8 +27,7 @@ class Tile:
 
 def to_image(picture: torch.Tensor, side: int | None = None) -> Image.Image:
     """A PIL image of (3, H, W) in [0, 1], enlarged smoothly to ``side`` px."""
-    array = (picture.detach().cpu().clamp(0, 1) * 255).round().byte().permute(1, 2, 0).numpy()
-    image = Image.fromarray(array)
+    image = to_pil_image((picture.detach().cpu().clamp(0, 1) * 255).round().byte())
     return image.resize((side, side), Image.Resampling.BICUBIC) if side else image
 
 
@@ -56,10 +56,8 @@ def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int =
 def stack(images: list[Image.Image]) -> Image.Image:
     """Images one below the other, on white, as wide as the widest."""
     whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
-    top = 0
-    for image in images:
-        whole.paste(image, (0, top))
-        top += image.height
+    for i, image in enumerate(images):
+        whole.paste(image, (0, sum(above.height for above in images[:i])))
     return whole
 
 
@@ -79,9 +77,6 @@ def with_map(picture: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:
 
     The colors (cividis) are safe for color-blind readers.
     """
-    low, high = activation.min(), activation.max()
-    shown = F.interpolate(activation[None, None], picture.shape[1:], mode="nearest")[0, 0]
-    shown = ((shown - low) / (high - low).clamp_min(1e-12)).numpy()
-    color = torch.from_numpy(matplotlib.colormaps["cividis"](shown)[..., :3].astype(np.float32)).permute(2, 0, 1)
-    gray = picture.mean(0, keepdim=True).expand(3, -1, -1)
-    return 0.45 * gray + 0.55 * color
+    shown = Normalize()(F.interpolate(activation[None, None], picture.shape[1:], mode="nearest")[0, 0].numpy())
+    color = torch.from_numpy(matplotlib.colormaps["cividis"](shown)[..., :3]).float().permute(2, 0, 1)
+    return 0.45 * picture.mean(0) + 0.55 * color

@@ -33,8 +33,7 @@ def predict(model: "VisionModel", images: torch.Tensor, truth: str) -> list[Pred
         raise VitvizError(f"{model.name} knows no class {validate.shown(truth)}.{nearest(truth, known) if known else ''}")
     with torch.inference_mode():
         logits = model(images).float().cpu()
-    true = model.class_names.index(truth)
-    ranks = 1 + (logits > logits[:, true:true + 1]).sum(1)
+    ranks = 1 + (logits > logits[:, [model.class_names.index(truth)]]).sum(1)
     return [Prediction(model.name, model.class_names[best], rank)
             for best, rank in zip(logits.argmax(1).tolist(), ranks.tolist(), strict=True)]
 
@@ -47,10 +46,10 @@ def prediction_bars(models: list["VisionModel"], image: torch.Tensor, truth: str
     left.imshow(image.detach().cpu().clamp(0, 1).permute(1, 2, 0))
     left.set(xticks=[], yticks=[])
     left.set_title(title, fontsize="medium", wrap=True)
-    correct_color, wrong_color = (sns.color_palette("colorblind")[i] for i in (0, 1))
+    correct, wrong = ({"marker": marker, "color": color, "markersize": 10}
+                      for marker, color in zip("oX", sns.color_palette("colorblind"), strict=False))
     for y, row in enumerate(rows):
-        correct = row.rank == 1
-        right.plot(row.rank, y, "o" if correct else "X", markersize=10, color=correct_color if correct else wrong_color)
+        right.plot(row.rank, y, **(correct if row.rank == 1 else wrong))
     right.set_xscale("log", base=2)
     classes = len(models[0].class_names)
     ticks = [1, *(2**i for i in range(1, 20) if 2**i < classes), classes]
