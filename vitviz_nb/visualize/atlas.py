@@ -1,8 +1,7 @@
 """Pictures made beforehand, whole layers at a time, so that sliders answer at once. Reading them needs no model.
 
 An atlas is a folder: ``manifest.json``, and for each layer a table of numbers (``mlp_05.npz``) and its pictures on one sprite
-sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512). The sheets are lossy, so scores are measured on
-the pictures as they are stored. ``atlas_maker`` makes atlases.
+sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512), lossy. ``atlas_maker`` makes atlases.
 """
 
 import hashlib
@@ -98,8 +97,7 @@ class Atlas:
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
         """The numbers of the reference scenes that activate a neuron most, the strongest first, and its activations for them."""
-        table = self._numbers(layer)
-        return table["top"][neuron].tolist(), table["top_activation"][neuron].tolist()
+        return tuple(self._numbers(layer)[name][neuron].tolist() for name in ("top", "top_activation"))
 
     def table(self) -> pd.DataFrame:
         """All neurons, a row each.
@@ -131,7 +129,7 @@ class Atlas:
         table = self.table()
         table["count"] = [scenes.count(concept) for scenes in table["scenes"]]
         table = table[table["count"] > 0]
-        first = pd.Series([scenes.index(concept) for scenes in table["scenes"]], table.index, dtype=int)
+        first = [scenes.index(concept) for scenes in table["scenes"]]
         order = np.lexsort([-table["percentile"], first, -table["count"]])
         return table.iloc[order].reset_index(drop=True)
 
@@ -142,10 +140,8 @@ class Atlas:
         tiles = []
         for row in rows.itertuples():
             most = max(row.scenes, key=row.scenes.count)
-            tiles.append(Tile(self.rendering(row.layer, [row.neuron]).pictures[0],
-                              [f"{row.layer}:{row.neuron}, above {row.percentile:.1f} %",
-                               f"{row.scenes.count(most)} x {most}"[:19]],
-                              row.status == "alive"))
+            lines = [f"{row.layer}:{row.neuron}, above {row.percentile:.1f} %", f"{row.scenes.count(most)} x {most}"[:19]]
+            tiles.append(Tile(self.rendering(row.layer, row.neuron).pictures[0], lines, row.status == "alive"))
         title = (f"{self.facts['model']}: layer:neuron and the percentage of scenes that activate it less than its picture does; "
                  f"below, the most frequent concept of its {STRONGEST} strongest scenes")
         return contact_sheet(tiles, title, side=112, columns=columns)
@@ -166,14 +162,13 @@ class Atlas:
         return cut(self.folder / name, self.facts["size"], min(sheet, units - first), sha256)[neuron - first]
 
 
-@cache
-def _open_once(folder: Path) -> Atlas | None:
-    return Atlas.open(folder) if (folder / "manifest.json").exists() else None
-
-
 def embedded(name: str) -> Atlas | None:
     """The atlas that ships for a model, if there is one."""
-    return _open_once(data_dir() / "atlas" / name)
+    folder = data_dir() / "atlas" / name
+    return _open_once(folder) if (folder / "manifest.json").exists() else None
+
+
+_open_once = cache(Atlas.open)
 
 
 def embedded_atlases() -> list[str]:

@@ -88,9 +88,8 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
 
     Args:
         executor: any of ``concurrent.futures``, whose workers then make the pictures: ``Client.get_executor()`` of Dask, or
-            mpi4py's ``MPIPoolExecutor()``. A chunk whose worker died is tried again, up to 3 times in all. Executors that do
-            not outlive a worker's death (``ProcessPoolExecutor``) are given as a function that makes one, to be called again:
-            ``functools.partial(ProcessPoolExecutor, 8)``.
+            mpi4py's ``MPIPoolExecutor()``. A chunk whose worker died is tried again, up to 3 times in all. One that breaks when
+            a worker dies is given as a function that makes it: ``functools.partial(ProcessPoolExecutor, 8)``.
 
     Raises:
         VitvizError: a folder that cannot be written, or in which another process makes an atlas; a full disk; a folder that
@@ -101,9 +100,9 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
     sites = {site.layer: site for site in sorted((find_site(model, layer) for layer in layers), key=lambda site: site.layer)}
     if not sites:
         raise VitvizError("An atlas needs at least one layer; none was named.")
-    visualizer, kind = Visualizer(model, recipe, atlas=False, keep=False), next(iter(sites.values())).kind
+    visualizer = Visualizer(model, recipe, atlas=False, keep=False)
     _check_unchanged(model)
-    facts = {"model": model.title, "weights": model.weights_hash, "kind": kind, "layers": [],
+    facts = {"model": model.title, "weights": model.weights_hash, "kind": find_site(model).kind, "layers": [],
              "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": model.image_size,
              "reference": visualizer.reference.name, "format": FORMAT, "version": __version__,
              "sheet": per_sheet(model.image_size)}

@@ -58,7 +58,7 @@ class Augmentation:
     def __call__(self, pictures: torch.Tensor, step: int, precision: torch.dtype = torch.float32) -> "Views":
         """Normalized views (K * copies, 3, S, S) of images (K, 3, S, S) in [0, 1] in step ``step`` (from 0)."""
         shift, scale, offset = self.parameters(step)
-        return _views(_roll(pictures, shift), scale, offset, precision)
+        return Views(_roll(pictures, shift), scale, offset, precision)
 
     def parameters(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """Of a step: shifts (K, 2) of rows and columns, px; scale and offset (K, copies, 3, 1, 1), normalization included."""
@@ -87,15 +87,7 @@ class Augmentation:
 def unchanged(pictures: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> "Views":
     """Images (K, 3, S, S) in [0, 1] as they are, normalized, each its own and only view."""
     scale = (1 / std).to(pictures).expand(len(pictures), 1, -1, -1, -1)
-    return _views(pictures, scale, -mean.to(pictures) * scale, torch.float32)
-
-
-def _views(moved: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, precision: torch.dtype) -> "Views":
-    # The shape without the memory: one number, shown as many times as there are pixels.
-    shape = moved.new_empty(1, dtype=precision).expand(scale.shape[0] * scale.shape[1], *moved.shape[1:])
-    views = shape.as_subclass(Views)
-    views.moved, views.scale, views.offset = moved, scale, offset
-    return views
+    return Views(pictures, scale, -mean.to(pictures) * scale)
 
 
 class Views(torch.Tensor):
@@ -105,6 +97,13 @@ class Views(torch.Tensor):
     patches do not overlap) is linear. So each channel of an image is embedded once, however many views are sums of it, as one
     product of matrices: torch's convolution is slower even for one view, most of all backwards.
     """
+
+    def __new__(cls, moved: torch.Tensor, scale: torch.Tensor, offset: torch.Tensor, precision: torch.dtype = torch.float32):
+        # The shape without the memory: one number, shown as many times as there are pixels.
+        shape = moved.new_empty(1, dtype=precision).expand(scale.shape[0] * scale.shape[1], *moved.shape[1:])
+        views = shape.as_subclass(cls)
+        views.moved, views.scale, views.offset = moved, scale, offset
+        return views
 
     @classmethod
     def __torch_function__(cls, function, types, arguments=(), named=None):

@@ -27,8 +27,7 @@ class Rendering:
         kind, layer, neurons: what was pictured.
         pictures: float32 (K, 3, S, S), RGB in [0, 1], on the CPU.
         steps: (K,), updates done; fewer than ``recipe.steps`` where it was stopped.
-        curve_steps, curves: the activation on the picture itself, without augmentation, after so many steps: (n,) and
-            (K, n), NaN where not read.
+        curve_steps, curves: the activation without augmentation after so many steps: (n,) and (K, n), NaN where not read.
         recipe, seed: how they were made.
         scores: measured afterwards; None in the frames of a stream.
     """
@@ -84,9 +83,7 @@ class Rendering:
         return bundle(self.sheet(), f"Pictures of neurons {', '.join(map(str, self.neurons))}: {self.title}")
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
-        """Write ``manifest.json``, then ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
-
-        The manifest comes first: a folder in which this was interrupted is known as a rendering's, and saved to again.
+        """Write ``manifest.json``, ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
 
         Raises:
             VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, unless
@@ -100,7 +97,7 @@ class Rendering:
         contents = {"manifest.json": json.dumps(facts, indent=1) + "\n", "pictures.npz": arrays, "sheet.png": png(self.sheet())}
         contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
         self.check_folder(folder, self.neurons, force)
-        for name, content in contents.items():
+        for name, content in contents.items():  # the manifest first: it tells a folder in which this was interrupted
             files.write(folder / name, content)
         return folder
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 
 import numpy as np
@@ -128,10 +128,8 @@ class Visualizer:
 
     def in_atlas(self, layer: int, kind: str | None = None, seed: int = 0) -> bool:
         """Whether the embedded atlas has the pictures of a layer, so that they come at once."""
-        if not self._atlas:
-            return False
         site = find_site(self.model, layer, kind)
-        return self._atlas.holds(self.model, site.kind, site.layer, self.recipe, seed)
+        return bool(self._atlas) and self._atlas.holds(self.model, site.kind, site.layer, self.recipe, seed)
 
     def score(self, rendering: Rendering) -> Rendering:
         """The rendering with its scores measured."""
@@ -225,8 +223,7 @@ class Visualizer:
             activation = tokens(network, each_view, views, recipe.leak).float().mean((1, 2))
             return loss(activation, images, recipe)
 
-        adam = progress.adam.update(losses, recipe.steps, recipe.lr,
-                                    lambda gradient: blurred(gradient, recipe, progress.adam.step),
+        adam = progress.adam.update(losses, recipe.steps, recipe.lr, partial(blurred, recipe=recipe, step=progress.adam.step),
                                     scale=1024.0 if precision is torch.float16 else 1.0)
         if not reached:  # total variation has a gradient of its own
             raise no_gradient(f"The activation at {each} of {self.model.name}")
