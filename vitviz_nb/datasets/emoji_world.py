@@ -67,21 +67,11 @@ class Scenes:
     @cached_property
     def captions(self) -> list[str]:
         """One sentence a scene, with every fact that a person would see."""
-        columns = [getattr(self, name).tolist() for name in _TRUTH]  # at once: each read from a GPU waits for it
-        return [self._caption(**dict(zip(_TRUTH, facts, strict=True))) for facts in zip(*columns, strict=True)]
+        return _captions(self.world, {name: getattr(self, name) for name in _TRUTH})
 
     def _repr_mimebundle_(self, include=None, exclude=None):
         shown = [Tile(image, wrap(caption, 24)) for image, caption in zip(self.images, self.captions, strict=True)]
         return bundle(contact_sheet(shown, repr(self.world)), f"{len(self)} scenes: {'; '.join(self.captions)}")
-
-    def _caption(self, concept, style, context, count, size, rotation, position, occluded, blurred, companion) -> str:
-        noun, concepts = _NOUNS[self.world.styles[style]][count > 1], self.world.concepts
-        words = [f"{('a', 'two', 'three')[count - 1]} {('small ', '', 'large ')[size]}{noun} of {concepts[concept]}"]
-        words += [ROTATIONS[rotation]] * (rotation > 0) + [f"at the {POSITIONS[position]}"] * (position > 0)
-        if companion >= 0:
-            words.append(f"with {concepts[companion]}")
-        words += ["half hidden"] * occluded + ["blurred"] * blurred
-        return ", ".join([*words, f"on {CONTEXTS[context]}"])
 
 
 class EmojiWorld:
@@ -148,8 +138,7 @@ class EmojiWorld:
 
     def captions(self, indices) -> list[str]:
         """The captions of scenes that are not drawn."""
-        facts, none = self.facts(indices), torch.empty(0)
-        return Scenes(self, none, none, **{k: torch.as_tensor(facts[k]) for k in _TRUTH}, indices=none).captions
+        return _captions(self, self.facts(indices))
 
     def facts(self, indices) -> dict[str, np.ndarray]:
         """Every property of scenes ``indices``, drawn or not, as hashes fix them: arrays (N,) or (N, 4 objects)."""
@@ -210,16 +199,30 @@ class EmojiWorld:
         """Images (N, 3, size, size) and masks (N, size, size) of scenes with these facts, which may have been changed."""
         n = len(facts["concept"])
         try:
-            images, masks = torch.empty(n, 3, *[self.size] * 2, device=device), torch.empty(n, *[self.size] * 2, device=device)
+            masks = torch.empty(n, self.size, self.size, device=device)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
             raise VitvizError(f"{n} scenes cannot be drawn on the device {validate.shown(device)} "
                               f"({str(error).splitlines()[0]}).") from None
-        pyramid, backgrounds = _assets(self.styles, self._rows, len(SPLITS) * self.seed + SPLITS.index(self.split), images.device)
+        images = masks.new_empty(n, 3, self.size, self.size)
+        pyramid, backgrounds = _assets(self.styles, self._rows, len(SPLITS) * self.seed + SPLITS.index(self.split), masks.device)
         for i in range(0, n, _CHUNK):
             chunk = slice(i, i + _CHUNK)
             part = {k: v[chunk] for k, v in facts.items()}
             images[chunk], masks[chunk] = draw(part, self.styles, self.size, pyramid, backgrounds)
         return images, masks
+
+
+def _captions(world: EmojiWorld, facts: dict) -> list[str]:
+    captions = []
+    columns = [facts[name].tolist() for name in _TRUTH]  # at once: each read from a GPU waits for it
+    for concept, style, context, count, size, rotation, position, occluded, blurred, companion in zip(*columns, strict=True):
+        noun = _NOUNS[world.styles[style]][count > 1]
+        words = [f"{('a', 'two', 'three')[count - 1]} {('small ', '', 'large ')[size]}{noun} of {world.concepts[concept]}"]
+        words += [ROTATIONS[rotation]] * (rotation > 0) + [f"at the {POSITIONS[position]}"] * (position > 0)
+        words += [f"with {world.concepts[companion]}"] * (companion >= 0)
+        words += ["half hidden"] * occluded + ["blurred"] * blurred
+        captions.append(", ".join([*words, f"on {CONTEXTS[context]}"]))
+    return captions
 
 
 @lru_cache(maxsize=4)  # worlds that differ in size only share them
