@@ -38,8 +38,7 @@ def foreground_background(model: VisionModel, images=None, *, n: int | None = No
     image_set = ImageSet(model, images, n)
     rows = [row for shown, correct in _correct(model, image_set, boxes, fill).items()
             for row in accuracy_rows({"shown": shown}, correct)]
-    return Result(f"{model.title}: foreground and background, {_how(boxes, fill)} ({image_set.name})", "accuracy (%)",
-                  rows)
+    return Result(f"{model.title}: foreground and background, {_how(boxes, fill)} ({image_set.name})", "accuracy (%)", rows)
 
 
 def masked(images: torch.Tensor, masks: torch.Tensor, shown: str, boxes: bool = False, fill: str = "black") -> torch.Tensor:
@@ -143,8 +142,7 @@ def context_swap(model: VisionModel, images: EmojiWorld | None = None, *, n: int
                  {"context": context, "measure": "errors that follow the context",
                   **proportion((followed == here[wrong]).sum(), wrong.sum())},
                  {"context": context, "measure": "shuffled contexts", **proportion((followed == control).sum(), wrong.sum())}]
-    return Result(f"{model.title}: objects in their usual and in another context ({image_set.name})", "scenes (%)",
-                  rows)
+    return Result(f"{model.title}: objects in their usual and in another context ({image_set.name})", "scenes (%)", rows)
 
 
 def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *, n: int = 1024, boxes: bool = True,
@@ -163,8 +161,7 @@ def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *,
     rows = [{"prediction": name, **proportion(hits.sum(), image_set.n)} for name, hits in (
         ("consistent with the context", usual == contexts), ("shuffled contexts", usual == control),
         ("correct, top-1", correct[:, 0]), ("correct, top-5", correct.any(1)))]
-    return Result(f"{model.title}: background alone, {_how(boxes, fill)} ({image_set.name})", "backgrounds (%)",
-                  rows)
+    return Result(f"{model.title}: background alone, {_how(boxes, fill)} ({image_set.name})", "backgrounds (%)", rows)
 
 
 def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *, kind: str | None = None,

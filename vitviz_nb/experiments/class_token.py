@@ -21,12 +21,9 @@ from .result import Result, proportion
 
 
 def cls_isolation(model: VisionModel, images=None, *, n: int | None = None) -> Result:
-    """Accuracy with CLS isolated from the patches in the first k blocks, for k = 0 (as trained) to all blocks.
+    """Accuracy on labeled images with CLS isolated from the patches in the first k blocks, for k = 0 (as trained) to all blocks.
 
     Paper, section 4: ViT-B/16 keeps nearly all of its accuracy until CLS is isolated in all blocks but the last.
-
-    Args:
-        images: labeled, as ``ImageSet`` takes them.
     """
     return _by_block(model, ImageSet(model, images, n), "isolated blocks", isolate_cls, "isolated CLS for the first blocks")
 
@@ -37,19 +34,22 @@ def cls_only_from(model: VisionModel, images=None, *, n: int | None = None) -> R
 
 
 def _by_block(model: VisionModel, images: ImageSet, factor: str, change: Callable, what: str) -> Result:
-    rows = [row for k in range(depth(model) + 1) for row in _accuracy(model, images, {factor: k}, change(model, k))]
+    rows = []
+    for k in range(depth(model) + 1):
+        with change(model, k):
+            rows += accuracy_rows({factor: k}, correct_predictions(model, images, f"{factor} {k}"))
     return Result(f"{model.title}: {what} ({images.name})", "accuracy (%)", rows)
 
 
 def isolate_cls(model: VisionModel, blocks: int) -> AbstractContextManager[None]:
     """Inside ``with isolate_cls(model, k):`` CLS and the patches do not attend to each other in the first k blocks."""
-    k = _block_number(model, blocks)
+    k = validate.whole("A number of blocks", blocks, 0, depth(model))
     return _split(model, f"CLS isolated for {k} blocks", _blocks(model)[:k], freeze_patches=False)
 
 
 def cls_only(model: VisionModel, block: int) -> AbstractContextManager[None]:
     """Inside ``with cls_only(model, k):`` only CLS passes through the blocks from k on; the patch tokens stay as they are."""
-    k = _block_number(model, block)
+    k = validate.whole("The number of a block", block, 0, depth(model))
     return _split(model, f"CLS-only from block {k}", _blocks(model)[k:], freeze_patches=True)
 
 
@@ -78,14 +78,13 @@ def head_on_tokens(model: VisionModel, images=None, *, n: int | None = None) -> 
 
 def top1(model: VisionModel, changed: AbstractContextManager | None = None, *, n: int = 512) -> float:
     """Top-1 accuracy in percent on the first ``n`` default images, inside ``changed``, such as ``isolate_cls(model, 2)``."""
-    return _accuracy(model, ImageSet(model, None, n), {}, changed)[0]["value"]
+    with changed or nullcontext():
+        return accuracy_rows({}, correct_predictions(model, ImageSet(model, None, n), "as it is"))[0]["value"]
 
 
 @torch.inference_mode()
 def patch_hits(model: VisionModel, images=None, *, n: int = 512) -> tuple[torch.Tensor, int]:
-    """On how many images the head's top-1 prediction from each patch token of the last block is correct: int64 (patches,); and
-    the number of images.
-    """
+    """Correct top-1 predictions of the head from each patch token of the last block: int64 (patches,); of how many images."""
     image_set, hits = ImageSet(model, images, n), 0
     for numbers, batch in image_set.batches(f"{model.name}: head on each patch token"):
         hits = hits + are_correct(patch_logits(model, batch), image_set.labels(numbers))[..., 0].sum(0)
@@ -150,10 +149,6 @@ def _probe_head(model: VisionModel) -> str | None:
     return "any patches" if same(lambda x: torch.cat([x[:, :prefix], x[:, prefix:].roll(1, 0)], 1)) else None
 
 
-def _block_number(model: VisionModel, number: int) -> int:
-    return validate.whole("A number of blocks", number, 0, depth(model))
-
-
 @contextmanager
 def _after(model: VisionModel, site: Site, change: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[None]:
     """While it is open, the output of the block at ``site`` goes through ``change``."""
@@ -200,9 +195,3 @@ class _SplitForward:
         patches = x[:, self.prefix:]
         return torch.cat([self.whole(x[:, :self.prefix], *more, **named),
                           patches if self.freeze_patches else self.whole(patches, *more, **named)], 1)
-
-
-def _accuracy(model: VisionModel, images: ImageSet, factors: dict, changed: AbstractContextManager | None = None) -> list[dict]:
-    """Two rows, top-1 and top-5, of the model inside ``changed``."""
-    with changed or nullcontext():
-        return accuracy_rows(factors, correct_predictions(model, images, ", ".join(f"{k} {v}" for k, v in factors.items())))

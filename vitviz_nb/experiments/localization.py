@@ -2,10 +2,10 @@
 
 from collections.abc import Iterator
 
-import numpy as np
 import torch
 import torch.nn.functional as F
 
+from ..datasets.emoji_world import index_array
 from ..datasets.image_set import AT_ONCE, ImageSet
 from ..models.reading import each_layer
 from ..models.sites import Site, find_site, find_sites
@@ -39,13 +39,11 @@ def patch_perturbation(model: VisionModel, images: torch.Tensor, patches) -> lis
     """
     sites, (rows, columns) = _residual(model), patch_grid(model)
     validate.images(f"Images for {model.name}", images, (3, model.image_size, model.image_size))
-    patches = patches.tolist() if isinstance(patches, (torch.Tensor, np.ndarray)) else patches
-    patches = patches if isinstance(patches, (list, tuple, range)) else [patches]
-    numbers = [validate.whole("The number of a patch", patch, 0, rows * columns - 1) for patch in patches]
+    numbers = torch.from_numpy(index_array("The numbers of patches", patches, rows * columns - 1))
     if len(images) < 2 or len(numbers) != len(images):
         raise VitvizError(f"At least 2 images, and for each the number of a patch, are needed; got {len(images)} images and "
                           f"{len(numbers)} numbers.")
-    pixels = _at_patch(torch.tensor(numbers), (rows, columns), images.shape[-2:])[:, None].bool().to(images.device)
+    pixels = _at_patch(numbers, (rows, columns), images.shape[-2:])[:, None].bool().to(images.device)
     perturbed, shares = torch.where(pixels, images.roll(1, 0), images), [[] for _ in sites]
     for part in range(0, len(images), AT_ONCE):
         before, after = (each_layer(model, "residual", shown[part:part + AT_ONCE], lambda site, tokens: tokens.clone())
@@ -81,11 +79,9 @@ def locality(model: VisionModel, images=None, *, n: int = 256, seed: int = 0) ->
 def pointing_game(model: VisionModel, images=None, *, kind: str | None = None, n: int | None = None) -> Result:
     """How often neurons are most active on the foreground, by layer: over each neuron's five top images, in percent.
 
-    A hit is a peak in a patch of which the mask covers at least half. Controls: the same peaks against the mask of another of
-    the five images, which says what the center, where most objects are, is worth; and the share of patches under a mask.
-
-    Args:
-        images: with masks (``ImageSet.masks``), such as an ``EmojiWorld``.
+    A hit is a peak in a patch of which the mask (``ImageSet.masks``) covers at least half. Controls: the same peaks against the
+    mask of another of the five images, which says what the center, where most objects are, is worth; and the share of patches
+    under a mask.
     """
     image_set, rows = _several(model, images, n), []
     for site, maps, own, other in _top_maps(model, image_set, kind):
@@ -102,9 +98,6 @@ def mask_agreement(model: VisionModel, images=None, *, kind: str | None = None, 
 
     Unlike a peak, this also counts a neuron that is active everywhere but on the foreground.
 
-    Args:
-        images: with masks (``ImageSet.masks``), such as an ``EmojiWorld``.
-
     Returns:
         The fraction of a map's variance that the mask explains (squared correlation over patches, in percent), mean over
         neurons, for the mask of the image and for that of another of the five; and the percentage of neurons that are more
@@ -118,8 +111,7 @@ def mask_agreement(model: VisionModel, images=None, *, kind: str | None = None, 
             if masks is own:
                 on_foreground.append({"layer": site.layer, **proportion((r.mean(0) > 0).sum(), r.shape[1])})
     what = f"({TOP} top images of {image_set.name})"
-    return (Result(f"{model.title}: activation maps and masks {what}", "variance explained by the mask (%)",
-                   explained),
+    return (Result(f"{model.title}: activation maps and masks {what}", "variance explained by the mask (%)", explained),
             Result(f"{model.title}: neurons more active on the foreground {what}", "neurons (%)", on_foreground))
 
 
@@ -154,8 +146,7 @@ def linear_probes(model: VisionModel, images=None, *, n: int = 256) -> Result:
         for name, target in (("position", grid.expand(len(x), -1, -1)), ("color", color)):
             rows.append({"layer": site.layer, "probe": name, **mean_of(100 * _ridge_r2(x, target))})
     release_memory()
-    return Result(f"{model.title}: linear probes of patch tokens ({image_set.name})", "variance explained (%)",
-                  rows)
+    return Result(f"{model.title}: linear probes of patch tokens ({image_set.name})", "variance explained (%)", rows)
 
 
 def token_similarity(model: VisionModel, images=None, *, n: int = 256) -> Result:
@@ -241,11 +232,8 @@ def _cosines(site: Site, tokens: torch.Tensor) -> torch.Tensor:
 
 
 def _ridge_r2(x: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    """R² of a ridge regression on each image of the second half: 1 - its squared error / the mean squared distance from the mean
-    of the first half, on which it is fitted.
-
-    Args:
-        x: tokens (N, P, D); target: (N, P, T), predicted from them.
+    """R² of a ridge regression of target (N, P, T) on tokens x (N, P, D), for each image of the second half: 1 - its squared
+    error / the mean squared distance from the mean of the first half, on which it is fitted.
     """
     half = len(x) // 2
     center, spread = x[:half].mean((0, 1)), x[:half].std((0, 1)).clamp_min(1e-6)

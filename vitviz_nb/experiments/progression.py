@@ -77,8 +77,7 @@ def selectivity_by_layer(model: VisionModel, images: EmojiWorld | None = None) -
     for labels, shuffled in (("concepts", False), ("shuffled", True)):
         for site in find_sites(model)[find_site(model).kind]:
             rows.append({"layer": site.layer, "labels": labels, **mean_of(selectivity(model, site, images, shuffled).strength)})
-    return Result(f"{model.title}: selectivity of units for their preferred concept", "selectivity (standard deviations)",
-                  rows)
+    return Result(f"{model.title}: selectivity of units for their preferred concept", "selectivity (standard deviations)", rows)
 
 
 def invariance(model: VisionModel, images=None, *, kind: str | None = None, n: int = 256) -> Result:

@@ -34,17 +34,8 @@ def most_selective(model: VisionModel, n: int = 16) -> list[int]:
 
 
 def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Tensor:
-    """The first n reference images (N, 3, S, S), read few at a time, which takes less memory.
-
-    Args:
-        images: see ``ImageSet``; or one. By default scenes of Emoji World.
-    """
-    image_set = reference_set(model, images)
-    n, parts = min(validate.whole("n", n, 1), image_set.n), []
-    for i in range(0, n, AT_ONCE):
-        parts.append(image_set.batch(range(i, min(i + AT_ONCE, n))).cpu())
-        release_memory()
-    return torch.cat(parts)
+    """The first n reference images (N, 3, S, S), by default scenes of Emoji World, read few at a time to save memory."""
+    return torch.cat([batch.cpu() for _, batch in ImageSet(model, images, n).batches(f"{model.name}: reference images")])
 
 
 def high_frequencies(images: torch.Tensor) -> torch.Tensor:
@@ -151,7 +142,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
                             **proportion(hits.sum(), len(hits))})
         release_memory()
     reference = visualizer.reference
-    artifacts += _artifacts("scenes", reference_images(model, reference), patch)
+    artifacts += _artifacts("scenes", reference_images(model, images), patch)
     title = f"{model.title}, {site}, {len(neurons)} neurons, {rendering.recipe.steps} steps, seed {seed}"
     chance = ("chance recognition", 500 / len(recognizer.class_names)) if recognizer else None
     even = patch and ("patch borders by chance", 100 * (model.image_size // patch - 1) / (model.image_size - 1))
@@ -160,9 +151,9 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
 
 
 def _artifacts(name: str, images: torch.Tensor, patch: int | None) -> list[dict]:
-    rows = [{"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(images).numpy())}]
+    rows = [{"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(images))}]
     if patch:
-        borders = mean_of(patch_borders(images, patch).numpy())
+        borders = mean_of(patch_borders(images, patch))
         rows.append({"regularizers": name, "share": "differences at patch borders", **borders})
     return rows
 
@@ -170,8 +161,7 @@ def _artifacts(name: str, images: torch.Tensor, patch: int | None) -> list[dict]
 def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
     """Radially averaged power spectra of images, relative to white noise of the same variance, which has 1 everywhere.
 
-    Args:
-        images: by name, each (K, 3, S, S) in [0, 1], of one size. The interval is over the K of them.
+    ``images`` are by name, each (K, 3, S, S) in [0, 1], of one size. The interval is over the K of them.
     """
     rows = []
     for name, stack in images.items():
@@ -179,7 +169,7 @@ def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
         ring = rings(stack.shape[-1]).flatten()
         inside = torch.bincount(ring)[frequencies]  # coefficients on each ring, over which the power is averaged
         level = power * (len(ring) - 1) / inside
-        rows += [{"frequency (cycles per image)": int(f), "pictures": name, **mean_of(level[:, i].numpy())}
+        rows += [{"frequency (cycles per image)": int(f), "pictures": name, **mean_of(level[:, i])}
                  for i, f in enumerate(frequencies)]
     return Result(title, "power (white noise: 1)", rows, ("white noise", 1.0))
 
@@ -200,12 +190,9 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
     distances = [validate.real("A distance", distance, 0, 1e4) for distance in distances]
     n = min(validate.whole("n", n, 1), image_set.n)
     reference = reference_activations(model, site, image_set)
-    if len(reference) < 2:
-        raise VitvizError(f"An increase is counted in standard deviations over images, so at least two are needed, got "
-                          f"{len(reference)}.")
-    varying = (reference.std(0) > 1e-6).nonzero()[:, 0]
+    varying = (reference.std(0, correction=0) > 1e-6).nonzero()[:, 0]
     if not len(varying):
-        raise VitvizError(f"No unit of {site} of {model.name} varies over {image_set.name}; give images that differ.")
+        raise VitvizError(f"No unit of {site} of {model.name} varies over {image_set.name}; give at least two that differ.")
     neurons = varying[torch.linspace(0, len(varying) - 1, n).round().long()]
     before, spread, rows = reference[torch.arange(n), neurons], reference.std(0)[neurons], []
     clean = image_set.batch(range(n)).to(model.device)
@@ -226,8 +213,7 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
                 with torch.inference_mode():
                     increases[name].append((activation(perturbed).cpu() - before[part]) / spread[part])
             release_memory()
-        rows += [{"L2 norm": distance, "perturbation": name, **mean_of(torch.cat(parts).numpy())}
-                 for name, parts in increases.items()]
+        rows += [{"L2 norm": distance, "perturbation": name, **mean_of(torch.cat(parts))} for name, parts in increases.items()]
     return Result(f"{model.title}, {site}: increase of activations by perturbations ({image_set.name})",
                   "increase (standard deviations over scenes)", rows)
 
@@ -265,23 +251,17 @@ class AdversarialExample:
 
 def adversarial_example(model: VisionModel, image: torch.Tensor, *, layer: int = -1, neuron: int, kind: str | None = None,
                         distance: float = 1.0, images=None) -> AdversarialExample:
-    """An L2-bounded adversarial example (PGD, 20 steps) that maximizes one neuron's activation.
-
-    At 64 px an L2 norm of 1 is a hundredth of the range a pixel, which cannot be seen.
+    """An L2-bounded adversarial example (PGD, 20 steps) of an image (3, S, S) in [0, 1], which maximizes a neuron's activation.
 
     Args:
-        image: (3, S, S) in [0, 1].
-        distance: L2 norm of the perturbation at most, pixels in [0, 1].
+        distance: L2 norm of the perturbation at most; at 64 px, 1 is a hundredth of the range a pixel, which cannot be seen.
         images: what percentiles refer to (see ``ImageSet``); by default scenes of Emoji World.
     """
     site = find_site(model, layer, kind)
     (neuron,) = check_neurons(site, neuron)
     distance = validate.real("distance", distance, 0, 1e4)
-    size = model.image_size
-    if not isinstance(image, torch.Tensor) or image.shape != (3, size, size):
-        raise VitvizError(f"{model.name} takes an image of shape (3, {size}, {size}), got "
-                          f"{tuple(image.shape) if isinstance(image, torch.Tensor) else type(image).__name__}.")
-    image = validate.images("Images", image[None], (3, size, size)).to(model.device)
+    batch = image[None] if isinstance(image, torch.Tensor) else image
+    image = validate.images(f"Images for {model.name}", batch, (3, model.image_size, model.image_size)).to(model.device)
 
     def activation(shown: torch.Tensor) -> torch.Tensor:
         return tokens(model, site, model.normalize(shown))[..., neuron].float().mean()

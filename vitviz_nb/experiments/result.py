@@ -54,12 +54,12 @@ class Result:
         Raises:
             VitvizError: a factor or level that the table does not have.
         """
-        rows, before = self._rows(levels), self.factors
-        if not rows.any():
+        chosen, before = self._levels(levels), self.factors
+        table = self.table[self._rows(chosen)]
+        if table.empty:
             raise VitvizError(f"No row has {', '.join(f'{name} {level!r}' for name, level in levels.items())} together.")
-        table, chosen = self.table[rows], {name.replace("_", " ") for name in levels}
         fixed = [column for column in before if table[column].nunique() == 1
-                 and (column.replace("_", " ") in chosen or self.table[column].nunique() > 1)]
+                 and (column in chosen or self.table[column].nunique() > 1)]
         fixed = fixed[1:] if fixed == before else fixed  # a plot needs one
         return replace(self, table=table.drop(columns=fixed).reset_index(drop=True))
 
@@ -71,33 +71,33 @@ class Result:
         Raises:
             VitvizError: a value of 0, or none, to be relative to.
         """
-        rows, table = self._rows(levels), self.table.copy()
-        others = [table[factor] for factor in self.factors if factor.replace("_", " ") not in
-                  {name.replace("_", " ") for name in levels}]
-        base = table["value"].where(rows)
+        chosen, table = self._levels(levels), self.table.copy()
+        others = [table[factor] for factor in self.factors if factor not in chosen]
+        base = table["value"].where(self._rows(chosen))
         base = base.groupby(others).transform("max") if others else base.max() + 0 * base.fillna(0)
         if not (base > 0).all():
             raise VitvizError(f"{self.title}: nothing can be relative to a value of 0, and some rows have no other.")
         table[NUMBERS[:3]] = 100 * table[NUMBERS[:3]].div(base, axis=0)
-        whole = ", ".join(f"{name.replace('_', ' ')} {level}" for name, level in levels.items())
+        whole = ", ".join(f"{name} {level}" for name, level in zip(chosen, levels.values(), strict=True))
         return replace(self, quantity=f"{self.quantity.removesuffix(' (%)')} (% of that for {whole})", table=table, control=None)
 
-    def _rows(self, levels: dict) -> pd.Series:
-        """Which rows have these levels: bool, one a row."""
-        names = {column.replace("_", " "): column for column in self.factors}
-        rows = pd.Series(True, self.table.index)
+    def _levels(self, levels: dict) -> dict[str, list]:
+        """The levels wanted of each factor, by the name of its column."""
+        names, chosen = {column.replace("_", " "): column for column in self.factors}, {}
         for name, wanted in levels.items():
             column = names.get(name.replace("_", " "))
             if column is None:
                 raise VitvizError(f"The table has the factors {', '.join(names)}; there is no {name!r}.{nearest(name, names)}")
             known = list(dict.fromkeys(self.table[column]))
-            wanted = [*map(validate.scalar, wanted)] if isinstance(wanted, (list, tuple, range)) else [validate.scalar(wanted)]
-            unknown = [level for level in wanted if level not in known]
-            if unknown or not wanted:
+            chosen[column] = [*map(validate.scalar, wanted if isinstance(wanted, (list, tuple, range)) else [wanted])]
+            unknown = [level for level in chosen[column] if level not in known]
+            if unknown or not chosen[column]:
                 raise VitvizError(f"The levels of {column} are {', '.join(map(repr, known))}; "
                                   f"got {unknown[0] if unknown else 'none'!r}.")
-            rows &= self.table[column].isin(wanted)
-        return rows
+        return chosen
+
+    def _rows(self, chosen: dict[str, list]) -> pd.Series:
+        return self.table[[*chosen]].isin(chosen).all(axis=1)
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
         """Values with their intervals: lines where the first factor is numeric, else bars; one color a series."""

@@ -44,10 +44,9 @@ class ExplainedVariance:
 
     def by_layer(self) -> Result:
         """The mean over units, by layer and fact, in percent."""
-        rows = [{"layer": layer, "explained by": fact, **mean_of(100 * fractions[i].numpy())}
+        rows = [{"layer": layer, "explained by": fact, **mean_of(100 * fractions[i])}
                 for layer, fractions in enumerate(self.fractions) for i, fact in enumerate(self.facts)]
-        return Result(f"{self.title}: variance of activations explained by facts (ε²)", "variance explained (%)",
-                      rows)
+        return Result(f"{self.title}: variance of activations explained by facts (ε²)", "variance explained (%)", rows)
 
     def best(self, fact: str, layer: int = -1, count: int = 8) -> list[tuple[int, float]]:
         """The units of a layer that ``fact`` explains best, as (unit, fraction), the best first."""
@@ -150,9 +149,8 @@ def across_styles(model: VisionModel, n: int = 2048) -> Result:
         compared["3d, other concepts"] = compared[first_style][shuffle]
         for name, second in compared.items():
             varies = (first.std(0) > 0) & (second.std(0) > 0)
-            rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[varies].numpy())})
-    return Result(f"{model.title}: concept profiles of units in 3D and in other styles ({n:,} scenes each)", "correlation",
-                  rows)
+            rows.append({"layer": site.layer, "3d and": name, **mean_of(pearson(first, second)[varies])})
+    return Result(f"{model.title}: concept profiles of units in 3D and in other styles ({n:,} scenes each)", "correlation", rows)
 
 
 def _profiles(model: VisionModel, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -59,6 +59,37 @@ def test_a_change_is_seen_instead_and_a_second_run_asks_the_model_nothing():
     assert correct_predictions(model, image_set, "as they are").tolist() == [[False, False], [True, True]]  # another change
 
 
+class Dial(nn.Module):
+    """Predicts the class that its weight says, and in half precision the next one."""
+
+    def __init__(self):
+        super().__init__()
+        self.dial = nn.Parameter(torch.tensor(0.0))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return torch.eye(7, dtype=x.dtype)[int(self.dial) + (x.dtype == torch.float16)].expand(len(x), -1)
+
+
+def test_hooks_changes_in_place_and_half_precision_have_accuracies_of_their_own():
+    model = VisionModel(Dial(), "dial", 8, class_names=NAMES)
+    image_set = ImageSet(model, images(0, 1, 2, labels="abc"))
+
+    def predicted() -> str:
+        return NAMES[int(correct_predictions(model, image_set, "as they are")[:, 0].nonzero())]
+
+    assert predicted() == "a"
+    model.module.dial.data.fill_(1)
+    assert predicted() == "b"
+    model.module.half()
+    assert predicted() == "c"
+    model.module.float()
+    assert predicted() == "b"
+    handle = model.module.register_forward_hook(lambda module, arguments, output: output.roll(1, -1))
+    assert predicted() == "c"
+    handle.remove()
+    assert predicted() == "b"
+
+
 def test_other_labels_of_the_same_images_are_counted_anew():
     model = VisionModel(Levels(), "levels", 8, class_names=NAMES)
     assert correct_predictions(model, ImageSet(model, images(0, 1, labels="ab")), "as they are").all()

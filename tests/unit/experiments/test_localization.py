@@ -225,8 +225,8 @@ def test_images_in_which_nothing_changes_do_not_count_and_nothing_at_all_is_an_e
 
 
 @pytest.mark.parametrize(("n", "patches", "message"), [
-    (1, [0], "At least 2 images"), (2, [0], "2 images and 1 numbers"), (2, [0, 16], "from 0 to 15, got 16"),
-    (2, [-1, 0], "got -1"), (2, [0, 1.5], "got 1.5"), (2, 3, "2 images and 1 numbers"), (2, None, "got None"), (2, "ab", "got")])
+    (1, [0], "At least 2 images"), (2, [0], "2 images and 1 numbers"), (2, [0, 16], "from 0 to 15"),
+    (2, [-1, 0], "from 0 to 15"), (2, [0, 1.5], "whole numbers"), (2, 3, "got 3"), (2, None, "got None"), (2, "ab", "got")])
 def test_patches_that_there_are_not_are_refused_with_those_there_are(n: int, patches, message: str):
     with pytest.raises(VitvizError, match=message):
         patch_perturbation(make([RED]), torch.rand(n, 3, SIZE, SIZE), patches)

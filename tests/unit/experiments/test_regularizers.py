@@ -12,7 +12,6 @@ from timm.models.vision_transformer import VisionTransformer
 from torch import Tensor, nn
 
 from vitviz_nb.datasets.image_folder import image_folder
-from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.experiments.regularizers import (
     ablated_recipes,
     ablation,
@@ -280,7 +279,7 @@ def test_an_image_that_cannot_activate_the_neuron_is_left_as_it_is(red: VisionMo
 
 def test_wrong_images_neurons_and_distances_are_refused_with_what_is_right(red: VisionModel):
     for image in (torch.rand(1, 3, SIZE, SIZE), torch.rand(3, SIZE, 8), 255 * torch.ones(3, SIZE, SIZE), "scene", None):
-        with pytest.raises(VitvizError, match=r"units takes an image of shape \(3, 16, 16\)|in \[0, 1\]"):
+        with pytest.raises(VitvizError, match=r"Images for units are floats of shape \(N, 3, 16, 16\) in \[0, 1\]"):
             adversarial_example(red, image, neuron=0, images=REDS)
     with pytest.raises(VitvizError, match="neurons 0 to 2; neuron 3 is out of range"):
         adversarial_example(red, REDS[0], neuron=3, images=REDS)
@@ -300,7 +299,7 @@ def test_it_shows_itself_with_the_size_of_the_perturbation(red: VisionModel):
 def test_reference_images_are_the_first_of_them_in_order(tiny_vit: VisionModel):
     images = torch.rand(40, 3, SIDE, SIDE)
     for n, found in ((20, reference_images(tiny_vit, images, 20)), (40, reference_images(tiny_vit, images)),
-                     (7, reference_images(tiny_vit, ImageSet(tiny_vit, images), torch.tensor(7)))):
+                     (7, reference_images(tiny_vit, images, torch.tensor(7)))):
         assert torch.equal(found, images[:n])
     with pytest.raises(VitvizError, match="n is a whole number from 1"):
         reference_images(tiny_vit, images, 2.5)
