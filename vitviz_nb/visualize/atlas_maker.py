@@ -14,8 +14,8 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict
+from functools import lru_cache, partial
 from io import BytesIO
 from pathlib import Path
 
@@ -42,41 +42,34 @@ TRIES = 3  # of one chunk, before a worker that dies is more than bad luck
 _OUTSTANDING = 128  # chunks given to workers and not yet written: enough to keep 64 busy, few enough to wait in memory
 
 
-@dataclass(frozen=True)
-class Job:
-    """What a worker is sent: a model's name and hash, not its weights."""
-
-    model: str
-    trained: bool
-    weights: str
-    kind: str
-    recipe: Recipe
-    seed: int
-
-
-def render_chunk(job: Job, layer: int, first: int, end: int, model: VisionModel | None = None) -> dict[str, np.ndarray]:
+def render_chunk(model: VisionModel | tuple, recipe: Recipe, kind: str, seed: int, layer: int, first: int,
+                 end: int) -> dict[str, np.ndarray]:
     """Neurons ``first`` to ``end - 1`` of a layer: ``pictures`` uint8 (K, 3, S, S), ``curve_steps`` (n,), ``curves`` (K, n).
 
-    A worker loads the job's model by its name, once, unless it is given.
+    Args:
+        model: for a worker, what it needs to load it: (name, trained, weights' hash).
     """
-    model = model or _load(job.model, job.trained, job.weights)
-    made = Visualizer(model, job.recipe, atlas=False, keep=False).optimize(layer, range(first, end), job.kind, job.seed)
+    made = Visualizer(_loaded(model), recipe, atlas=False, keep=False).optimize(layer, range(first, end), kind, seed)
     return {"pictures": (made.pictures * 255).round().byte().numpy(), "curve_steps": np.int32(made.curve_steps),
             "curves": made.curves.numpy()}
 
 
-def chunk_length(job: Job, model: VisionModel | None = None) -> int:
-    """Number of the job's pictures that this machine optimizes together."""
-    return hardware.batch_size(model or _load(job.model, job.trained, job.weights), job.recipe.copies)
+def chunk_length(model: VisionModel | tuple, recipe: Recipe) -> int:
+    """Number of pictures that this machine optimizes together."""
+    return hardware.batch_size(_loaded(model), recipe.copies)
+
+
+def _loaded(model: VisionModel | tuple) -> VisionModel:
+    return model if isinstance(model, VisionModel) else _load(*model)
 
 
 @lru_cache(maxsize=1)
 def _load(name: str, trained: bool, weights: str) -> VisionModel:
-    model = load(name, pretrained=trained)
-    if model.weights_hash != weights:
+    loaded = load(name, pretrained=trained)
+    if loaded.weights_hash != weights:
         raise VitvizError(f"Workers load {name} by its name, and theirs has other weights than yours. An executor needs a model "
                           f"that vv.load({name!r}) gives on every machine; make other atlases without one.")
-    return model
+    return loaded
 
 
 def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, recipe: Recipe | None = None, seed: int = 0,
@@ -141,28 +134,29 @@ def _manifest(folder: Path, facts: dict, sites: dict[int, Site]) -> dict:
 
 def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, facts: dict, executor) -> None:
     """Render the chunks that are missing, and complete their layers."""
-    model, kind = visualizer.model, facts["kind"]
+    model = visualizer.model
     _clear(folder, facts)  # it may have been killed before it could remove the chunks of a complete layer
     missing = [site for layer, site in sites.items() if layer not in facts["layers"]]
     if not missing:
         return
-    job = Job(model.name, model.trained, facts["weights"], kind, visualizer.recipe, facts["seed"])
-    workers = _Workers(executor, model)
+    told = model if executor is None else (model.name, model.trained, facts["weights"])
+    job = told, visualizer.recipe
+    workers = _Workers(executor)
     try:
         if "chunk" not in facts:
-            [(_, facts["chunk"])] = workers.run(chunk_length, [(job,)])
+            [(_, facts["chunk"])] = workers.run(partial(chunk_length, *job), [()])
             _write_manifest(folder, facts)
-        calls = [(job, site.layer, first, min(first + facts["chunk"], site.units))
+        calls = [(site.layer, first, min(first + facts["chunk"], site.units))
                  for site in missing for first in range(0, site.units, facts["chunk"])
                  if not _part(folder, facts, site.layer, first).exists()]
-        left = Counter(layer for _, layer, _, _ in calls)
+        left = Counter(layer for layer, _, _ in calls)
         for site in missing:
             files.tidy(_part(folder, facts, site.layer).parent, 0)
             if not left[site.layer]:
                 _complete(visualizer, site, folder, facts)
-        total, to_make = sum(site.units for site in missing), sum(end - first for _, _, first, end in calls)
+        total, to_make = sum(site.units for site in missing), sum(end - first for _, first, end in calls)
         with tqdm(total=total, initial=total - to_make, unit="picture", desc=f"atlas of {model.name}", leave=False) as bar:
-            for (_, layer, first, end), chunk in workers.run(render_chunk, calls):
+            for (layer, first, end), chunk in workers.run(partial(render_chunk, *job, facts["kind"], facts["seed"]), calls):
                 files.write(_part(folder, facts, layer, first), packed(chunk))
                 bar.update(end - first)
                 left[layer] -= 1
@@ -234,8 +228,8 @@ def _write_manifest(folder: Path, facts: dict) -> None:
 class _Workers:
     """This process, or the workers of an executor, any of which may die."""
 
-    def __init__(self, executor, model: VisionModel):
-        self._model, self._make = model, executor if callable(executor) else None
+    def __init__(self, executor):
+        self._make = executor if callable(executor) else None
         self._executor = self._make() if self._make else executor
         if not (self._executor is None or hasattr(self._executor, "submit")):
             raise VitvizError("executor is one of concurrent.futures, such as Client.get_executor() of Dask, or a function that "
@@ -244,8 +238,7 @@ class _Workers:
     def run(self, function: Callable, calls: list[tuple]) -> Iterator[tuple[tuple, object]]:
         """(call, ``function(*call)``) of each of ``calls``, as they come."""
         if self._executor is None:
-            for call in calls:
-                yield call, function(*call, model=self._model)
+            yield from ((call, function(*call)) for call in calls)
             return
         waiting, running, failed = deque(calls), {}, Counter()
         try:
@@ -263,7 +256,7 @@ class _Workers:
                         failed[call] += 1
                         broken = isinstance(error, BrokenExecutor)
                         if failed[call] == TRIES or broken and not self._make:
-                            raise VitvizError(f"Workers failed at {function.__name__}{call[1:]}, tries: {failed[call]} "
+                            raise VitvizError(f"Workers failed at layer and neurons {call}, tries: {failed[call]} "
                                               f"({type(error).__name__}: {error}). What is finished is kept, and the same call "
                                               f"goes on; give an executor that breaks when a worker dies as a function that "
                                               f"makes one: functools.partial(ProcessPoolExecutor, 8).") from error

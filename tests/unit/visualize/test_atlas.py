@@ -148,24 +148,13 @@ def test_facts_say_what_it_holds(model, atlas):
     assert sorted(contents(atlas.folder)) == FILES
 
 
-def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path):
-    (tmp_path / "manifest.json").write_text('{"model": "ti')
-    for folder in (tmp_path, tmp_path / "nowhere"):
-        with pytest.raises(VitvizError, match=r"holds no atlas .*`vitviz atlas MODEL --out .*` makes one") as error:
-            Atlas.open(folder)
-        assert "\n" not in str(error.value)
-
-
-MANIFESTS = {
-    "nothing": b"", "half": b'{"model": "ti', "a list": b"[]", "null": b"null", "no text": b"\xff\xfe", "no facts": b"{}",
-}
-
-
-@pytest.mark.parametrize("manifest", MANIFESTS)
-def test_a_manifest_that_is_no_atlas_s_gets_one_sentence(tmp_path, manifest):
-    (tmp_path / "manifest.json").write_bytes(MANIFESTS[manifest])
-    with pytest.raises(VitvizError, match=r"holds no atlas .*`vitviz atlas MODEL --out .*` makes one"):
+@pytest.mark.parametrize("manifest", [None, b"", b'{"model": "ti', b"[]", b"null", b"\xff\xfe", b"{}"])
+def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path, manifest):
+    if manifest is not None:
+        (tmp_path / "manifest.json").write_bytes(manifest)
+    with pytest.raises(VitvizError, match=r"holds no atlas .*`vitviz atlas MODEL --out .*` makes one") as error:
         Atlas.open(tmp_path)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize("change", [{"kind": "../x"}, {"layers": 3}, {"layers": ["a"]}, {"size": 0}, {"sheet": -1}, {"files": 3},
@@ -176,26 +165,13 @@ def test_a_manifest_with_a_wrong_fact_gets_one_sentence(atlas, tmp_path, change)
         Atlas.open(tmp_path)
 
 
-@pytest.mark.parametrize("folder", ["", 3, None, "a\0b"])
-def test_a_folder_that_is_none_is_refused(folder):
-    with pytest.raises(VitvizError, match="An atlas is a path"):
-        Atlas.open(folder)
-
-
-def zeroed(content: bytes) -> bytes:
-    return content[: len(content) // 2] + b"\0" * 40 + content[len(content) // 2 + 40 :]
-
-
-DAMAGES = {"empty": lambda content: b"", "half": lambda content: content[: len(content) // 2], "text": lambda content: b"none",
-           "zeros": zeroed}
-
-
 @pytest.mark.parametrize("file", ["mlp_02.npz", "mlp_02.webp"])
-@pytest.mark.parametrize(("damage", "checked"), [  # what only the SHA-256 shows, and what is seen without
-    ("zeros", True), *((damage, checked) for damage in ("empty", "half", "text") for checked in (True, False))])
+@pytest.mark.parametrize(("damage", "checked"), [
+    (lambda content: b"", True), (lambda content: b"", False), (lambda content: content[: len(content) // 2], False),
+    (lambda content: content[:-300] + b"\0" * 40 + content[-260:], True)])  # which only the SHA-256 shows
 def test_a_damaged_file_is_named(atlas, tmp_path, file, damage, checked):
     for name, content in contents(atlas.folder).items():
-        (tmp_path / name).write_bytes(DAMAGES[damage](content) if name == file else content)
+        (tmp_path / name).write_bytes(damage(content) if name == file else content)
     facts = {name: value for name, value in atlas.facts.items() if checked or name != "files"}
     with pytest.raises(VitvizError, match=f"{file} of the atlas is damaged or missing .*Restore it, or delete the folder"):
         Atlas(tmp_path, facts).rendering(2, [40])
