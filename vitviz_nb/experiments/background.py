@@ -44,9 +44,7 @@ def foreground_background(model: VisionModel, images=None, *, n: int | None = No
 def masked(images: torch.Tensor, masks: torch.Tensor, shown: str, boxes: bool = False, fill: str = "black") -> torch.Tensor:
     """Images (N, 3, H, W) of which only the "foreground" or the "background" is shown, or the "whole".
 
-    Args:
-        masks: (N, H, W) in [0, 1], 1 on the foreground.
-        boxes, fill: as in ``foreground_background``.
+    ``masks`` are (N, H, W) in [0, 1], 1 on the foreground; ``boxes`` and ``fill`` as in ``foreground_background``.
     """
     validate.choice("shown", shown, SHOWN)
     _how(boxes, fill)
@@ -76,8 +74,7 @@ def bounding_boxes(masks: torch.Tensor) -> torch.Tensor:
 def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path, per_class: int | None = None) -> Result:
     """The paper's table of foreground and background, measured on images like its own: ImageNet's, with bounding boxes.
 
-    Classes are read one after the other, so memory does not depend on how many images there are, and every class that is done
-    is found in the cache by a later call.
+    Classes are read one after the other, to save memory, and each that is done is found in the cache by a later call.
 
     Args:
         folder: a subfolder a class, named by ImageNet's number (n01440764) or as the models name the class.
@@ -124,8 +121,8 @@ def context_chance(world: EmojiWorld) -> dict[str, float]:
 def context_swap(model: VisionModel, images: EmojiWorld | None = None, *, n: int = 1024) -> Result:
     """Accuracy on the same objects in their usual and in another, random context, and how often errors follow the context.
 
-    An error follows the context if it names a concept whose usual context is the one shown; percentages are of all errors of the
-    row. Control: the contexts of other scenes of the row.
+    An error follows the context if it names a concept whose usual context is the one shown; percentages are of all errors.
+    Control: the contexts of other scenes.
     """
     world = _own_world(model, images)
     image_set, rows = ImageSet(model, world, n), []
@@ -149,8 +146,8 @@ def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *,
                         fill: str = "black") -> Result:
     """How often the prediction on a background alone is a concept whose usual context it is.
 
-    What the model knows of contexts can show here although it is seldom correct: of 256 concepts, about twenty share a context.
-    Rows: top-1 predictions consistent with the context; the same for the contexts of other scenes (control); accuracies.
+    That can show what the model knows of contexts although it is seldom correct: of 256 concepts, about twenty share a context.
+    Control: the contexts of other scenes.
     """
     world = _own_world(model, images)
     image_set = ImageSet(model, world, n)

@@ -93,11 +93,7 @@ def patch_hits(model: VisionModel, images=None, *, n: int = 512) -> tuple[torch.
 
 @torch.inference_mode()
 def patch_logits(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
-    """Logits of the trained head on each patch token of the last block in the place of CLS: (N, patches, classes).
-
-    Args:
-        images: (N, 3, S, S) in [0, 1].
-    """
+    """Logits of the trained head on each patch token of the last block in CLS's position: (N, patches, classes)."""
     last = _blocks(model)[-1]
     first, patches = last.prefix, last.grid[0] * last.grid[1]
     if _head_input(model) == "CLS":

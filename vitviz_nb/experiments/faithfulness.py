@@ -49,8 +49,7 @@ class Selectivity:
 def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None, shuffled: bool = False) -> Selectivity:
     """Concept selectivity of every unit at a site over 8,192 scenes, by default validation scenes in the model's styles.
 
-    Args:
-        shuffled: the control, with the labels of other scenes. The best of 256 concepts then has about 0.5.
+    Of ``shuffled`` labels, the control, the best of 256 concepts has about 0.5.
     """
     world = world or default_world(model)
 
@@ -111,13 +110,10 @@ def excess_activation(visualizer: Visualizer, layer: int, neurons,
 def excess_by_layer(visualizer: Visualizer, n: int = 64) -> Result:
     """Percentage of visualizations that activate their neuron more than every reference image, by layer.
 
-    The control is the percentage of neurons that another neuron's visualization activates more than every reference image.
-
-    Args:
-        n: neurons of each layer, evenly spaced.
+    The control is the same of another neuron's visualizations. ``n`` neurons of each layer are evenly spaced.
     """
     rows = []
-    for site in _own_sites(visualizer.model):
+    for site in _layers(visualizer.model):
         own, other = excess_activation(visualizer, site.layer, evenly_spaced(site.units, n), site.kind)
         for name, values in (("the neuron itself", own), ("another neuron", other)):
             rows.append({"layer": site.layer, "the picture is of": name, **proportion((values > 0).sum(), len(values))})
@@ -128,14 +124,11 @@ def excess_by_layer(visualizer: Visualizer, n: int = 64) -> Result:
 def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int = 64) -> Result:
     """Cross-model recognition by layer: percentage of visualizations with the preferred concept in the recognizer's top 5.
 
-    The control counts the preferred concept of another of these neurons. Both models must be embedded.
-
-    Args:
-        n: neurons of each layer, evenly spaced.
+    The control counts the preferred concept of another of the ``n`` evenly spaced neurons. Both models must be embedded.
     """
     check_recognizer(visualizer.model, recognizer)
     rows = []
-    for site in _own_sites(visualizer.model):
+    for site in _layers(visualizer.model):
         neurons = evenly_spaced(site.units, n)
         pictures = visualizer.render(site.layer, neurons, site.kind).require_finished().pictures
         concept = selectivity(visualizer.model, site).concept[neurons]
@@ -182,16 +175,14 @@ def evenly_spaced(units: int, n: int) -> list[int]:
     return torch.linspace(0, units - 1, min(validate.whole("A number of neurons", n, 1), units)).round().long().tolist()
 
 
-def _own_sites(model: VisionModel) -> list[Site]:
+def _layers(model: VisionModel) -> list[Site]:
     return find_sites(model)[find_site(model).kind]
 
 
 def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], title: str) -> Result:
-    """Correlation of scores of visualizations with whether they are recognized, with Fisher's interval.
+    """Correlation of scores (K,) of visualizations, by name, with ``hits`` of ``recognition`` (K,), with Fisher's interval.
 
-    Args:
-        hits: bool (K,), K > 3, from ``recognition``.
-        scores: by name, one number a visualization, (K,). One that does not vary has 0, with no interval.
+    K is above 3. A score that does not vary has 0, with no interval.
     """
     rows, n = [], len(hits)
     for name, values in scores.items():

@@ -45,13 +45,11 @@ def measure(model: VisionModel, notebooks: list[str] | None = None) -> pd.DataFr
     """One number or a few of each experiment for an embedded model.
 
     Args:
-        notebooks: of which notebooks, such as ["04", "06"], which takes seconds; by default of all of ``EXPERIMENTS``, in about
-            three minutes on a CPU core.
+        notebooks: such as ["04", "06"], which takes seconds; by default all ``EXPERIMENTS``, in three minutes on a CPU core.
 
     Returns:
         A row a number, with the columns ``COLUMNS``: value, low, high and n as in ``Result``; ``control``, the value expected if
-        there were no effect, and in ``control is`` what that is; for an experiment that the architecture has no object for, no
-        numbers, and ``why not``.
+        there were no effect, and what that is; or ``why not``, for an experiment that the architecture has no object for.
     """
     if model.card is None:
         raise VitvizError(f"All experiments together need the ground truth of Emoji World, so they are made on embedded models; "

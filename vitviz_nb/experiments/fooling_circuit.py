@@ -128,11 +128,7 @@ def trajectory(model: VisionModel, site: Site, neurons: list[int], recipe: Recip
 
 
 def detector(model: VisionModel, images=None) -> Detector:
-    """A detector fitted on 2,048 images and on trajectories of eight random neurons of the last layer, by the model's recipe.
-
-    Args:
-        images: see ``ImageSet``; by default scenes of Emoji World.
-    """
+    """A detector fitted on 2,048 images and on trajectories of eight random neurons of the last layer, by the model's recipe."""
     site, image_set = find_site(model), ImageSet(model, images, _SCENES)
     neurons = torch.randperm(site.units, generator=torch.Generator().manual_seed(0))[:_NEURONS].tolist()
     scenes = torch.cat([batch for _, batch in image_set.batches(f"{model.name}: scenes")])

@@ -15,8 +15,7 @@ CUTOFF = "cutoff (cycles per image)"
 
 
 def filtered(images: torch.Tensor, cutoff: float, passes: str = "low") -> torch.Tensor:
-    """Images (N, 3, S, S) of which a filter passes the spatial frequencies up to ("low") or beyond ("high") ``cutoff`` cycles per
-    image, clamped to [0, 1].
+    """Images (N, 3, S, S), clamped to [0, 1], low-passed or high-passed at ``cutoff`` cycles per image.
 
     The mean of each channel always stays, so that a high-pass keeps an image's brightness and color cast.
     """
@@ -24,10 +23,9 @@ def filtered(images: torch.Tensor, cutoff: float, passes: str = "low") -> torch.
 
 
 def hybrid(low: torch.Tensor, high: torch.Tensor, cutoff: float) -> torch.Tensor:
-    """Hybrid images (N, 3, S, S) of the low frequencies of ``low`` and the high frequencies of ``high``.
+    """Hybrid images (N, 3, S, S): low frequencies, brightness and color cast of ``low``, high frequencies of ``high``.
 
-    Brightness and color cast are those of ``low``. From afar one sees the one, from near the other (Oliva, Torralba and Schyns
-    2006).
+    From afar one sees the one, from near the other (Oliva, Torralba and Schyns 2006).
     """
     details = _passed(high, cutoff, "high") - high.mean((2, 3), keepdim=True)
     return (_passed(low, cutoff, "low") + details).clamp(0, 1)
@@ -131,11 +129,7 @@ def _crossing(steps: list[int], curve: np.ndarray, keep: float) -> float:
 def conflict(model: VisionModel, images=None, *, n: int | None = None, steps=(4, 8, 12, 16)) -> Result:
     """Hybrids of the low frequencies of one image and the high ones of an image of another class: which class is predicted?
 
-    Every image lends its low frequencies once and its high ones once, to random partners.
-
-    Args:
-        images: labeled, of at least two classes.
-        steps: cutoffs, in cycles per image.
+    Each image lends its low and its high frequencies once, to random partners. ``steps`` are cutoffs in cycles per image.
     """
     image_set = ImageSet(model, images, n)
     labels = image_set.labels(range(image_set.n))

@@ -44,9 +44,7 @@ def invert(model: VisionModel, images: torch.Tensor, layer: int = -1, position: 
            seed: int = 0) -> Inversion:
     """Inversions of ``images`` (N, 3, S, S) in [0, 1] from a layer, by gradient descent from noise.
 
-    Args:
-        position: True to match the activations of every patch token; False to match their mean over patches, which contains no
-            spatial information.
+    They match the activations of every patch token or, without ``position``, their mean, which has no spatial information.
     """
     site, seed = find_site(model, layer, kind), validate.whole("A seed", seed)
     validate.images("Images", images, (3, model.image_size, model.image_size))

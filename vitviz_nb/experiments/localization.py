@@ -29,13 +29,14 @@ def patch_grid(model: VisionModel) -> tuple[int, int]:
 def patch_perturbation(model: VisionModel, images: torch.Tensor, patches) -> list[torch.Tensor]:
     """How the change of the residual stream is distributed over the tokens if one patch of each image is replaced.
 
+    The patch takes the pixels of the image before, in the first of at least two images of the last.
+
     Args:
-        images: (N, 3, S, S) in [0, 1], at least 2. The patch takes the pixels of the image before, in the first of the last.
         patches: (N,), the number of the patch of each image, in raster order (see ``patch_grid``).
 
     Returns:
-        For each layer of the residual stream (N, rows, columns): each token's share of the squared change of all patch tokens.
-        The shares of an image sum to 1, or to 0 where nothing changed.
+        For each layer (N, rows, columns): each token's share of the squared change of all patch tokens. The shares of an image
+        sum to 1, or to 0 where nothing changed.
     """
     sites, (rows, columns) = _residual(model), patch_grid(model)
     validate.images(f"Images for {model.name}", images, (3, model.image_size, model.image_size))

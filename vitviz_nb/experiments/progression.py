@@ -23,12 +23,8 @@ from .result import Result, mean_of
 def frequency_and_color(pictures: dict[int, Rendering | torch.Tensor], title: str) -> tuple[Result, Result]:
     """Spatial frequency and colorfulness of feature visualizations, by layer.
 
-    Args:
-        pictures: for each layer a finished rendering, or pictures (K, 3, S, S) in [0, 1], one a neuron.
-
-    Returns:
-        The mean spatial frequency, weighted by power, in cycles per image; and the colorfulness, the standard deviation of a
-        picture's channels about their mean, in percent of the range.
+    Of each layer a finished rendering or pictures (K, 3, S, S), one a neuron: the mean frequency, weighted by power, in cycles
+    per image; and the standard deviation of a picture's channels about their mean, in percent of the range.
     """
     frequency, color = [], []
     for layer, images in pictures.items():

@@ -39,10 +39,7 @@ def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Ten
 
 
 def high_frequencies(images: torch.Tensor) -> torch.Tensor:
-    """Share of the variance of images (K, 3, S, S) above S / 4 cycles per image, in percent: (K,).
-
-    White noise has 79 % at 64 px, because most frequencies are high ones; an image of one color has 0.
-    """
+    """Share of the variance of images (K, 3, S, S) above S / 4 cycles per image, in percent: (K,); of white noise 79 %."""
     _, power = radial_spectrum(images)
     varies = images.var((2, 3)).sum(1) > 1e-10
     return torch.where(varies, 100 * (1 - power[:, : images.shape[-1] // 4].sum(1)), 0.0).clamp(0, 100)
@@ -51,8 +48,7 @@ def high_frequencies(images: torch.Tensor) -> torch.Tensor:
 def patch_borders(images: torch.Tensor, patch: int) -> torch.Tensor:
     """Share of the squared differences between neighboring pixels that lies on patch borders, in percent: (K,).
 
-    Borders are (S / patch - 1) of S - 1 positions, which is the share in an image that has nothing to do with patches: 11.1 %
-    at 64 px with patches of 8 px. An image of one color has 0.
+    By chance it is (S / patch - 1) / (S - 1): 11.1 % at 64 px with patches of 8 px. An image of one color has 0.
     """
     across = (images[..., :, 1:] - images[..., :, :-1]).square().sum((1, 2))
     down = (images[..., 1:, :] - images[..., :-1, :]).square().sum((1, 3))
@@ -84,17 +80,11 @@ def ablated_recipes(recipe: Recipe) -> dict[str, Recipe]:
 
 @dataclass(frozen=True, eq=False)
 class Ablation:
-    """Feature visualizations of the same neurons from the same seed with and without regularizers. Shows itself.
+    """Feature visualizations of the same neurons from the same seed with and without regularizers. Shows itself."""
 
-    Attributes:
-        pictures: by name of the setting.
-        artifacts: share of high frequencies and of differences at patch borders, beside reference images.
-        quality: percentage of visualizations above the 99th percentile of scenes, and recognized by another model.
-    """
-
-    pictures: dict[str, Rendering]
-    artifacts: Result
-    quality: Result
+    pictures: dict[str, Rendering]  # by name of the setting
+    artifacts: Result  # share of high frequencies and of differences at patch borders, beside reference images
+    quality: Result  # percentage above the 99th percentile of scenes, and recognized by another model
 
     def sheet(self, of: list[str] | None = None) -> Image.Image:
         """A row for each setting (by default all), a column for each of the first eight neurons."""
@@ -178,13 +168,8 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
                 kind: str | None = None) -> Result:
     """Increase of neurons' activations by L2-bounded adversarial perturbations (PGD), and by random ones of the same size.
 
-    Each of n images is perturbed for a neuron of its own, the n evenly spaced among those of the layer.
-
-    Args:
-        distances: L2 norms of the perturbation, over all pixels and channels, pixels in [0, 1].
-
-    Returns:
-        The mean increase in standard deviations over the images as they are.
+    Each of n images is perturbed for a neuron of its own, the n evenly spaced among those of the layer. The increase is in
+    standard deviations over the images as they are; ``distances`` are L2 norms over all pixels and channels, in [0, 1].
     """
     site, image_set = find_site(model, layer, kind), ImageSet(model, images)
     distances = [validate.real("A distance", distance, 0, 1e4) for distance in distances]
@@ -220,21 +205,14 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
 
 @dataclass(frozen=True, eq=False)
 class AdversarialExample:
-    """An image, and an adversarial example of it for one neuron. Shows itself.
+    """An image, and an adversarial example of it for one neuron. Shows itself."""
 
-    Attributes:
-        image, perturbed: (3, S, S) in [0, 1].
-        distance: L2 norm of the perturbation, over all pixels and channels.
-        before, after: the neuron's activation on the two.
-        percentiles: of both activations among reference images, in percent.
-    """
-
-    image: torch.Tensor
+    image: torch.Tensor  # (3, S, S) in [0, 1]
     perturbed: torch.Tensor
-    distance: float
-    before: float
+    distance: float  # L2 norm of the perturbation, over all pixels and channels
+    before: float  # the neuron's activation
     after: float
-    percentiles: tuple[float, float]
+    percentiles: tuple[float, float]  # of both activations among reference images
     title: str
 
     def sheet(self) -> Image.Image:

@@ -37,7 +37,10 @@ class Result:
     control: tuple[str, float] | None = None
 
     def __post_init__(self):
-        object.__setattr__(self, "table", pd.DataFrame(self.table))
+        rows = self.table
+        if not isinstance(rows, pd.DataFrame) and not (isinstance(rows, list) and all(isinstance(row, dict) for row in rows)):
+            raise VitvizError(f"A result's table is a DataFrame or a list of dicts, got {validate.shown(rows)}.")
+        object.__setattr__(self, "table", pd.DataFrame(rows))
 
     @property
     def factors(self) -> list[str]:

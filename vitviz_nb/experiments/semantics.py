@@ -32,14 +32,11 @@ _PAIR = ("concept", "style")  # IN_ONE_STYLE is what the two explain together be
 class ExplainedVariance:
     """Fraction of every unit's variance that facts about the images explain (ε², ``statistics.variance_explained``).
 
-    Attributes:
-        facts: their names.
-        fractions: one tensor (facts, units) a layer. Facts that go together each count what they share.
-        title: model and images.
+    Facts that go together each count what they share.
     """
 
     facts: tuple[str, ...]
-    fractions: list[torch.Tensor]
+    fractions: list[torch.Tensor]  # (facts, units) of each layer
     title: str
 
     def by_layer(self) -> Result:
@@ -180,10 +177,8 @@ def image_embeddings(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
 def caption_matching(model: VisionModel, n: int = 240) -> Result:
     """Accuracy of choosing a scene's caption among captions that differ in one fact, for a language-supervised model.
 
-    The caption with the largest cosine similarity to the image is chosen; in the control, to the image of another scene.
-
-    Args:
-        n: scenes of each fact, in the styles of the model's training, equally many of each value.
+    The caption with the largest cosine similarity to the image is chosen; in the control, to the image of another scene. Of
+    each fact ``n`` scenes are shown, equally many of each value.
     """
     _has_text(model)
     validate.whole("n", n, 2 * len(CONTEXTS), 10_000)  # two scenes of each context

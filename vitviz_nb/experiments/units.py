@@ -54,9 +54,6 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
 def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> tuple[Result, Result]:
     """Whether units represent concepts better than random directions of the same space do, by kind, in one layer.
 
-    Args:
-        images: with labels (see ``ImageSet``).
-
     Returns:
         Selectivity of units for their preferred concept (``class_selectivity``), mean over units; and the fraction of variance
         that concepts explain (ε², ``variance_explained``), in percent. Both also for as many random directions
@@ -177,10 +174,7 @@ def rotated(model: VisionModel, layer: int = -1, kind: str = "mlp") -> VisionMod
 
     Its logits are the same: queries and keys are rotated together, values together with the weights that read them, and MLP
     neurons are rotated back for their activation function. So the network has no preferred axes in its queries; in the MLP
-    the activation function sets them.
-
-    Raises:
-        VitvizError: units of another kind; a network whose logits would change.
+    the activation function sets them. VitvizError for a network whose logits would change.
     """
     site = find_site(model, layer, kind)
     validate.choice("The kind of units that random directions replace", kind, COMPARED)
@@ -274,12 +268,7 @@ def sheet(visualized: dict[str, Visualized], model: VisionModel) -> Image.Image:
 
 
 def recognition_by_kind(model: VisionModel, recognizer: VisionModel, *, layer: int = -1, neurons: int = 12) -> Result:
-    """Cross-model recognition of feature visualizations by kind of unit, beside the share above the 99th percentile of scenes.
-
-    Args:
-        recognizer: another embedded model (see ``faithfulness.recognition``).
-        neurons: how many of each kind, evenly spaced; also random directions of the MLP's space.
-    """
+    """Cross-model recognition of ``visualize`` by kind of unit, beside the share above the 99th percentile of scenes."""
     check_recognizer(model, recognizer)
     rows = []
     for kind, row in visualize(model, layer=layer, neurons=neurons).items():
