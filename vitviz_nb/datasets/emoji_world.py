@@ -1,7 +1,7 @@
 """Emoji World: labeled scenes with ground truth, drawn on the fly from open emoji art.
 
-Every scene is fixed by (split, index, seed): each of its properties is a hash of the three, so it does not depend on
-the batch it is drawn in, on the other scenes or on the device (pixels agree to within 1/255).
+Every scene is fixed by (split, index, seed), of which each of its properties is a hash, and so is the same in any batch and on
+any device (pixels agree to within 1/255).
 """
 
 from dataclasses import dataclass

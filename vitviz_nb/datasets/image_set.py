@@ -35,10 +35,8 @@ class ImageSet:
         n: how many of them; by default all of a folder or tensor, else 1,024 (128 for models that see more than 96 px).
 
     Attributes:
-        source: the images as given, or the default world.
-        n: how many there are, numbered from 0.
-        name: what they are called in captions.
-        key: fixed by the images, and part of the key of what is cached.
+        source, n: the images as given, or the default world; how many are numbered, from 0.
+        name, key: what they are called in captions and in the keys of caches.
 
     Raises:
         VitvizError: images of another size, kind or range (0-255, normalized, NaN), or more than fit into memory; no images.
@@ -93,10 +91,10 @@ class ImageSet:
             release_memory()  # between batches, or small results that stay keep what lay around them: up to 0.3 GB
 
     def labels(self, numbers) -> torch.Tensor:
-        """The class of each image of these numbers as an index into ``model.class_names``: int64 (N,).
+        """The classes of the images of these numbers as indices into ``model.class_names``: int64 (N,).
 
         Raises:
-            VitvizError: labels or class names are not known; a class that the model does not know, or that fits two of its.
+            VitvizError: labels or class names are not known, or a class fits none of the model's or two.
         """
         if not self._classes or not self._model.class_names:
             raise VitvizError(f"Accuracy needs images with labels and a model whose class names are known; {self.name} have "

@@ -55,7 +55,6 @@ def train(name: str, out: Path, device: str | None = None, steps: int | None = N
 
     Raises:
         VitvizError: no such recipe or device; ``out`` cannot be written, or the disk is full (the last checkpoint stays).
-        KeyboardInterrupt: it was stopped; one sentence on the error stream says how it goes on.
     """
     recipe, device = TRAININGS[validate.choice("A recipe to train", name, TRAININGS)], usable_device(device)
     if steps is not None:

@@ -46,16 +46,11 @@ _OPEN: set["Explorer"] = set()
 class Explorer(widgets.VBox):
     """Feature visualizations of a model, chosen by sliders.
 
-    A change shows an image of the embedded atlas at once, and starts any other after 0.2 s without a further change; the latest
-    request wins and earlier ones stop. The image is shown while it forms, and when it is finished with its scores and the
-    neuron's top images. ``close()``, another run of the cell that made it, and the end of Python stop the work and free its
-    thread and memory.
-
-    On ipywidgets 8 the work runs in a thread, so the page stays responsive while other cells run. On ipywidgets 7 (Colab), where
-    a thread's updates do not reach the page, it runs in slices on the kernel's event loop.
+    A change shows an image of the embedded atlas at once, and starts any other after 0.2 s without a further change, shown while
+    it forms; the latest request wins. ``close()``, another run of the cell that made it, and the end of Python stop the work and
+    free its thread and memory.
 
     Args:
-        model: whose neurons to visualize.
         images: reference images for scores and top images (see ``ImageSet``); by default Emoji World.
         tune: True for sliders over the recipe's regularizers.
 
@@ -75,7 +70,8 @@ class Explorer(widgets.VBox):
         self._images = None if images is None else reference_set(model, images)
         self._visualizers: dict[Recipe, Visualizer] = {}
         self._request, self._stopped, self._settling = 0, False, False
-        slider = {"continuous_update": False, "layout": (wide := widgets.Layout(width="420px"))}
+        wide = widgets.Layout(width="420px")
+        slider = {"continuous_update": False, "layout": wide}
         self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
         self._layer = widgets.IntSlider(description="Layer", max=len(layers) - 1, value=len(layers) - 1, **slider)
         self._neuron = widgets.IntSlider(description="Neuron", max=layers[-1].units - 1, **slider)
@@ -112,7 +108,8 @@ class Explorer(widgets.VBox):
             other.close()
         _OPEN.add(self)
         self._tasks: set[asyncio.Task] = set()  # an event loop keeps only weak references to its tasks
-        # One thread for all requests: torch keeps a pool of threads, and memory, for each thread that it meets.
+        # One thread for all requests: torch keeps a pool of threads, and memory, for each thread that it meets. On ipywidgets 7
+        # (Colab), where a thread's updates do not reach the page, slices on the kernel's event loop.
         self._requests: SimpleQueue[int | None] = SimpleQueue()
         self._worker = None
         if int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules:
@@ -138,13 +135,11 @@ class Explorer(widgets.VBox):
             self._worker.join(timeout=5)
 
     def _on_site(self, change) -> None:
-        """Keep the sliders within what the model has at the new kind and layer."""
         self._layer.max = len(find_sites(self.model)[self._kind.value]) - 1
         self._neuron.max = find_site(self.model, self._layer.value, self._kind.value).units - 1
         self._start()
 
     def _on_recipe(self, change) -> None:
-        """Set the regularizers' sliders to the chosen recipe."""
         self._settling = True
         for name, control in self._tuned.items():
             control.value = getattr(Recipe.named(self._recipe.value, self.model), name)
@@ -169,7 +164,6 @@ class Explorer(widgets.VBox):
             list(self._work(self._request))
 
     def _serve(self) -> None:
-        """The worker thread: requests in the order they came, until ``None``."""
         for request in iter(self._requests.get, None):
             for pause in self._work(request):  # ends at its next step once it is out of date
                 time.sleep(pause)
@@ -195,15 +189,16 @@ class Explorer(widgets.VBox):
                 if request != self._request:
                     return
                 stopped = self._stopped and not frame.scores
-                if frame.finished or stopped or time.monotonic() >= previewed + _BETWEEN:
-                    self._picture.show(to_image(frame.pictures[0], _SIDE), f"feature visualization: {title}")
-                    step = f"step {frame.steps[0]} of {recipe.steps}"
-                    self._say(f"{step}, scoring it against {visualizer.reference.name}" if frame.finished else step, request)
-                    previewed = time.monotonic()
-                if stopped:
-                    frame = visualizer.score(frame)
+                if not (frame.finished or stopped or time.monotonic() >= previewed + _BETWEEN):
+                    yield 0
+                    continue
+                self._picture.show(to_image(frame.pictures[0], _SIDE), f"feature visualization: {title}")
+                frame = visualizer.score(frame) if stopped else frame
                 if frame.scores:
                     break
+                step = f"step {frame.steps[0]} of {recipe.steps}"
+                self._say(f"{step}, scoring it against {visualizer.reference.name}" if frame.finished else step, request)
+                previewed = time.monotonic()
                 yield 0
             if request != self._request:
                 return

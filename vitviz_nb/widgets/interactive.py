@@ -20,15 +20,14 @@ class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets 
 
     Args:
         draw: from the controls' values to a PIL image, a matplotlib figure or an object with a ``sheet()``.
-        controls: for each argument of ``draw`` an abbreviation of ipywidgets: ``(min, max)`` or ``(min, max, step)`` for a
-            slider, which begins at the argument's default or at ``min``; a list or a dict of names and values for a menu.
+        controls: for each argument of ``draw`` ``(min, max)`` or ``(min, max, step)`` for a slider, which begins at the
+            argument's default or at ``min``; a list or a dict of names and values for a menu.
 
     Attributes:
-        result: what ``draw`` returned last.
-        kwargs: the values it was called with.
+        result: what ``draw`` returned last, with ``kwargs``.
 
     Raises:
-        VitvizError: an argument of ``draw`` without a control, a control it has no argument for, one that is no abbreviation.
+        VitvizError: an argument of ``draw`` without a control, or a control that it has no argument for or that is none.
     """
 
     def __init__(self, draw: Callable, **controls):
@@ -55,7 +54,7 @@ class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets 
 
     @staticmethod
     def widget_from_tuple(o: tuple) -> widgets.Widget | None:
-        """The slider for (min, max) or (min, max, step), at ``min``; None for another tuple. ipywidgets begins in the middle."""
+        """ipywidgets' slider, but at ``min`` instead of in the middle; None for a tuple that is no slider."""
         slider = widgets.interactive.widget_from_tuple(o)
         if slider is not None:
             slider.value = slider.min

@@ -49,13 +49,8 @@ class Task:
     Top images are taken from the first half of the reference images, questions from the second half.
 
     Args:
-        model: with neurons of its default kind.
-        n: number of questions, at most one for each neuron whose activation varies.
-        seed: of the sampling.
+        n: number of ``questions``, at most one for each neuron whose activation varies.
         images: at least 16 reference images (see ``ImageSet``); by default scenes of Emoji World.
-
-    Attributes:
-        questions: list of ``Question``.
 
     Raises:
         VitvizError: an argument of another type or range.

@@ -143,7 +143,7 @@ def test_splits_and_seeds_share_no_background():
     assert len(set(seen)) == len(seen)
 
 
-@pytest.mark.parametrize("held_out", STYLES)
+@pytest.mark.parametrize("held_out", ["3d", "word"])
 def test_a_held_out_style_is_never_drawn(held_out: str):
     world = EmojiWorld("train", concepts=["dog face", "pizza"], styles=[s for s in STYLES if s != held_out])
     assert {world.styles[i] for i in world.batch(range(40)).style} == set(STYLES) - {held_out}

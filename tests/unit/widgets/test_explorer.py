@@ -233,6 +233,7 @@ def test_a_hook_that_is_not_the_kits_is_said_in_the_status(session, model):
     session(play)
 
 
+@pytest.mark.parametrize("session", ["thread"], indirect=True)
 def test_forward_passes_of_other_cells_neither_change_the_image_nor_are_changed(session, model, images):
     alone, expected, passes = vv.Visualizer(model, images=images, keep=False).render(2, 0, seed=1), model(images), 0
 
