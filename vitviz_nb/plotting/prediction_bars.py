@@ -11,7 +11,7 @@ from PIL import Image
 
 from ..utils import validate
 from ..utils.errors import VitvizError, nearest
-from .image_grid import Tile, contact_sheet
+from .image_grid import Tile, contact_sheet, to_image
 
 if TYPE_CHECKING:  # models are a room above
     from ..models.vision_model import VisionModel
@@ -43,7 +43,7 @@ def prediction_bars(models: list["VisionModel"], image: torch.Tensor, truth: str
     rows = [predict(model, image[None], truth)[0] for model in models]
     figure, (left, right) = plt.subplots(1, 2, figsize=(9, 1.6 + 0.32 * max(4, len(rows))), layout="constrained",
                                          width_ratios=(1, 1.5))
-    left.imshow(image.detach().cpu().clamp(0, 1).permute(1, 2, 0))
+    left.imshow(to_image(image))
     left.set(xticks=[], yticks=[])
     left.set_title(title, fontsize="medium", wrap=True)
     correct, wrong = ({"marker": marker, "color": color, "markersize": 10}

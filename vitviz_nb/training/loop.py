@@ -1,7 +1,7 @@
 """Train the embedded models on Emoji World: ``vitviz train NAME``.
 
-The same code runs on a CPU and on a GPU. A run is fixed by its recipe: step k always sees the same scenes, so an
-interrupted run goes on from its checkpoint to the same end (to within float arithmetic).
+A run is fixed by its recipe: step k always sees the same scenes, so an interrupted run goes on from its checkpoint to the same
+end (to within float arithmetic).
 """
 
 import dataclasses
