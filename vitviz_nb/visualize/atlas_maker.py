@@ -14,6 +14,7 @@ import shutil
 from collections import Counter, deque
 from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
+from contextlib import closing
 from dataclasses import asdict
 from functools import lru_cache, partial
 from io import BytesIO
@@ -139,10 +140,8 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
     missing = [site for layer, site in sites.items() if layer not in facts["layers"]]
     if not missing:
         return
-    told = model if executor is None else (model.name, model.trained, facts["weights"])
-    job = told, visualizer.recipe
-    workers = _Workers(executor)
-    try:
+    job = (model if executor is None else (model.name, model.trained, facts["weights"])), visualizer.recipe
+    with closing(_Workers(executor)) as workers:
         if "chunk" not in facts:
             [(_, facts["chunk"])] = workers.run(partial(chunk_length, *job), [()])
             _write_manifest(folder, facts)
@@ -154,16 +153,14 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
             files.tidy(_part(folder, facts, site.layer).parent, 0)
             if not left[site.layer]:
                 _complete(visualizer, site, folder, facts)
-        total, to_make = sum(site.units for site in missing), sum(end - first for _, first, end in calls)
-        with tqdm(total=total, initial=total - to_make, unit="picture", desc=f"atlas of {model.name}", leave=False) as bar:
+        with tqdm(total=sum(end - first for _, first, end in calls), unit="picture", desc=f"atlas of {model.name}",
+                  leave=False) as bar:
             for (layer, first, end), chunk in workers.run(partial(render_chunk, *job, facts["kind"], facts["seed"]), calls):
                 files.write(_part(folder, facts, layer, first), packed(chunk))
                 bar.update(end - first)
                 left[layer] -= 1
                 if not left[layer]:
                     _complete(visualizer, sites[layer], folder, facts)
-    finally:
-        workers.close()
 
 
 def _part(folder: Path, facts: dict, layer: int, first: int = 0) -> Path:
@@ -173,15 +170,16 @@ def _part(folder: Path, facts: dict, layer: int, first: int = 0) -> Path:
     return folder / f"unfinished-{key}-{layer:02d}" / f"{first}.npz"
 
 
-def _sheets(site: Site, sheet: int) -> list[str]:
-    return [file_name(site.kind, site.layer, "webp", first) for first in range(0, site.units, sheet)]
+def _sheets(site: Site, sheet: int) -> dict[str, int]:
+    """The name of each sheet of a layer, and its first neuron."""
+    return {file_name(site.kind, site.layer, "webp", first): first for first in range(0, site.units, sheet)}
 
 
 def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> None:
     """Put a layer's chunks onto sheets, score the pictures as they are stored, and add the layer to the manifest."""
     model, chunk = visualizer.model, facts["chunk"]
     tables, contents = [], {}
-    for name, first in zip(_sheets(site, facts["sheet"]), range(0, site.units, facts["sheet"]), strict=True):
+    for name, first in _sheets(site, facts["sheet"]).items():
         end, start = min(first + facts["sheet"], site.units), first - first % chunk
         chunks = [_read(_part(folder, facts, site.layer, begin)) for begin in range(start, end, chunk)]
         pictures, steps = torch.from_numpy(np.concatenate([part["pictures"] for part in chunks])), chunks[0]["curve_steps"]

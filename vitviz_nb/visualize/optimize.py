@@ -23,7 +23,7 @@ class Adam:
 
     Attributes:
         images: (K, 3, S, S) in [0, 1].
-        first, second: Adam's running means of the gradient and of its square, shaped like ``images``.
+        first, second: running means of the gradient and of its square, shaped like ``images``.
     """
 
     images: torch.Tensor
