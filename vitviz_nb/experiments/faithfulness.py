@@ -186,9 +186,9 @@ def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], 
     """
     rows, n = [], len(hits)
     for name, values in scores.items():
-        varies = values.max() > values.min() and 0 < int(hits.sum()) < n
-        r = pearson(values.double()[:, None], hits.double()[:, None]).item() if varies else 0.0
+        r = pearson(values.double()[:, None], hits.double()[:, None]).item()
         middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (n - 3) ** 0.5
-        low, high = (np.tanh(middle - half), np.tanh(middle + half)) if varies else (np.nan, np.nan)
+        varies = values.max() > values.min() and 0 < int(hits.sum()) < n
+        low, high = np.tanh([middle - half, middle + half]) if varies else (np.nan, np.nan)
         rows.append({"score": name, "value": r, "low": low, "high": high, "n": n})
     return Result(title, "correlation with being recognized", rows, ("no correlation", 0.0))

@@ -95,9 +95,7 @@ def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = Non
     The larger that of the low-pass, the higher the frequencies that the model relies on. Between the cutoffs of
     ``accuracy_by_cutoff`` the curve is linear. The interval is of 1,000 bootstrap samples of the images, the same for all models.
     """
-    if not 0 < validate.real("keep", keep, 0, 1) < 1:
-        raise VitvizError(f"The proportion of the accuracy to keep is between 0 and 1, got {keep}.")
-    rows = []
+    keep, rows = validate.real("keep", keep, 0.01, 0.99), []
     for model in _models(models):
         image_set = ImageSet(model, images, n)
         correct = _by_cutoff(model, image_set, passes)

@@ -123,7 +123,6 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
     for name, ablated in ablated_recipes(recipe or Recipe.quick(model)).items():
         visualizer = Visualizer(model, ablated, images)
         rendering = pictures[name] = visualizer.render(site.layer, neurons, site.kind, seed).require_finished()
-        artifacts += _artifacts(name, rendering.pictures, patch)
         quality.append({"regularizers": name, "pictures": "above the 99th percentile",
                         **proportion(sum(p > 99 for p in rendering.scores.percentile), len(neurons))})
         if recognizer:
@@ -132,20 +131,18 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
                             **proportion(hits.sum(), len(hits))})
         release_memory()
     reference = visualizer.reference
-    artifacts += _artifacts("scenes", reference_images(model, images), patch)
+    stacks = {name: made.pictures for name, made in pictures.items()}
+    stacks["scenes"] = reference_images(model, reference.source, min(256, reference.n))
+    for name, stack in stacks.items():
+        artifacts.append({"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(stack))})
+        if patch:
+            artifacts.append({"regularizers": name, "share": "differences at patch borders",
+                              **mean_of(patch_borders(stack, patch))})
     title = f"{model.title}, {site}, {len(neurons)} neurons, {rendering.recipe.steps} steps, seed {seed}"
     chance = ("chance recognition", 500 / len(recognizer.class_names)) if recognizer else None
     even = patch and ("patch borders by chance", 100 * (model.image_size // patch - 1) / (model.image_size - 1))
     quality = Result(f"{title}: quality of visualizations ({reference.name})", "pictures (%)", quality, chance)
     return Ablation(pictures, Result(f"{title}: artifacts", "share (%)", artifacts, even), quality)
-
-
-def _artifacts(name: str, images: torch.Tensor, patch: int | None) -> list[dict]:
-    rows = [{"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(images))}]
-    if patch:
-        borders = mean_of(patch_borders(images, patch))
-        rows.append({"regularizers": name, "share": "differences at patch borders", **borders})
-    return rows
 
 
 def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:

@@ -234,11 +234,11 @@ def _given(image_set: ImageSet, facts: dict[str, list] | None) -> dict[str, torc
         raise VitvizError(f"{wanted}; got {validate.shown(facts)}.")
     for name, values in facts.items():
         try:
-            values = [validate.scalar(value) for value in values][:image_set.n]
-            numbers = {value: i for i, value in enumerate(dict.fromkeys(values))}
+            known = [validate.scalar(value) for value in values][:image_set.n]
+            numbers = {value: i for i, value in enumerate(dict.fromkeys(known))}
         except TypeError:  # not several, or values that cannot be compared
-            raise VitvizError(f"{wanted}; {name!r} is {validate.shown(values)}.") from None
-        if len(values) < image_set.n:
-            raise VitvizError(f"{wanted}; {name!r} has {len(values)}.")
-        labels[name] = torch.tensor([numbers[value] for value in values])
+            known = []
+        if len(known) < image_set.n:
+            raise VitvizError(f"{wanted}; {name!r} has {len(known) or validate.shown(values)}.")
+        labels[name] = torch.tensor([numbers[value] for value in known])
     return labels

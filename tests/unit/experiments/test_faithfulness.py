@@ -289,6 +289,6 @@ def test_logits_on_a_picture_correlate_with_those_on_its_top_images_unless_it_sh
 
 @pytest.mark.parametrize("n", [0, -3, 2.5, "many", None, True])
 def test_a_number_of_neurons_that_is_none_is_refused(n, model):
-    with pytest.raises(VitvizError, match="n is a whole number from 1"):
+    with pytest.raises(VitvizError, match="number of neurons is a whole number from 1"):
         evenly_spaced(4, n)
     assert evenly_spaced(4, torch.tensor(2)) == [0, 3] and evenly_spaced(4, 9) == [0, 1, 2, 3]

@@ -108,7 +108,7 @@ def test_the_cutoff_that_leaves_a_proportion_is_read_from_a_straight_line_betwee
     assert cutoff_needed([model], waves, passes="high", keep=0.5).table["value"].iloc[0] == pytest.approx(6 + 4 / 3)
     both = cutoff_needed([guessing, model], Stripes(), keep=0.5).table  # of two classes, a guess is right half the time
     assert math.isnan(both["value"].iloc[0]) and both["value"].iloc[1] == pytest.approx(7)
-    with pytest.raises(VitvizError, match="from 0 to 1, got 90"):
+    with pytest.raises(VitvizError, match="from 0.01 to 0.99, got 90"):
         cutoff_needed([model], waves, keep=90)
 
 

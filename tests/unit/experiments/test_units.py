@@ -224,12 +224,6 @@ def test_visualizations_are_of_evenly_spaced_units_and_random_directions_each_wi
     assert sheet(rows, model).width > 3 * 104
 
 
-@pytest.mark.parametrize("neurons", [0, -1, 2.5, "all", None])
-def test_a_number_of_neurons_that_is_none_is_refused(neurons, visualized):
-    with pytest.raises(VitvizError, match="number of neurons is a whole number from 1"):
-        visualize(visualized[0], neurons=neurons)
-
-
 def test_recognition_by_kind_counts_top_5_hits_however_selective_the_unit(visualized):
     model, found, labels = visualized
     model.class_names, model.module.head = [f"concept {i}" for i in range(16)], nn.Linear(32, 16).requires_grad_(False)
