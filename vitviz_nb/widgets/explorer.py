@@ -2,7 +2,6 @@
 
 import asyncio
 import atexit
-import html
 import math
 import sys
 import time
@@ -87,7 +86,7 @@ class Explorer(widgets.VBox):
         stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
         self._picture = Picture(width=_SIDE, height=_SIDE)
         self._scenes = Picture(layout=widgets.Layout(min_height="300px", max_width="560px"))
-        self._status, self._scores = Status(), widgets.HTML()
+        self._status, self._scores = Status(), Status()
         for widget, name in ((self._picture, "picture"), (self._scenes, "scenes"), (self._status, "status"),
                              (self._scores, "scores"), (self, "explorer")):
             widget.add_class(f"vitviz-{name}")
@@ -204,9 +203,9 @@ class Explorer(widgets.VBox):
                 return
             self.result, scores = frame, frame.scores
             done = "finished" if frame.finished else f"stopped at step {frame.steps[0]} of {recipe.steps} (unfinished)"
-            text = (f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of {scores.reference}; "
-                    f"rank {scores.rank[0]} among the layer's standardized activations.{_VERDICT.get(scores.status[0], '')}")
-            self._scores.value = f"<div style='line-height: 1.4'>{html.escape(text)}</div>"
+            self._scores.say(f"Activation {scores.activation[0]:.3g}, above that of {scores.percentile[0]:.1f} % of "
+                             f"{scores.reference}; rank {scores.rank[0]} among the layer's standardized activations."
+                             f"{_VERDICT.get(scores.status[0], '')}")
             note = f". {visualizer.note}" if visualizer.note else ""
             self._say(f"{done}, {self._recipe.value} recipe, seed {seed}{note}", request)
             top = top_images(self.model, layer, neuron, kind, visualizer.reference)
