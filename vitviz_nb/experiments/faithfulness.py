@@ -97,7 +97,7 @@ def excess_activation(visualizer: Visualizer, layer: int, neurons,
     deviations over those; the control is on the visualization of another of the K neurons.
     """
     site = find_site(visualizer.model, layer, kind)
-    rendering = visualizer.render(site.layer, neurons, site.kind).require_finished()
+    rendering = visualizer.render(layer, neurons, kind).require_finished()
     if len(rendering.neurons) < 2:
         raise VitvizError("The score needs at least two neurons: the visualization of another one is its control.")
     reference = reference_activations(visualizer.model, site, visualizer.reference)[:, rendering.neurons]
@@ -139,15 +139,13 @@ def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int
                   "share of pictures (%)", rows, ("chance", 500 / len(recognizer.class_names)))
 
 
-def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: VisionModel,
-                      kind: str | None = None) -> torch.Tensor:
+def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: VisionModel) -> torch.Tensor:
     """Correlation of a recognizer's logits on a neuron's visualization with those on its six top images: (K,).
 
     Logits are centered over the K visualizations, and over the K sets of images, so that what all share does not count. About
     0 for a visualization that has nothing in common with the images that activate its neuron.
     """
-    site = find_site(visualizer.model, layer, kind)
-    rendering = visualizer.render(site.layer, neurons, site.kind).require_finished()
+    site, rendering = find_site(visualizer.model, layer), visualizer.render(layer, neurons).require_finished()
     reference = reference_activations(visualizer.model, site, visualizer.reference)
     top = [visualizer.reference.batch(reference[:, n].topk(min(6, len(reference))).indices.tolist()) for n in rendering.neurons]
     with torch.inference_mode():
@@ -157,10 +155,9 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     return pearson(*((logits - logits.mean(0)).T for logits in (shown, natural)))
 
 
-def with_top_images(visualizer: Visualizer, layer: int, neurons, kind: str | None = None) -> Image.Image:
+def with_top_images(visualizer: Visualizer, layer: int, neurons) -> Image.Image:
     """Contact sheet with a row a neuron: its visualization with scores, and the five reference images that activate it most."""
-    site, tiles = find_site(visualizer.model, layer, kind), []
-    rendering = visualizer.render(site.layer, neurons, site.kind)
+    site, rendering, tiles = find_site(visualizer.model, layer), visualizer.render(layer, neurons), []
     reference = reference_activations(visualizer.model, site, visualizer.reference)
     for k, neuron in enumerate(rendering.neurons):
         top = reference[:, neuron].topk(min(5, len(reference)))

@@ -4,10 +4,8 @@ import numpy as np
 import torch
 
 from ...datasets.backgrounds import CONTEXTS
-from ...datasets.emoji_world import EmojiWorld
 from ...experiments.semantics import image_embeddings, variance_by_fact
 from ...models.loading import load
-from ...models.vision_model import VisionModel
 from ...utils import validate
 from . import close, color_world, verdict
 
@@ -25,7 +23,8 @@ def exercise_1(answer, model):
 def exercise_2(answer, model):
     """Percentage of 256 scenes whose nearest of all 256 captions is their own, within 2."""
     number, world = validate.real("A number of percent", answer, -100, 100), color_world(model)
-    match = (_embeddings(model, world, 256) @ model.text(world.captions(range(256))).T).argmax(1).cpu()
+    embeddings = image_embeddings(model, world.batch(range(256)).images)
+    match = (embeddings @ model.text(world.captions(range(256))).T).argmax(1).cpu()
     own = int((match == torch.arange(256)).sum())
     return close(number, own / 2.56, 2, f"{own} of 256 scenes are nearest to their own caption: {own / 2.56:.1f} %",
                  "Take the full captions, and for each scene the nearest of all 256")
@@ -37,13 +36,9 @@ def exercise_3(answer, model):
     world = color_world(model)
     concept = world.concepts.index(validate.choice("A concept", answer, world.concepts))
     facts = world.facts(np.arange(512))
-    similarity = (_embeddings(model, world, 512) @ model.text([f"a {answer}"])[0]).cpu().numpy()
+    embeddings = image_embeddings(model, world.batch(range(512)).images)
+    similarity = (embeddings @ model.text([f"a {answer}"])[0]).cpu().numpy()
     similarity = np.where((facts["concept"] == concept) | (facts["companion"] == concept), -2, similarity)
     counts = np.bincount(facts["context"][np.argsort(-similarity)[:10]], minlength=len(CONTEXTS))
     return verdict(counts.max() >= 7, f"of the ten scenes nearest to 'a {answer}' that show none, {counts.max()} are on "
                    f"{CONTEXTS[counts.argmax()]}", "wanted are seven")
-
-
-def _embeddings(model: VisionModel, world: EmojiWorld, n: int) -> torch.Tensor:
-    """Embeddings of the first ``n`` scenes, a few of which are in memory at a time."""
-    return torch.cat([image_embeddings(model, world.batch(range(start, start + 64)).images) for start in range(0, n, 64)])
