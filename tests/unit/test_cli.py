@@ -108,6 +108,9 @@ def test_cache_shows_what_it_holds_and_clears_it(capsys: pytest.CaptureFixture, 
     assert (tmp_path / "vitviz_cache" / "weights" / "resnet50.pth").exists()
     monkeypatch.setenv("VITVIZ_CACHE_LIMIT", "much")
     assert "VITVIZ_CACHE_LIMIT is a size such as 500MB or 2GB, got 'much'" in complaint(["cache"], capsys)
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "file"))
+    assert "file, is no folder" in complaint(["cache"], capsys)
 
 
 def test_render_writes_sheet_pictures_and_manifest(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture):

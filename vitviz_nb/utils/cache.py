@@ -21,6 +21,8 @@ if TYPE_CHECKING:
     from ..models.vision_model import VisionModel
 
 FORMAT = 2  # raise it when the same settings would make another picture
+FOLDERS = ("renderings", "references", "predictions", "kinds", "selectivity", "contexts", "explained")  # nothing else is removed
+_LARGEST = float(np.finfo(np.float32).max)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be written before its size is looked at again
 
@@ -28,32 +30,47 @@ _room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be wr
 def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
     """Path of what ``model``, in its present state, makes from ``facts`` (of JSON's types); None if the state is unknown.
 
-    ``folder`` says what is kept: "renderings", "references" …
+    ``folder`` says what is kept: one of ``FOLDERS``.
     """
     state = model.state()
     return None if state is None else path_of({**facts, "model": state}, folder)
 
 
 def made(model: "VisionModel", facts: dict, folder: str, make: Callable[[], dict[str, np.ndarray]],
-         finite: bool = False) -> dict[str, np.ndarray]:
-    """The arrays that ``model`` makes from ``facts``: from the cache, or else by ``make()``, and kept in it.
+         shapes: dict[str, tuple | type], low: float = -_LARGEST, high: float = _LARGEST) -> dict[str, np.ndarray]:
+    """The arrays that ``model`` makes from ``facts``: from the cache where they fit (see ``fits``), or else by ``make()``.
 
-    Nothing is kept if the model changed meanwhile. ``finite`` as in ``read``.
+    Raises:
+        VitvizError: the model changed meanwhile.
     """
     path = entry(model, facts, folder)
-    arrays = read(path, finite)
-    if arrays is None:
+    arrays = read(path)
+    if arrays is None or not fits(arrays, shapes, low, high):
         arrays = make()
-        if path == entry(model, facts, folder):
-            write(path, arrays)
+        if path != entry(model, facts, folder):
+            raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while it was measured, so the numbers are "
+                              f"of no single network; measure them again.")
+        write(path, arrays)
     return arrays
+
+
+def fits(arrays: dict[str, np.ndarray], shapes: dict[str, tuple | type], low: float = -_LARGEST, high: float = _LARGEST) -> bool:
+    """Whether arrays have these names and shapes (None: any length; ``str``: text), all numbers from ``low`` to ``high``."""
+    def fit(array: np.ndarray, shape: tuple | type) -> bool:
+        if shape is str:
+            return array.dtype.kind == "U"
+        return (array.dtype.kind in "fiub" and len(array.shape) == len(shape)
+                and all(size in (None, length) for length, size in zip(array.shape, shape, strict=True))
+                and bool(((low <= array) & (array <= high)).all()))  # NaN is in no range
+
+    return arrays.keys() == shapes.keys() and all(fit(arrays[name], shape) for name, shape in shapes.items())
 
 
 def path_of(facts: dict, folder: str) -> Path:
     """Path of the entry made from ``facts``, the state of a model among them."""
     text = json.dumps({**facts, "format": FORMAT}, sort_keys=True)
     name = hashlib.sha256(text.encode()).hexdigest()[:32]
-    return cache_dir() / folder / name[:2] / f"{name}.npz"
+    return cache_dir() / FOLDERS[FOLDERS.index(folder)] / name[:2] / f"{name}.npz"
 
 
 def ready() -> None:
@@ -126,11 +143,13 @@ def evict(most: int) -> int:
 
 
 def contents() -> list[tuple[float, int, Path]]:
-    """Time of last use, bytes and path of each entry."""
-    entries = []
-    for folder in cache_dir().glob("*/??"):
+    """Time of last use, bytes and path of each entry: only files named as ``path_of`` does, for the folder may be a user's."""
+    entries, root = [], cache_dir()
+    if root.exists() and not root.is_dir():
+        raise VitvizError(f"$VITVIZ_CACHE, {root}, is no folder; name one, or unset it.")
+    for folder in (sub for name in FOLDERS for sub in (root / name).glob("[0-9a-f][0-9a-f]")):
         files.tidy(folder)
-        for path in folder.glob("*.npz"):
+        for path in folder.glob(f"{folder.name}{30 * '[0-9a-f]'}.npz"):
             with suppress(OSError):  # another process has just evicted it
                 entries.append((path.stat().st_mtime, path.stat().st_size, path))
     return entries

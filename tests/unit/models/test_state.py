@@ -4,6 +4,7 @@ import math
 import os
 import threading
 import time
+from dataclasses import replace
 
 import pytest
 import torch
@@ -11,6 +12,7 @@ from torch import nn
 
 from vitviz_nb.models.reading import activations, tokens
 from vitviz_nb.models.sites import check_neurons, find_site, find_sites
+from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils import cache
 from vitviz_nb.utils.errors import VitvizError
@@ -134,8 +136,9 @@ def test_the_state_follows_a_weight_changed_in_place(tiny_vit: VisionModel):
 
 @pytest.mark.parametrize("change", [
     lambda module: module.half(), lambda module: setattr(module.blocks[0].mlp, "act", nn.ReLU()),
-    lambda module: setattr(module.norm, "eps", 0.1),
-], ids=["half precision", "another activation function", "another epsilon"])
+    lambda module: setattr(module.norm, "eps", 0.1), lambda module: setattr(module.blocks[0].attn, "scale", 0.0),
+    lambda module: setattr(module, "global_pool", "avg"), lambda module: module.register_buffer("mask", torch.ones(2), False),
+], ids=["half precision", "another activation function", "another epsilon", "another number", "another setting", "a constant"])
 def test_the_state_follows_what_no_weight_shows(change, tiny_vit: VisionModel):
     before = tiny_vit.state()
     change(tiny_vit.module)
@@ -160,17 +163,77 @@ def _replaced_forward(module):
     return lambda: module.blocks[0].__dict__.pop("forward")
 
 
-@pytest.mark.parametrize("change", [_forward_hook, _pre_hook, _global_hook, _replaced_forward])
+def _global_backward_hook(module):
+    return nn.modules.module.register_module_full_backward_hook(lambda part, before, after: None).remove
+
+
+def _replaced_method(module):
+    head = module.forward_head
+    module.forward_head = lambda x, **more: -head(x, **more)
+    return lambda: module.__dict__.pop("forward_head")
+
+
+def _patched_class(module):
+    kind = type(module.blocks[0].attn)
+    forward = kind.forward
+    kind.forward = lambda self, x, *more, **named: forward(self, x, *more, **named) * 0
+    return lambda: setattr(kind, "forward", forward)
+
+
+_FOREIGN = [_forward_hook, _pre_hook, _global_hook, _global_backward_hook, _replaced_forward, _replaced_method, _patched_class]
+
+
+@pytest.mark.parametrize("change", _FOREIGN)
 def test_with_foreign_hooks_the_state_is_unknown_and_no_cache_is_used(change, tiny_vit: VisionModel):
     before, undo = tiny_vit.state(), change(tiny_vit.module)
     try:
         assert tiny_vit.state() is None and not tiny_vit.unchanged
-        assert cache.entry(tiny_vit, {"layer": 0}, "test") is None
+        assert cache.entry(tiny_vit, {"layer": 0}, "references") is None
         made = [tiny_vit.remember("key", lambda n=n: n) for n in range(2)]
         assert made == [0, 1]  # made each time
     finally:
         undo()
-    assert tiny_vit.state() == before and cache.entry(tiny_vit, {"layer": 0}, "test") is not None
+    assert tiny_vit.state() == before and cache.entry(tiny_vit, {"layer": 0}, "references") is not None
+
+
+def test_a_class_of_ones_own_is_read_so_that_an_edited_one_is_another_model(tiny_vit: VisionModel):
+    def state(text: str, **settings) -> dict:
+        space: dict = {}
+        exec(f"from torch import nn\nclass Mine(nn.Module):\n    def forward(self, x):\n        return {text}", space)
+        module = space["Mine"]()
+        vars(module).update(settings)
+        tiny_vit.module.blocks[0].mlp.act = module
+        return tiny_vit.state()
+
+    assert state("x * 2") == state("x * 2") != state("x * 5")
+    assert state("x * self.k", k=1) != state("x * self.k", k=5)
+
+
+def test_hooks_and_weights_of_a_text_tower_count_too(tiny_vit: VisionModel):
+    text = TextTower(["a", "ant", "bee", "cat", "dog"], 4)
+    model = VisionModel(tiny_vit.module, "clip", 32, class_names=["ant", "bee", "cat", "dog"], text=text)
+    before = model.state()
+    handle = text.register_forward_hook(lambda module, arguments, output: output.flip(0))
+    assert model.state() is None
+    handle.remove()
+    text.head.bias.data.add_(1)
+    assert model.state() not in (before, None)
+
+
+def test_a_unit_is_read_through_a_replaced_layer(tiny_vit: VisionModel):
+    """One wanted unit is computed alone, but not where its layer computes something else than its weights say."""
+    site, inputs = find_site(tiny_vit), tiny_vit.normalize(images())
+    own = replace(site, own=torch.tensor([3] * len(inputs)))
+    layer = tiny_vit.module.blocks[1].mlp.fc1
+    layer.forward = lambda x: nn.functional.linear(x, -layer.weight, -layer.bias)
+    assert torch.equal(tokens(tiny_vit, own, inputs)[..., 0], tokens(tiny_vit, site, inputs)[..., 3])
+
+
+def test_class_names_are_the_models_own(tiny_vit: VisionModel):
+    names = ["ant", "bee", "cat", "dog"]
+    model = VisionModel(tiny_vit.module, "tiny", 32, class_names=names)
+    names.reverse()
+    assert model.class_names == ["ant", "bee", "cat", "dog"]
 
 
 def test_changes_in_force_are_part_of_the_state_and_nest(tiny_vit: VisionModel):
@@ -237,8 +300,13 @@ def test_class_names_of_another_number_than_logits_are_refused(tiny_vit: VisionM
         tiny_vit(images())
 
 
+def test_a_network_that_cannot_run_on_its_inputs_says_so(tiny_vit: VisionModel):
+    with pytest.raises(VitvizError, match=r"cannot be run on inputs of shape \(1, 3, 64, 64\)"):
+        find_sites(VisionModel(tiny_vit.module, "tiny", 64))
+
+
 @pytest.mark.parametrize("arguments", [
-    {"mean": (123.7, 116.3, 103.5)}, {"mean": (0.5,)}, {"mean": "half"}, {"std": (1.0, 0.0, 1.0)}, {"std": (1, math.nan, 1)},
+    {"styles": 5}, {"text": 5}, {"card": 5}, {"class_names": 5}, {"mean": (123.7, 116.3, 103.5)}, {"mean": (0.5,)}, {"mean": "half"}, {"std": (1.0, 0.0, 1.0)}, {"std": (1, math.nan, 1)},
     {"image_size": 0}, {"image_size": 2.5}, {"image_size": 10**9}, {"name": ""}, {"name": 3}, {"module": "resnet50"},
 ])
 def test_a_model_that_cannot_be_is_refused_in_one_sentence(arguments: dict, tiny_vit: VisionModel):

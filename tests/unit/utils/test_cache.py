@@ -102,6 +102,17 @@ def test_what_killed_writers_left_goes(tmp_path: Path):
     assert not orphan.exists() and not path.exists() and cache.contents() == []
 
 
+@pytest.mark.parametrize("name", ["results/v1/mine.npz", "renderings/v1/mine.npz", "renderings/ab/mine.npz", "weights/ab/a.npz",
+                                  f"renderings/ab/{'cd' * 16}.npz", f"mine/ab/{'ab' * 16}.npz", "results/v1/.mine.0123abcd.partial"])
+def test_files_of_others_in_the_cache_folder_stay(tmp_path: Path, name: str):
+    mine, entry = tmp_path / "vitviz_cache" / name, cache.path_of({}, "renderings")
+    mine.parent.mkdir(parents=True)
+    mine.write_bytes(b"mine")
+    os.utime(mine, (0, 0))
+    cache.write(entry, {"a": np.zeros(3)})
+    assert cache.evict(0) == 0 and mine.exists() and not entry.exists()
+
+
 def test_a_home_is_expanded_and_a_missing_one_named(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.setenv("VITVIZ_CACHE", "~/kept")
@@ -138,3 +149,37 @@ def test_processes_share_a_cache_that_is_full_all_the_time(tmp_path: Path):
                  for factor in (1, 3, 7)]
     assert [process.wait() for process in processes] == [0, 0, 0]
     assert not list(tmp_path.rglob("*.partial"))
+
+
+def numbers(**changed) -> dict[str, np.ndarray]:
+    return {"layer0": np.array([[0.5, 1.0]], np.float32), "names": np.array(["x"]), **changed}
+
+
+SHAPES = {"layer0": (1, None), "names": str}
+
+
+@pytest.mark.parametrize("damaged", [
+    numbers(layer0=np.array([[np.nan, 1]])), numbers(layer0=np.array([[np.inf, 1]])), numbers(layer0=np.array([[-1, 1]])),
+    numbers(layer0=np.array([["a", "b"]])), numbers(layer0=np.array([0.5, 1])), numbers(layer0=np.array([[0.5], [1]])),
+    numbers(names=np.zeros(1)), numbers(layer1=np.zeros((1, 2))), {"names": np.array(["x"])}])
+def test_an_entry_that_does_not_fit_is_measured_again(damaged):
+    model = Model({"weights": "1"})
+    cache.write(cache.entry(model, {}, "kinds"), damaged)
+    for make in (numbers, lambda: pytest.fail("measured twice")):
+        stored = cache.made(model, {}, "kinds", make, SHAPES, low=0)
+        assert stored.keys() == SHAPES.keys() and stored["layer0"].tolist() == [[0.5, 1.0]]
+
+
+@pytest.mark.parametrize(("before", "after"), [({"weights": "1"}, {"weights": "2"}), ({"weights": "1"}, None),
+                                               (None, {"weights": "1"})])
+def test_what_a_model_that_changes_meanwhile_makes_is_refused_and_kept_nowhere(tmp_path: Path, before, after):
+    model = Model(before)
+    model.name = "emoji-vit"
+
+    def measure() -> dict[str, np.ndarray]:
+        model.state = lambda: after
+        return numbers()
+
+    with pytest.raises(VitvizError, match="emoji-vit was changed .* while it was measured, .*measure them again"):
+        cache.made(model, {}, "kinds", measure, SHAPES)
+    assert not entries(tmp_path)
