@@ -5,9 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 from torch import nn
-from torch.nn.modules import module as torch_module
 
-_OURS = ("vitviz_nb", "torch", "timm")  # packages whose hooks are part of the architecture, and fixed by its weights
+from ..utils.errors import VitvizError
 
 
 class Stop(Exception):
@@ -58,27 +57,9 @@ def evaluating(module: nn.Module) -> Iterator[None]:
         part.training = False
     try:
         yield
+        if any(part.training for part in module.modules()):
+            raise VitvizError("The network was put into training mode by another thread during a forward pass, so the pass is of "
+                              "no use; train and measure one after the other.")
     finally:
         for part in training:
             part.training = True
-
-
-def callables(module: nn.Module) -> list[tuple[str, str, bool]]:
-    """Hooks of every kind and replaced ``forward`` methods: (path, name of the function, whether it is known) of each.
-
-    Functions of torch, timm and this package are known; any other may compute anything.
-    """
-    functions = [("global", hook) for hooks in (torch_module._global_forward_hooks, torch_module._global_forward_pre_hooks)
-                 for hook in hooks.values()]
-    for path, part in module.named_modules():
-        functions += [(path, hook) for hooks in (part._forward_hooks, part._forward_pre_hooks, part._backward_hooks,
-                                                 part._backward_pre_hooks) for hook in hooks.values()]
-        if "forward" in part.__dict__:
-            functions.append((path, part.__dict__["forward"]))
-    described = []
-    for path, function in functions:
-        function = getattr(function, "__func__", function)
-        named = function if hasattr(function, "__qualname__") else type(function)
-        package = (getattr(named, "__module__", None) or "").partition(".")[0]
-        described.append((path, f"{named.__module__}.{named.__qualname__}", package in _OURS))
-    return described

@@ -69,6 +69,8 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     if not isinstance(name, str) or not name or "\0" in name:
         raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {validate.shown(name)}. A network "
                           f"of your own becomes a model with vv.VisionModel(module, name, image_size).")
+    if class_names is not None and checkpoint is None:
+        raise VitvizError("class_names names the classes of a checkpoint; give checkpoint= with it.")
     device, embedded = usable_device(device), embedded_names()
     if checkpoint is not None:
         model = _load_checkpoint(name, validate.path("checkpoint", checkpoint), class_names)

@@ -10,6 +10,7 @@ from torch import nn
 
 from ..utils import validate
 from ..utils.errors import VitvizError
+from .fingerprint import changes
 from .hooks import Stop, hooked, watch
 from .sites import ELEMENTWISE, Site, find_site, find_sites
 from .vision_model import VisionModel, check_finite
@@ -79,8 +80,7 @@ def _separable_mlp(model: VisionModel, site: Site) -> nn.Module | None:
     mlp = model.module.get_submodule(site.path.rpartition(".")[0])
     if site.own is None or site.kind != "mlp" or type(mlp) not in (Mlp, GlobalResponseNormMlp) or type(mlp.fc1) is not nn.Linear:
         return None
-    with_hooks = any(part._forward_hooks or part._forward_pre_hooks for part in (mlp.fc1, mlp.act))
-    return mlp if type(mlp.act) in ELEMENTWISE and not with_hooks else None
+    return mlp if type(mlp.act) in ELEMENTWISE and changes(mlp.fc1) == changes(mlp.act) == [] else None
 
 
 def activations(model: VisionModel, kind: str | None, images: torch.Tensor) -> list[torch.Tensor]:

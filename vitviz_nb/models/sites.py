@@ -74,7 +74,7 @@ def find_sites(model: VisionModel) -> dict[str, list[Site]]:
     """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Its own kind comes first."""
     if not isinstance(model, VisionModel):
         raise VitvizError(f"A model comes from vv.load(name), got a {type(model).__name__}.")
-    return model.remember("sites", lambda: _find(model), weights=False)
+    return model.remember(("sites", model.image_size), lambda: _find(model), weights=False)
 
 
 def find_site(model: VisionModel, layer: int = -1, kind: str | None = None) -> Site:

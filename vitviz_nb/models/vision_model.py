@@ -13,7 +13,8 @@ from torch import nn
 
 from ..utils import validate
 from ..utils.errors import VitvizError
-from .hooks import callables, evaluating
+from .fingerprint import changes, structure
+from .hooks import evaluating
 from .text_tower import TextTower, class_points
 
 
@@ -49,18 +50,24 @@ class VisionModel:
                               f"{validate.shown(name)}.")
         if not (class_names is None or isinstance(class_names, (list, tuple)) and all(isinstance(n, str) for n in class_names)):
             raise VitvizError(f"class_names is a list of names, one for each logit, or None; got {validate.shown(class_names)}.")
+        if not isinstance(text, TextTower | None) or not isinstance(card, dict | None):
+            raise VitvizError(f"text is a TextTower and card a dict, or None; got {validate.shown(text)} and "
+                              f"{validate.shown(card)}.")
+        if not isinstance(styles, (list, tuple)) or not all(isinstance(style, str) for style in styles):
+            raise VitvizError(f"styles is a list of names, got {validate.shown(styles)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
         self.mean, self.std = _channels("mean", mean), _channels("std", std)
         self.module = module.eval().requires_grad_(False)
         self.text, self._styles = text and text.eval().requires_grad_(False), tuple(dict.fromkeys(styles))
         plain_attention(module, self.device)
-        self.trained, self.class_names, self.license, self.card = trained, class_names, license, card
+        self.trained, self.license, self.card = trained, license, card
+        self.class_names = None if class_names is None else list(class_names)  # its own: the caller may change theirs
         self.crop_pct, self.interpolation, self.crop_mode = crop_pct, interpolation, crop_mode
         self.lock = threading.RLock()
         self._memory: dict[Any, tuple[Any, Any]] = {}
         self._changes: list[str] = []
-        self._built = self.structure
+        self._built = self.structure, self._constants()
 
     @property
     def title(self) -> str:
@@ -116,13 +123,21 @@ class VisionModel:
     def forward(self, inputs: torch.Tensor) -> Any:
         """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""
         weight = next((p for p in self.module.parameters() if p.is_floating_point()), inputs)
-        with self.lock, evaluating(self.module):
-            return self.module(inputs.to(weight.dtype))
+        with self.lock, evaluating(self.module), evaluating(self.text or nn.Identity()):
+            try:
+                return self.module(inputs.to(weight.dtype))
+            except VitvizError:
+                raise
+            except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+                if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
+                    raise
+                raise VitvizError(f"{self.name} cannot be run on inputs of shape {tuple(inputs.shape)} "
+                                  f"({type(error).__name__}: {str(error).partition(chr(10))[0][:200]}).") from error
 
     @property
     def structure(self) -> str:
         """A hash of the modules and their settings, without weights."""
-        return hashlib.sha256(repr(self.module).encode()).hexdigest()[:16]
+        return structure(nn.ModuleList([self.module, *filter(None, [self.text])]))
 
     @property
     def weights_hash(self) -> str:
@@ -131,14 +146,11 @@ class VisionModel:
         (CLIP's models with and without quickgelu share their weights, but not their name.)
         """
         digest = hashlib.sha256(repr((self.name, self.mean.flatten().tolist(), self.std.flatten().tolist())).encode())
-        weights = self.module.state_dict()
+        weights = _tensors(self.module)
         if self.text:
             digest.update(repr((self.class_names, self.text.words, list(self._styles))).encode())
-            weights |= {f"text.{key}": value for key, value in self.text.state_dict().items()}
-        for key, value in sorted(weights.items()):
-            digest.update(key.encode())
-            digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
-        return digest.hexdigest()[:16]
+            weights |= {f"text.{key}": value for key, value in _tensors(self.text).items()}
+        return _hash(weights, digest)
 
     def state(self) -> dict | None:
         """What the network computes at this moment, as part of the key of everything cached.
@@ -147,22 +159,26 @@ class VisionModel:
         read at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an operation.
         """
         with self.lock:
-            functions = callables(self.module)
-            if any(not known for _, _, known in functions) or self.device.type == "meta":
+            known = [changes(part) for part in (self.module, self.text) if part is not None]
+            if None in known or self.device.type == "meta":
                 return None
-            precision = sorted({str(p.dtype).removeprefix("torch.") for p in self.module.parameters()})
+            precision = sorted({str(p.dtype).removeprefix("torch.") for part in (self.module, self.text) if part is not None
+                                for p in part.parameters()})
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
-            return {"weights": self.weights_hash, "size": self.image_size, "precision": precision,
-                    "structure": self.structure,
-                    "changes": [*self._changes, *(f"{path} {name}" for path, name, _ in functions)]}
+            return {"weights": self.weights_hash, "size": self.image_size, "precision": precision, "structure": self.structure,
+                    "constants": self._constants(), "changes": [*self._changes, *sum(known, [])]}
 
     @property
     def unchanged(self) -> bool:
         """Whether the network, but for its weights, is as it was loaded: no hooks, no changes, float32."""
         state = self.state()
-        return (bool(state) and not state["changes"] and state["structure"] == self._built
+        return (bool(state) and not state["changes"] and (state["structure"], state["constants"]) == self._built
                 and state["precision"] in ([], ["float32"]))
+
+    def _constants(self) -> str:
+        """A hash of the buffers that are no weights: position indices, attention masks."""
+        return _hash(_tensors(self.module, persistent=False)) if self.device.type != "meta" else ""
 
     @contextmanager
     def changed(self, name: str) -> Iterator[None]:
@@ -201,6 +217,23 @@ def check_finite(module: nn.Module, name: str, text: nn.Module | None = None) ->
             if value.is_floating_point() and value.device.type != "meta" and not value.isfinite().all():
                 raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
                                   f"made from them; train or download the model again.")
+
+
+def _tensors(module: nn.Module, persistent: bool = True) -> dict[str, torch.Tensor]:
+    """Parameters and persistent buffers, or the other buffers, by path; not by ``state_dict``, which hooks may change."""
+    tensors = dict(module.named_parameters(remove_duplicate=False)) if persistent else {}
+    for path, part in module.named_modules(remove_duplicate=False):
+        tensors |= {f"{path}.{name}".lstrip("."): buffer for name, buffer in part._buffers.items()
+                    if buffer is not None and (name in part._non_persistent_buffers_set) != persistent}
+    return tensors
+
+
+def _hash(tensors: dict[str, torch.Tensor], digest=None) -> str:
+    digest = digest or hashlib.sha256()
+    for key, value in sorted(tensors.items()):
+        digest.update(key.encode())
+        digest.update(value.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:16]
 
 
 def plain_attention(module: nn.Module, device: str | torch.device) -> None:

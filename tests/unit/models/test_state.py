@@ -306,8 +306,9 @@ def test_a_network_that_cannot_run_on_its_inputs_says_so(tiny_vit: VisionModel):
 
 
 @pytest.mark.parametrize("arguments", [
-    {"styles": 5}, {"text": 5}, {"card": 5}, {"class_names": 5}, {"mean": (123.7, 116.3, 103.5)}, {"mean": (0.5,)}, {"mean": "half"}, {"std": (1.0, 0.0, 1.0)}, {"std": (1, math.nan, 1)},
-    {"image_size": 0}, {"image_size": 2.5}, {"image_size": 10**9}, {"name": ""}, {"name": 3}, {"module": "resnet50"},
+    {"styles": 5}, {"text": 5}, {"card": 5}, {"class_names": 5}, {"mean": (123.7, 116.3, 103.5)}, {"mean": (0.5,)},
+    {"mean": "half"}, {"std": (1.0, 0.0, 1.0)}, {"std": (1, math.nan, 1)}, {"image_size": 0}, {"image_size": 2.5},
+    {"image_size": 10**9}, {"name": ""}, {"name": 3}, {"module": "resnet50"},
 ])
 def test_a_model_that_cannot_be_is_refused_in_one_sentence(arguments: dict, tiny_vit: VisionModel):
     with pytest.raises(VitvizError):
