@@ -12,9 +12,9 @@ from tqdm import tqdm
 from ..datasets.backgrounds import CONTEXTS
 from ..datasets.boxes import Boxes
 from ..datasets.emoji_world import P_USUAL_CONTEXT, EmojiWorld
-from ..datasets.image_folder import image_folder
+from ..datasets.image_folder import image_files, image_folder
 from ..datasets.image_set import ImageSet, default_world
-from ..models.sites import find_site
+from ..models.sites import find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
@@ -85,6 +85,7 @@ def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path
     folders = sorted(sub for sub in root.glob("*") if sub.is_dir() and not sub.name.startswith("."))
     if not folders:
         raise VitvizError(f"{root} has no subfolders; it should have one for each class, such as ImageNet's train/n01440764.")
+    known.check(image_files(root)[0], root)
     correct: dict[tuple[str, str], list[torch.Tensor]] = {}
     for sub in tqdm(folders, desc="foreground and background", unit="class"):
         for model in models:
@@ -181,7 +182,9 @@ def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *,
         return {f"layer{i}": of_layer["context"].selectivity().numpy() for i, of_layer in enumerate(sums)}
 
     facts = {"kind": kind, "world": image_set.key, "n": image_set.n}
-    return [*map(torch.from_numpy, cache.made(model, facts, "contexts", measure).values())]
+    shapes = {f"layer{site.layer}": (len(CONTEXTS), site.units) for site in find_sites(model)[kind]}
+    stored = cache.made(model, facts, "contexts", measure, shapes, low=-np.inf)  # of contexts of too few scenes
+    return [torch.from_numpy(stored[name]) for name in shapes]
 
 
 def _correct(model: VisionModel, images: ImageSet, boxes: bool, fill: str = "black") -> dict[str, torch.Tensor]:

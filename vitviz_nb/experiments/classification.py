@@ -39,7 +39,9 @@ def top5_predictions(model: VisionModel, images: ImageSet, what: str,
         return {"top5": torch.cat(predictions).numpy()}
 
     facts = {"images": images.key, "n": images.n, "change": what}
-    return torch.from_numpy(cache.made(model, facts, "predictions", predict)["top5"]).long()
+    most = len(model.class_names) - 1 if model.class_names else 2**31
+    stored = cache.made(model, facts, "predictions", predict, {"top5": (images.n, None)}, 0, most)
+    return torch.from_numpy(stored["top5"]).long()
 
 
 def top5(logits: torch.Tensor) -> torch.Tensor:

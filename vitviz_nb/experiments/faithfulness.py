@@ -67,7 +67,9 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
                 for layer, of_layer in enumerate(sums) for labels, total in of_layer.items()}
 
     facts = {"kind": site.kind, "world": repr(world), "concepts": world.concepts, "n": _SCENES}
-    stored = cache.made(model, facts, "selectivity", measure)
+    shapes = {f"{labels}{one.layer}": (len(world.concepts), one.units) for one in find_sites(model)[site.kind]
+              for labels in ("concepts", "shuffled")}
+    stored = cache.made(model, facts, "selectivity", measure, shapes, low=-np.inf)  # of classes of too few scenes
     return Selectivity(torch.from_numpy(stored[f"{'shuffled' if shuffled else 'concepts'}{site.layer}"]))
 
 

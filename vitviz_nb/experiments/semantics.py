@@ -98,8 +98,9 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
 
     key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
            "facts": {name: labels.tolist() for name, labels in known.items()}}
-    names, *fractions = cache.made(model, key, "explained", measure, finite=True).values()
-    return ExplainedVariance(tuple(names.tolist()), [*map(torch.from_numpy, fractions)],
+    shapes = {f"layer{site.layer}": (None, site.units) for site in find_sites(model)[kind]}
+    stored = cache.made(model, key, "explained", measure, {"facts": str, **shapes})
+    return ExplainedVariance(tuple(stored["facts"].tolist()), [torch.from_numpy(stored[name]) for name in shapes],
                              f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
 
 

@@ -47,7 +47,7 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
         return {kind: torch.cat(of_kind).numpy() for kind, of_kind in zip(sites, zip(*parts, strict=True), strict=True)}
 
     facts = {"sites": [f"{site}" for site in sites.values()], "images": image_set.key, "n": image_set.n}
-    stored = cache.made(model, facts, "kinds", measure, finite=True)
+    stored = cache.made(model, facts, "kinds", measure, {kind: (image_set.n, site.units) for kind, site in sites.items()})
     return image_set, {kind: torch.from_numpy(activations) for kind, activations in stored.items()}
 
 

@@ -2,6 +2,7 @@
 
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from ..datasets.image_set import AT_ONCE, ImageSet
@@ -47,27 +48,22 @@ def reference_set(model: VisionModel, images=None) -> ImageSet:
 def reference_activations(model: VisionModel, site: Site, reference: ImageSet) -> torch.Tensor:
     """Activations (n, units) at a site for all reference images, mean over patch tokens.
 
-    Measured once for all layers of a kind and state of the model, then from memory or the cache folder.
+    Measured once for all layers of a kind and state of the model, then copied from memory or read from the cache folder.
     """
     return model.remember(("references", site.kind, reference.key, reference.n),
-                          lambda: _read_or_measure(model, site.kind, reference))[site.layer]
+                          lambda: _read_or_measure(model, site.kind, reference))[site.layer].clone()
 
 
 def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list[torch.Tensor]:
-    facts = {"kind": kind, "images": reference.key, "n": reference.n}
-    path = cache.entry(model, facts, "references")
+    def measure() -> dict[str, np.ndarray]:
+        batches = reference.batches(f"{model.name} sees {reference.name}")
+        layers = zip(*(activations(model, kind, images) for _, images in batches), strict=True)
+        return {f"layer{i}": torch.cat(parts).numpy() for i, parts in enumerate(layers)}
+
     shapes = {f"layer{site.layer}": (reference.n, site.units) for site in find_sites(model)[kind]}
-    stored = cache.read(path, finite=True)
-    if stored and {name: values.shape for name, values in stored.items()} == shapes:
-        return [torch.from_numpy(stored[name]) for name in shapes]
-    batches = reference.batches(f"{model.name} sees {reference.name}")
-    layers = [torch.cat(parts) for parts in zip(*(activations(model, kind, images) for _, images in batches), strict=True)]
-    if cache.entry(model, facts, "references") != path:
-        raise VitvizError(f"{model.name} was changed (weights, hooks or contexts) while its activations for {reference.name} "
-                          f"were measured, so they are of no single network; measure them again.")
-    cache.write(path, {f"layer{i}": layer.numpy() for i, layer in enumerate(layers)})
+    stored = cache.made(model, {"kind": kind, "images": reference.key, "n": reference.n}, "references", measure, shapes)
     release_memory()
-    return layers
+    return [torch.from_numpy(stored[name]) for name in shapes]
 
 
 def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Tensor, reference: ImageSet) -> Scores:

@@ -63,7 +63,7 @@ def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = N
         known = reference_activations(model, site, reference)[:, neuron]
         best = known.topk(min(k, len(known)))
         numbers, values = best.indices.tolist(), best.values.tolist()
-    shown = reference.batch(numbers).cpu()
+    shown = reference.batch(numbers).cpu().clone()
     maps = None
     if site.grid:
         with torch.inference_mode():

@@ -325,7 +325,9 @@ def test_units_that_answer_to_a_context_are_found_however_often_it_is_shown(draw
 
     monkeypatch.setattr(semantics, "activations", answers)
     model = VisionModel(Mlp(3, 4), "planted", 16, class_names=world.concepts)
-    monkeypatch.setattr(background, "find_site", lambda model, kind: Site("mlp", 0, 4, 0, None, "", 0))
+    site = Site("mlp", 0, 4, 0, None, "", 0)
+    monkeypatch.setattr(background, "find_site", lambda model, kind: site)
+    monkeypatch.setattr(background, "find_sites", lambda model: {"mlp": [site]})
     (found,) = context_selectivity(model, world, n=240)
     seen = np.mean([semantics.random_contexts([i])[0] == CONTEXTS.index("snow") for i in range(240)])
     # One in a context and zero elsewhere: mean p and variance p (1 - p).

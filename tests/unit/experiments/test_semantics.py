@@ -50,7 +50,7 @@ def planted(tiny_vit, monkeypatch: pytest.MonkeyPatch):
 
     monkeypatch.setattr(EmojiWorld, "batch", drawn)
     monkeypatch.setattr(semantics, "activations", answers)
-    monkeypatch.setattr(semantics, "find_sites", lambda model: {"mlp": find_sites(model)["mlp"][:1]})
+    monkeypatch.setattr(semantics, "find_sites", lambda model: {"mlp": [replace(find_sites(model)["mlp"][0], units=8)]})
     return tiny_vit
 
 

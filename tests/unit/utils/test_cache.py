@@ -103,7 +103,8 @@ def test_what_killed_writers_left_goes(tmp_path: Path):
 
 
 @pytest.mark.parametrize("name", ["results/v1/mine.npz", "renderings/v1/mine.npz", "renderings/ab/mine.npz", "weights/ab/a.npz",
-                                  f"renderings/ab/{'cd' * 16}.npz", f"mine/ab/{'ab' * 16}.npz", "results/v1/.mine.0123abcd.partial"])
+                                  f"renderings/ab/{'cd' * 16}.npz", f"mine/ab/{'ab' * 16}.npz",
+                                  "results/v1/.mine.0123abcd.partial"])
 def test_files_of_others_in_the_cache_folder_stay(tmp_path: Path, name: str):
     mine, entry = tmp_path / "vitviz_cache" / name, cache.path_of({}, "renderings")
     mine.parent.mkdir(parents=True)

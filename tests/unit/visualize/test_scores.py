@@ -267,7 +267,7 @@ def test_a_model_that_changes_while_it_is_measured_gives_no_reference(model, mon
             yield batch
 
     monkeypatch.setattr(reference, "batches", changing)
-    with pytest.raises(VitvizError, match="was changed .* while its activations for 40 images were measured"):
+    with pytest.raises(VitvizError, match="was changed .* while it was measured, .*measure them again"):
         reference_activations(model, find_site(model, 0), reference)
     assert not list((tmp_path / "vitviz_cache").rglob("*.npz"))
 
@@ -276,3 +276,14 @@ def test_a_model_that_changes_while_it_is_measured_gives_no_reference(model, mon
 def test_pictures_that_are_none_get_no_score(model, pictures):
     with pytest.raises(VitvizError, match="Pictures for colors are floats of shape"):
         scored(model, [RED], pictures)
+
+
+def test_what_is_handed_out_is_the_callers_own(model):
+    images = torch.rand(12, 3, SIZE, SIZE)
+    reference = ImageSet(model, images.clone())
+    site = find_site(model, 0)
+    for read_it in (lambda: reference_activations(model, site, reference),
+                    lambda: top_images(model, 0, RED, images=reference).images):
+        before = read_it().clone()
+        read_it().zero_()
+        assert torch.equal(read_it(), before)
