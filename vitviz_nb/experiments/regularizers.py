@@ -16,6 +16,7 @@ from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from ..utils.spectrum import radial_spectrum, rings
+from ..visualize.optimize import check_weights
 from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_activations, reference_set
@@ -169,6 +170,7 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
     standard deviations over the images as they are; ``distances`` are L2 norms over all pixels and channels, in [0, 1].
     """
     site, image_set = find_site(model, layer, kind), ImageSet(model, images)
+    check_weights(model)
     distances = [validate.real("A distance", distance, 0, 1e4) for distance in distances]
     n = min(validate.whole("n", n, 1), image_set.n)
     reference = reference_activations(model, site, image_set)
@@ -235,6 +237,7 @@ def adversarial_example(model: VisionModel, image: torch.Tensor, *, layer: int =
     site = find_site(model, layer, kind)
     (neuron,) = check_neurons(site, neuron)
     distance = validate.real("distance", distance, 0, 1e4)
+    check_weights(model)
     batch = image[None] if isinstance(image, torch.Tensor) else image
     image = validate.images(f"Images for {model.name}", batch, (3, model.image_size, model.image_size)).to(model.device)
 

@@ -4,7 +4,11 @@ from collections.abc import Callable
 
 import torch
 
+from ..visualize.optimize import gradient_of
 
+
+@torch.inference_mode(False)
+@torch.enable_grad()
 def pgd(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, radius: float, steps: int) -> torch.Tensor:
     """Adversarial examples of images (N, 3, H, W) in [0, 1], each within ``radius`` (L2) of its own, that increase ``loss``.
 
@@ -13,11 +17,14 @@ def pgd(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, radi
 
     Args:
         loss: from images to one number to which each image contributes by itself: a mean or sum of losses or activations.
+
+    Raises:
+        VitvizError: no gradient of the loss reaches the images.
     """
-    adversarial = images
+    adversarial = images = images.clone()  # those of inference mode take no gradient
     for _ in range(steps):
         adversarial = adversarial.detach().requires_grad_()
-        gradient = torch.autograd.grad(loss(adversarial), adversarial)[0].float()
+        gradient = gradient_of("The loss", loss(adversarial), adversarial).float()
         change = (adversarial + min(1.0, 2.5 / steps) * radius * gradient / _norm(gradient) - images).detach()
         adversarial = (images + change * (radius / _norm(change)).clamp(max=1)).clamp(0, 1)
     return adversarial.detach()

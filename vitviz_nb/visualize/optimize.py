@@ -6,6 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..models.vision_model import VisionModel
 from ..utils.errors import VitvizError
 
 BETA1, BETA2, EPSILON = 0.5, 0.99, 1e-8
@@ -52,9 +53,7 @@ class Adam:
         images = self.images.detach().requires_grad_()
         with torch.enable_grad():
             total = scale * losses(images).sum()  # a sum, so that no image's gradient depends on its neighbors in the batch
-        gradient = torch.autograd.grad(total, images, allow_unused=True)[0] if total.requires_grad else None
-        if gradient is None:
-            raise no_gradient("The loss")
+        gradient = gradient_of("The loss", total, images)
         gradient = change(gradient / scale) if change else gradient / scale
         n = self.step + 1
         first = self.first + (gradient - self.first) * (1 - BETA1)
@@ -75,6 +74,21 @@ class Adam:
         """States at the same step as one, whose images are optimized together."""
         return Adam(*(torch.cat([getattr(state, name) for state in states]) for name in ("images", "first", "second")),
                     states[0].step)
+
+
+def check_weights(model: VisionModel) -> None:
+    """VitvizError for a model whose weights let no gradient through."""
+    if any(weight.is_inference() for weight in (model.mean, model.std, *model.module.parameters(), *model.module.buffers())):
+        raise VitvizError(f"{model.name} was made in torch.inference_mode, so no gradient flows through its weights; load it "
+                          f"outside of that.")
+
+
+def gradient_of(what: str, value: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """The gradient of a number by images; VitvizError, calling the number ``what``, where none reaches them."""
+    gradient = torch.autograd.grad(value, images, allow_unused=True)[0] if value.requires_grad else None
+    if gradient is None:
+        raise no_gradient(what)
+    return gradient
 
 
 def no_gradient(what: str) -> VitvizError:

@@ -18,7 +18,7 @@ from ..utils.errors import VitvizError
 from . import hardware
 from .atlas import embedded
 from .objective import Augmentation, blurred, initial_images, loss, unchanged
-from .optimize import Adam, no_gradient
+from .optimize import Adam, check_weights, no_gradient
 from .recipe import Recipe
 from .rendering import Rendering
 from .scores import reference_set, score
@@ -67,10 +67,20 @@ class Visualizer:
         if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
             raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
                               f"{type(model).__name__} and {type(recipe).__name__}.")
-        self.model, self.recipe = model, recipe or Recipe.quick(model)
+        self.model, self._recipe = model, recipe or Recipe.quick(model)
         self._images, self._keep = images, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
         self._state, self._unfinished = None, {}
+
+    @property
+    def recipe(self) -> Recipe:
+        """How its pictures are optimized; it stays as it is, for pictures may be unfinished."""
+        return self._recipe
+
+    @recipe.setter
+    def recipe(self, recipe: Recipe) -> None:
+        raise VitvizError("A Visualizer keeps its recipe, by which its pictures were begun; make another with "
+                          "vv.Visualizer(model, recipe).")
 
     @cached_property
     def reference(self) -> ImageSet:
@@ -156,8 +166,10 @@ class Visualizer:
         self._check_same(request)
         yield scored
 
+    @torch.inference_mode(False)  # in which nothing has a gradient
     def _ascend(self, request: _Request, every: int) -> Iterator[Rendering]:
         """Optimize the images that are not finished, batch by batch; what is left unfinished is kept for the next call."""
+        check_weights(self.model)
         try:
             waiting = [n for n in request.neurons if self._progress(request, n).adam.step < self.recipe.steps]
             waiting.sort(key=lambda n: request.progress[n].adam.step)
@@ -241,6 +253,7 @@ class Visualizer:
                               f"although the weights are finite; use a smaller lr, or a wider precision (model.module.float()).")
         return values
 
+    @torch.inference_mode(False)
     def _progress(self, request: _Request, neuron: int) -> _Progress:
         """How far one neuron's image is: finished (also by an earlier session), begun, or not begun."""
         if neuron not in request.progress:
@@ -275,12 +288,13 @@ class Visualizer:
                               "recipe": asdict(self.recipe), "seed": request.seed}, "renderings")
 
     def _read(self, request: _Request, neuron: int) -> _Progress | None:
-        stored, size = cache.read(self._path(request, neuron), finite=True), self.model.image_size
-        if not (stored and stored.keys() >= {"picture", "curve_steps", "curve"} and stored["picture"].shape == (3, size, size)
-                and stored["curve"].shape == stored["curve_steps"].shape):
+        stored, size = cache.read(self._path(request, neuron)), self.model.image_size
+        shapes = {"picture": (3, size, size), "curve_steps": (None,), "curve": (None,)}
+        if not (stored and cache.fits(stored, shapes) and len(stored["curve"]) == len(stored["curve_steps"])
+                and 0 <= stored["picture"].min() <= stored["picture"].max() <= 1):
             return None
         curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
-        return _Progress(replace(Adam.of(torch.from_numpy(stored["picture"])[None]), step=self.recipe.steps), curve)
+        return _Progress(replace(Adam.of(torch.from_numpy(stored["picture"]).float()[None]), step=self.recipe.steps), curve)
 
     def _write(self, request: _Request, neuron: int) -> None:
         progress = request.progress[neuron]

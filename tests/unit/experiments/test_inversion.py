@@ -118,3 +118,33 @@ def test_it_shows_itself_with_what_was_matched(model: VisionModel, monkeypatch: 
         data, _ = inverted._repr_mimebundle_()
         assert data["image/png"].startswith(b"\x89PNG")
         assert inverted.title == data["text/plain"] == f"means: inversion of mlp layer 1, {matched}"
+
+
+def detached(model: VisionModel) -> None:
+    forward = model.module.forward
+    model.module.forward = lambda images: forward(images.detach())
+
+
+def overflowing(model: VisionModel) -> None:
+    model.module.blocks[0].fc1.weight.data *= 1e30
+
+
+def nan(model: VisionModel) -> None:
+    model.module.blocks[0].fc1.weight.data *= float("nan")
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    (detached, "activation at mlp layer 0 of means does not depend differentiably on the image"),
+    (overflowing, "activation at mlp layer 0 of means is NaN or infinite"), (nan, "weights of means contain NaN .*blocks.0.fc1")])
+def test_what_cannot_be_inverted_is_refused_with_the_reason(change, message, model: VisionModel, patches: Tensor, monkeypatch):
+    monkeypatch.setattr(inversion, "STEPS", 2)
+    change(model)
+    with pytest.raises(VitvizError, match=message):
+        invert(model, patchwork(patches), 0)
+
+
+def test_an_inversion_in_inference_mode_is_the_same(model: VisionModel, patches: Tensor, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(inversion, "STEPS", 2)
+    expected = invert(model, patchwork(patches), 0)
+    with torch.inference_mode():
+        assert torch.equal(invert(model, patchwork(patches), 0).pictures, expected.pictures)

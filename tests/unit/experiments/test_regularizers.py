@@ -287,6 +287,20 @@ def test_wrong_images_neurons_and_distances_are_refused_with_what_is_right(red: 
         adversarial_example(red, REDS[0], neuron=0, distance="1", images=REDS)
 
 
+def test_a_network_without_a_gradient_is_refused(red: VisionModel):
+    forward = red.module.forward
+    red.module.forward = lambda images: forward(images.detach())
+    for use in (lambda: adversarial_example(red, REDS[0], neuron=0, images=REDS), lambda: sensitivity(red, REDS, n=2)):
+        with pytest.raises(VitvizError, match="does not depend differentiably on the image"):
+            use()
+
+
+def test_perturbations_in_inference_mode_are_the_same(red: VisionModel):
+    expected = adversarial_example(red, REDS[0], neuron=0, images=REDS)
+    with torch.inference_mode():
+        assert torch.equal(adversarial_example(red, REDS[0].clone(), neuron=0, images=REDS).perturbed, expected.perturbed)
+
+
 def test_it_shows_itself_with_the_size_of_the_perturbation(red: VisionModel):
     data, _ = adversarial_example(red, REDS[3], neuron=0, images=REDS)._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")

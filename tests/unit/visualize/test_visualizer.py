@@ -572,6 +572,14 @@ def test_a_partial_picture_is_not_continued_by_another_model(vit, gray, changed)
     assert torch.equal(other.pictures, expected.pictures)
 
 
+def test_a_recipe_is_not_exchanged_under_a_partial_picture(vit, gray):
+    viewer = Visualizer(vit, SHORT, gray)
+    next(viewer.stream(1, 7, every=5))
+    with pytest.raises(VitvizError, match=r"keeps its recipe, .*vv.Visualizer\(model, recipe\)"):
+        viewer.recipe = Recipe(steps=3)
+    assert viewer.recipe == SHORT
+
+
 def test_a_picture_of_a_model_that_changes_while_it_forms_is_refused_and_kept_nowhere(vit, gray, own_cache):
     viewer = Visualizer(vit, SHORT, gray)
     frames = viewer.stream(1, 7, every=5)
@@ -670,6 +678,21 @@ def test_a_network_without_a_gradient_is_refused(vit, gray, cut, tv):
         Visualizer(vit, Recipe(steps=2, copies=1, tv=tv), gray).render(1, 7)
 
 
+def test_a_picture_in_inference_mode_is_the_same(vit, gray):
+    expected = Visualizer(vit, SHORT, gray, keep=False).render(1, 7)
+    with torch.inference_mode():
+        viewer = Visualizer(vit, SHORT, gray, keep=False)
+        next(viewer.stream(1, 7, every=5))
+        assert torch.equal(viewer.render(1, 7).pictures, expected.pictures)
+
+
+def test_weights_made_in_inference_mode_are_refused(gray):
+    with torch.inference_mode():
+        model = make_vit()
+    with pytest.raises(VitvizError, match="little-vit was made in torch.inference_mode, .*load it outside"):
+        Visualizer(model, SHORT, gray).render(1, 7)
+
+
 def test_a_neuron_whose_gradient_is_zero_is_no_error(planted, gray):
     assert Visualizer(planted, Recipe(steps=2, copies=1), gray).render(0, DEAD).scores.status == ["dead"]
 
@@ -694,11 +717,14 @@ def test_a_picture_that_becomes_nan_is_refused(planted, gray, own_cache):
     assert not list((own_cache / "renderings").rglob("*.npz"))
 
 
-def test_a_cached_picture_with_nan_is_made_again(vit, gray, own_cache):
+@pytest.mark.parametrize("changed", [lambda a: {"picture": a["picture"] * np.nan}, lambda a: {"picture": a["picture"] + 3},
+                                     lambda a: {"picture": a["picture"].astype(str)}, lambda a: {"curve": a["curve"][1:]},
+                                     lambda a: {"picture": a["picture"][:, 1:]}, lambda a: {"curve_steps": np.array(3)}])
+def test_a_cached_picture_that_is_damaged_is_made_again(vit, gray, own_cache, changed):
     made = Visualizer(vit, Recipe(steps=2, copies=1), gray).render(1, 7)
     (entry,) = (own_cache / "renderings").rglob("*.npz")
     with np.load(entry) as arrays:
-        np.savez_compressed(entry, **{**arrays, "picture": arrays["picture"] * np.nan})
+        np.savez_compressed(entry, **{**arrays, **changed(arrays)})
     assert torch.equal(Visualizer(vit, Recipe(steps=2, copies=1), gray).render(1, 7).pictures, made.pictures)
 
 
