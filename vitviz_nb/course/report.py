@@ -1,6 +1,7 @@
 """A folder to hand in: pictures, figures and tables with the author's comments, and a page that shows them all."""
 
 import re
+from base64 import b64decode
 from datetime import date
 from html import escape
 from io import BytesIO
@@ -8,9 +9,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import matplotlib.pyplot as plt
+from IPython.core.formatters import DisplayFormatter
 from PIL import Image
 
 from .. import __version__
+from ..datasets.preprocessing import rgb
 from ..experiments.result import Result
 from ..utils import files, validate
 from ..utils.errors import VitvizError
@@ -80,10 +83,11 @@ class Report:
             plt.close(figure)
         elif isinstance(item, (plt.Figure, Image.Image)):
             content = _png(item)
-        elif hasattr(item, "_repr_mimebundle_") and "image/png" in (shown := item._repr_mimebundle_()[0]):
-            content, alt = shown["image/png"], shown.get("text/plain", heading)
         elif item is None:
             picture = ""
+        elif "image/png" in (shown := DisplayFormatter().format(item)[0]):  # as a notebook would show it
+            content, alt = shown["image/png"], shown.get("text/plain", heading)
+            content = b64decode(content) if isinstance(content, str) else content  # both are what Jupyter takes
         else:
             raise VitvizError(f"A report shows a Rendering, a Result, a matplotlib figure or an image; {type(item).__name__} is "
                               f"none of these.")
@@ -120,7 +124,9 @@ def _png(picture: plt.Figure | Image.Image) -> bytes:
         if isinstance(picture, plt.Figure):
             picture.savefig(content, format="png", dpi=120, facecolor="white")
         else:
-            (picture if picture.mode in _PNG_MODES else picture.convert("RGB")).save(content, "PNG")
+            (picture if picture.mode in _PNG_MODES else rgb(picture)).save(content, "PNG")
+    except VitvizError:
+        raise
     except (OSError, ValueError) as error:  # a file cut short, or closed; a mode without colors
         raise VitvizError(f"This {type(picture).__name__} cannot be written as PNG ({error}); give it as an RGB image.") from None
     return content.getvalue()

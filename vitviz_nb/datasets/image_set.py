@@ -58,29 +58,30 @@ class ImageSet:
         if isinstance(source, (str, os.PathLike)):
             source = image_folder(source, model, n)
         if isinstance(source, ImageFolder):
-            stack, self._masks = source.images, source.masks
+            stack, self._masks = source.images, None if source.masks is None else source.masks[:n].clone()
             self._classes = sorted(set(source.labels)) if any(source.labels) else []
             self._class_of = [self._classes.index(label) for label in source.labels if self._classes]
         elif isinstance(source, torch.Tensor):
             stack = source
-        elif all(hasattr(source, name) for name in ("__getitem__", "__len__", "classes")):
+        elif all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in (source, getattr(source, "classes", 0))):
             self._classes = [", ".join(c) if isinstance(c, (tuple, list)) else str(c) for c in source.classes]
             stack, self._class_of, self._masks = _read(source, model, min(n or default_n, len(source)), len(self._classes))
         else:
             raise VitvizError("Images are an EmojiWorld, a folder (its path, or vv.image_folder(path, model)), a torchvision "
-                              f"data set or a tensor of floats in [0, 1], got {type(source).__name__}.")
-        self._stack = validate.images(f"Images of {model.name}", stack, (3, size, size))[:n].float()
+                              f"data set whose classes are known or a tensor of floats in [0, 1], got {type(source).__name__}.")
+        given = isinstance(self.source, (ImageFolder, torch.Tensor))  # and may be changed in place, unlike what has a key
+        self._stack = validate.images(f"Images of {model.name}", stack, (3, size, size))[:n].to(torch.float32, copy=given)
         self.n = len(self._stack)
         if not self.n:
             raise VitvizError(f"At least one image is needed, got a tensor of shape {tuple(stack.shape)}.")
         self.name = f"{self.n:,} images"
-        known = [self._stack] if self._masks is None else [self._stack, self._masks[:n]]
+        known = [self._stack] if self._masks is None else [self._stack, self._masks]
         self.key = hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in known)).hexdigest()
 
     def batch(self, numbers) -> torch.Tensor:
         """The images of these numbers: float32 (N, 3, S, S) in [0, 1]."""
         if isinstance(self.source, EmojiWorld):
-            return self._scenes(numbers).images
+            return self._scenes(numbers).images.clone()
         return self._stack[torch.from_numpy(index_array("numbers", numbers, self.n - 1)).to(self._stack.device)]
 
     def batches(self, what: str) -> Iterator[tuple[range, torch.Tensor]]:
@@ -108,7 +109,7 @@ class ImageSet:
     def masks(self, numbers) -> torch.Tensor:
         """The mask of each image's class: float32 (N, S, S) in [0, 1], 1 where it is shown; VitvizError if that is not known."""
         if isinstance(self.source, EmojiWorld):
-            return self._scenes(numbers).masks
+            return self._scenes(numbers).masks.clone()
         if self._masks is None:
             raise VitvizError(f"The {self.name} have no masks; use an EmojiWorld, vv.image_folder(path, model, "
                               f"boxes=\"boxes.csv\"), or a data set whose items are (image, (class number, mask)).")

@@ -11,6 +11,7 @@ from PIL import Image
 from timm.data import create_transform
 
 from ..utils import validate
+from ..utils.errors import VitvizError
 
 if TYPE_CHECKING:  # models are a room above
     from ..models.vision_model import VisionModel
@@ -36,11 +37,11 @@ class Preprocessing:
 
     def __call__(self, image: Image.Image) -> torch.Tensor:
         """An image of any mode, over white where it is transparent, as uint8 RGB (3, size, size)."""
-        return _transform(self)(_rgb(image))
+        return _transform(self)(rgb(image))
 
     def mask(self, image: Image.Image) -> torch.Tensor:
         """A mask, which is not 0 where the class is shown, as float32 (size, size) of 0 and 1."""
-        shown = image.convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
+        shown = _with_pixels(image).convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
         return (_transform(replace(self, mean=(0.0, 0.0, 0.0)))(shown)[0] > 127).float()
 
     def resized(self, width: int, height: int) -> tuple[int, int]:
@@ -72,10 +73,22 @@ def _transform(settings: Preprocessing):
     return create_transform(arguments.pop("size"), is_training=False, normalize=False, **arguments)
 
 
-def _rgb(image: Image.Image) -> Image.Image:
-    if image.mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
+def rgb(image: Image.Image) -> Image.Image:
+    """An image of any mode as RGB, over white where it is transparent; VitvizError for one without pixels or without a range."""
+    _with_pixels(image)
+    mode = "I;16" if image.mode == "I" and image.format == "PNG" else image.mode  # older Pillows call it so
+    if mode in ("I", "F"):
+        raise VitvizError(f"An image of mode {mode!r} does not say which values are black and white; scale it to 0-255 and make "
+                          f"it one of mode 'L' or 'RGB': Image.fromarray(array.astype('uint8')).")
+    if mode.startswith("I"):  # 16-bit gray, which convert() would cut off at 255
         image = Image.fromarray((np.asarray(image) / 257).clip(0, 255).astype(np.uint8))
     if "transparency" in image.info or image.mode in ("RGBA", "RGBa", "LA", "La", "PA"):
         layer, image = image.convert("RGBA"), Image.new("RGB", image.size, "white")
         image.paste(layer, mask=layer.getchannel("A"))
     return image if image.mode == "RGB" else image.convert("RGB")  # convert() always copies, up to 300 MB
+
+
+def _with_pixels(image: Image.Image) -> Image.Image:
+    if 0 in image.size:
+        raise VitvizError(f"An image of {image.width} x {image.height} px has no pixels; leave it out.")
+    return image

@@ -12,6 +12,7 @@ import torch
 
 from .errors import VitvizError, nearest
 
+_FLOATS = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 _SLACK = 1e-3  # how far rounding (float16, resampling) may carry a pixel out of [0, 1]
 
 
@@ -60,7 +61,8 @@ def path(name: str, value: Any) -> Path:
 def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
     """``value`` if it holds images (N, *shape) of floats in [0, 1]; VitvizError that says which of these it is not."""
     wanted = f"{name} are floats of shape (N, {', '.join(map(str, shape))}) in [0, 1]"
-    if not isinstance(value, torch.Tensor) or not value.is_floating_point():
+    if not (isinstance(value, torch.Tensor) and value.dtype in _FLOATS and value.layout == torch.strided
+            and not value.is_nested and not value.is_meta):
         raise VitvizError(f"{wanted}, got {shown(value)}.")
     if value.dim() != 1 + len(shape) or tuple(value.shape[1:]) != tuple(shape):
         raise VitvizError(f"{wanted}, got shape {tuple(value.shape)}.")
@@ -76,6 +78,8 @@ def images(name: str, value: Any, shape: tuple[int, ...]) -> torch.Tensor:
 
 def shown(value: Any) -> str:
     """``value`` in few words, whatever it is."""
+    if isinstance(value, torch.Tensor) and (value.is_nested or value.is_meta or value.layout != torch.strided):
+        return f"a {'nested' if value.is_nested else 'meta' if value.is_meta else 'sparse'} tensor of {value.dtype}"
     if isinstance(value, (torch.Tensor, np.ndarray)):
         return f"{type(value).__name__} of {value.dtype}, shape {tuple(value.shape)}"
     if isinstance(value, torch.nn.Module):

@@ -8,6 +8,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from ..datasets.preprocessing import rgb
 from ..utils.errors import VitvizError
 from ..utils.validate import scalar
 from .elements import Picture, Status, sentence
@@ -86,4 +87,4 @@ def _image(drawn) -> Image.Image:
     if not isinstance(image, Image.Image):
         raise VitvizError("The function returns a PIL image, a matplotlib figure or an object whose sheet() is an image, "
                           f"got {type(image).__name__}.")
-    return image
+    return rgb(image)

@@ -97,6 +97,43 @@ def test_a_tensor_is_taken_as_it_is(tiny_vit):
     assert ImageSet(tiny_vit, images, 4).n == 4
 
 
+def test_images_do_not_change_with_what_they_were_made_from(tiny_vit, tmp_path):
+    Image.new("RGB", (32, 32), "white").save(tmp_path / "1.png")
+    (tmp_path / "boxes.csv").write_text("file,left,top,right,bottom\n1.png,0,0,32,32\n")
+    tensor, folder = torch.ones(1, 3, 32, 32), vv.image_folder(tmp_path, 32, boxes=tmp_path / "boxes.csv")
+    for given, changed in ((tensor, [tensor]), (folder, [folder.images, folder.masks])):
+        image_set = ImageSet(tiny_vit, given)
+        for part in changed:
+            part.zero_()
+        assert image_set.batch([0]).min() == 1 and (given is tensor or image_set.masks([0]).min() == 1)
+    scenes = ImageSet(tiny_vit, EmojiWorld(size=32))
+    for part in (scenes.batch, scenes.masks, lambda numbers: next(scenes.batches(""))[1][:2]):
+        before = part([0, 1]).clone()
+        part([0, 1]).zero_()
+        assert torch.equal(part([0, 1]), before)
+
+
+@pytest.mark.parametrize("images", [
+    torch.rand(2, 3, 32, 32, device="meta"), torch.rand(2, 3, 32, 32).to_sparse(),
+    torch.rand(2, 3, 32, 32).to(torch.float8_e4m3fn), torch.nested.nested_tensor([torch.rand(3, 32, 32)] * 2)],
+    ids=["meta", "sparse", "float8", "nested"])
+def test_tensors_that_hold_no_plain_floats_are_refused(tiny_vit, images):
+    for take in (tiny_vit, lambda images: ImageSet(tiny_vit, images)):
+        with pytest.raises(VitvizError, match=r"floats of shape \(N, 3, 32, 32\) in \[0, 1\], got .*(meta|sparse|float8|nested)"):
+            take(images)
+
+
+def test_a_data_set_without_classes_or_with_an_image_without_pixels_is_refused(tiny_vit):
+    zoo = Zoo()
+    zoo.classes = None
+    with pytest.raises(VitvizError, match="data set whose classes are known"):
+        ImageSet(tiny_vit, zoo)
+    for item in ((Image.new("RGB", (0, 4)), 1), (Image.new("RGB", (4, 4)), (1, Image.new("L", (0, 0))))):
+        empty = type("Empty", (Zoo,), {"__getitem__": lambda self, i, item=item: item})()
+        with pytest.raises(VitvizError, match="px has no pixels"):
+            ImageSet(tiny_vit, empty)
+
+
 def test_floats_of_any_precision_can_be_seen_by_the_model(tiny_vit):
     images = torch.rand(2, 3, 32, 32)
     for kind in (torch.float64, torch.float16):  # NumPy's floats, read by torch.from_numpy, are float64

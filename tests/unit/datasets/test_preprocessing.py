@@ -81,6 +81,14 @@ def test_masks_and_boxes_lie_on_the_pixels_they_mark(config: dict, shape: tuple[
     assert (inside != expected).sum() <= 4  # corners, where less than half of a pixel is white
 
 
+@pytest.mark.parametrize(("image", "said"), [(Image.new("F", (8, 8), 0.5), "mode 'F' .* scale it to 0-255"),
+                                             (Image.new("I", (8, 8), 255), "mode 'I' .* scale it to 0-255"),
+                                             (Image.new("RGB", (0, 8)), "0 x 8 px has no pixels")])
+def test_images_without_a_range_or_pixels_are_refused(image: Image.Image, said: str):
+    with pytest.raises(VitvizError, match=said):
+        Preprocessing(8)(image)
+
+
 def test_a_border_shows_nothing_in_a_mask():
     preprocessing = Preprocessing(16, crop_mode="border", mean=(0.9, 0.9, 0.9))
     assert preprocessing(Image.new("RGB", (40, 10)))[:, 0].float().mean() > 200  # padded in the mean's color

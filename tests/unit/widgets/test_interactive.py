@@ -87,6 +87,14 @@ def test_values_are_escaped_and_the_image_has_a_text_alternative():
     assert picture.get_state()["tooltip"] == "folder <img src=x onerror=alert(1)>"  # an attribute, set as text
 
 
+@pytest.mark.parametrize(("mode", "size", "said"), [("CMYK", (4, 4), ""), ("F", (4, 4), "of mode"),
+                                                    ("RGB", (0, 0), "0 x 0 px")])
+def test_an_image_of_any_mode_is_shown_or_said_to_have_no_range_or_pixels(mode, size, said):
+    figure = vv.interactive(lambda x: Image.new(mode, size), x=(0, 1))
+    assert said in status(figure) and ("error" in status(figure)) == bool(said)
+    assert shown(figure).size == ((2, 2) if said else size)
+
+
 def test_a_function_that_returns_no_image_is_said_in_the_status():
     assert "a PIL image, a matplotlib figure" in html.unescape(status(vv.interactive(lambda n: 3, n=[1])))
 
