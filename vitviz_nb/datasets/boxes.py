@@ -18,8 +18,9 @@ class Boxes:
     """The boxes of many images, by file.
 
     Args:
-        path: CSV with the columns file, left, top, right, bottom (px), ``file`` relative to the images' folder or a bare name;
-            or with ImageNet's columns ImageId and PredictionString ("n01440764 240 10 390 211", repeated).
+        path: CSV with the columns file, left, top, right, bottom (px), ``file`` relative to the images' folder or the one above,
+            or a name that only one file has; or with ImageNet's columns ImageId and PredictionString ("n01440764 240 10 390
+            211", repeated).
 
     Raises:
         VitvizError: no such file, other columns, a line that is not a box.
@@ -58,6 +59,18 @@ class Boxes:
         self._boxes.setdefault(name, []).extend(boxes)
 
     def of(self, file: Path, folder: Path) -> list[Box]:
-        """The boxes of ``file`` in ``folder``: by its path in it, else its name, else its name without the suffix."""
-        names = (file.relative_to(folder).as_posix(), file.name, file.stem)
-        return next((self._boxes[name] for name in names if name in self._boxes), [])
+        """The boxes of ``file`` in ``folder``: by its path, else its name, else its name without the suffix."""
+        return self._boxes.get(self._name(file, folder), [])
+
+    def check(self, files: list[Path], folder: Path) -> None:
+        """VitvizError if the boxes of one name are those of two ``files`` in ``folder``."""
+        named: dict[str, Path] = {}
+        for file in files:
+            if (name := self._name(file, folder)) is not None and named.setdefault(name, file) != file:
+                raise VitvizError(f"{self.path} has boxes of {name!r}, which is the name of {named[name]} and of {file}; write "
+                                  f"the file's path in the folder instead, such as {file.relative_to(folder).as_posix()!r}.")
+
+    def _name(self, file: Path, folder: Path) -> str | None:
+        """By what name ``file`` has boxes, if it has any."""
+        names = (*(file.relative_to(root).as_posix() for root in (folder.parent, folder)), file.name, file.stem)
+        return next((name for name in names if name in self._boxes), None)

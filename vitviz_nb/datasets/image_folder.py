@@ -63,7 +63,9 @@ def image_folder(path: str | os.PathLike[str], size: Union[int, "VisionModel"], 
     if not os.path.isdir(folder):
         problem = "is a file, not a folder" if os.path.exists(folder) else "does not exist"
         raise VitvizError(f"{_printable(folder)} {problem}. {_HINT}")
-    files, skipped = _image_files(folder)
+    files, skipped = image_files(folder)
+    if boxes:
+        boxes.check(files, folder)
     check_memory(len(files[:limit]), preprocessing.size)
     read = []
     for file in files:
@@ -96,7 +98,7 @@ def check_memory(n: int, size: int) -> None:
                           f"{_MOST_BYTES / 2**30:.0f} GB. Take fewer of them, or smaller ones.")
 
 
-def _image_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
+def image_files(folder: Path) -> tuple[list[Path], list[tuple[Path, str]]]:
     """Files that are images by name, in an order that is the same on every system, and (folder or link, why) of what is not."""
     files, skipped, errors = [], [], []
     for here, subfolders, names in os.walk(folder, onerror=errors.append):

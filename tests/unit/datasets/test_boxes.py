@@ -10,6 +10,7 @@ import vitviz_nb as vv
 from vitviz_nb.datasets.boxes import Boxes
 from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.datasets.preprocessing import Preprocessing
+from vitviz_nb.experiments.background import paper_table
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
 
@@ -76,6 +77,25 @@ def test_a_folder_with_boxes_has_masks_and_skips_what_has_no_box(tmp_path: Path)
     assert folder.masks[0, :5, :5].all() and folder.masks[0].sum() == 25
     assert folder.masks[1].all()
     assert folder.masks[2, :5, :5].all() and folder.masks[2].sum() == 25
+
+
+@pytest.mark.parametrize("name", ["1.png", "1"])
+def test_a_name_that_two_files_have_is_refused(name: str, tmp_path: Path):
+    for file in ("tench/1.png", "goldfish/1.png"):
+        (tmp_path / file).parent.mkdir()
+        Image.new("RGB", (8, 8)).save(tmp_path / file)
+    model = VisionModel(torch.nn.Identity(), "none", 8, class_names=["tench", "goldfish"])
+    boxes = csv(tmp_path, f"file,left,top,right,bottom\n{name},0,0,4,8\n")
+    for read in (lambda: vv.image_folder(tmp_path, 8, boxes=boxes), lambda: paper_table([model], tmp_path, boxes)):
+        with pytest.raises(VitvizError, match=rf"boxes of '{name}', which is the name of .*goldfish/1.png and of .*tench/1.png"):
+            read()
+
+
+def test_names_may_be_relative_to_the_folder_or_the_one_above(tmp_path: Path):
+    boxes = Boxes(csv(tmp_path, "file,left,top,right,bottom\ntench/1.png,1,2,3,4\n1.png,5,6,7,8\n"))
+    for folder in (tmp_path, tmp_path / "tench"):
+        assert boxes.of(tmp_path / "tench/1.png", folder) == [(1, 2, 3, 4)]
+    assert boxes.of(tmp_path / "goldfish/1.png", tmp_path / "goldfish") == [(5, 6, 7, 8)]
 
 
 def test_masks_of_a_folder_and_of_a_data_set_reach_the_experiments(tmp_path: Path):
