@@ -13,7 +13,8 @@ from ..models.loading import default_device
 from ..utils import cache, files, paths
 from ..utils.errors import VitvizError
 
-# Written by: cd data; git ls-files | grep -vE '(\.md|\.py|SHA256SUMS)$' | xargs sha256sum > SHA256SUMS
+# Written by: cd data; git ls-files | grep -vE '(\.md|\.py|SHA256SUMS)$' | xargs sha256sum > SHA256SUMS;
+#             echo "# $(wc -l < SHA256SUMS) files" >> SHA256SUMS  (without its last line, the list is not whole)
 SUMS = "SHA256SUMS"
 _PROBLEM = "PROBLEM: "
 
@@ -39,8 +40,10 @@ def doctor() -> int:
 def damaged_files(data: Path) -> list[str]:
     """The shipped files of a ``data`` folder that are missing or differ from their SHA-256, each with which of both."""
     try:
-        lines = (data / SUMS).read_text("utf-8").splitlines()
+        *lines, count = (data / SUMS).read_text("utf-8").splitlines()
         expected = {name: digest for digest, name in (line.split("  ", 1) for line in lines)}
+        if count != f"# {len(expected)} files":
+            raise ValueError("cut off")
     except (OSError, ValueError):
         return [f"{data / SUMS} is missing or damaged, so the other files cannot be checked."]
     problems = []

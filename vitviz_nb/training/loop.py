@@ -218,7 +218,7 @@ def _save(path: Path, network, optimizers, recipe: Training, done: int, seconds:
     for j, optimizer in enumerate(optimizers):
         for i, state in optimizer.state_dict()["state"].items():
             tensors |= {f"optimizer.{j}.{i}.{k}": torch.as_tensor(v) for k, v in state.items()}
-    facts = {"recipe": json.dumps(_settings(recipe)), "done": str(done), "seconds": str(seconds)}
+    facts = {"recipe": json.dumps(_settings(recipe)), "done": str(done), "seconds": str(seconds), "tensors": str(len(tensors))}
     # Copies, because safetensors refuses tensors that share memory, as those of modules that CoaT shares do.
     files.write(path, save({k: v.detach().cpu().contiguous().clone() for k, v in tensors.items()}, metadata=facts))
 
@@ -231,20 +231,39 @@ def _resume(path: Path, network, optimizers, recipe: Training) -> tuple[int, flo
         file = safe_open(path, "pt")
         facts = file.metadata() or {}
     except (SafetensorError, OSError) as error:
-        raise VitvizError(f"The checkpoint {path} is damaged ({error}); move it away to start afresh.") from None
+        raise _damaged(path, error) from None
     with file:
         if facts.get("recipe") != json.dumps(_settings(recipe)):
             raise VitvizError(f"{path} belongs to another recipe; move it away to start afresh, or choose another --out.")
         tensors = {key: file.get_tensor(key) for key in file.keys()}
-    network.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
-    states = [{} for _ in optimizers]
-    for key, value in tensors.items():
-        if key.startswith("optimizer."):
-            _, j, i, field = key.split(".")
-            states[int(j)].setdefault(int(i), {})[field] = value
+    weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}
+    if _shapes(weights) != _shapes(network.state_dict()) or facts.get("tensors", str(len(tensors))) != str(len(tensors)):
+        raise _damaged(path, "it lacks tensors, or some have another shape")
+    try:
+        done, seconds, states = int(facts["done"]), float(facts["seconds"]), [{} for _ in optimizers]
+        for key, value in tensors.items():
+            if key.startswith("optimizer."):
+                _, j, i, field = key.split(".")
+                parameter = optimizers[int(j)].param_groups[0]["params"][int(i)]
+                if value.dim() and value.shape != parameter.shape:
+                    raise ValueError(f"{key} has the shape {tuple(value.shape)}")
+                states[int(j)].setdefault(int(i), {})[field] = value
+    except (KeyError, ValueError, IndexError) as error:
+        raise _damaged(path, error) from None
+    if not 0 <= done <= recipe.steps or not 0 <= seconds < math.inf:
+        raise _damaged(path, f"step {done} of {recipe.steps} after {seconds} s")
+    network.load_state_dict(weights)
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
-    return int(facts["done"]), float(facts["seconds"])
+    return done, seconds
+
+
+def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
+    return {name: tensor.shape for name, tensor in tensors.items()}
+
+
+def _damaged(path: Path, why: Exception | str) -> VitvizError:
+    return VitvizError(f"The checkpoint {path} is damaged ({why}); move it away to start afresh.")
 
 
 def _finish(name: str, recipe: Training, network: Network, world: EmojiWorld, out: Path, seconds: float) -> dict:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from timm.layers import PatchDropout
 from timm.models.vision_transformer import Block
@@ -634,6 +635,29 @@ def test_a_damaged_checkpoint_gets_one_sentence(tmp_path: Path):
     (tmp_path / "tiny.checkpoint.safetensors").write_bytes(b"cut off")
     with pytest.raises(VitvizError, match="is damaged .* move it away to start afresh"):
         train("tiny", tmp_path)
+
+
+def without(part: str):
+    return lambda tensors, facts: ({k: v for k, v in tensors.items() if part not in k}, facts)
+
+
+@pytest.mark.parametrize("damage", [
+    without("weight.image.head.bias"), without("optimizer."), without("optimizer.0."), without("exp_avg_sq"),
+    lambda tensors, facts: ({k: v[:-1] if k == "weight.image.head.bias" else v for k, v in tensors.items()}, facts),
+    lambda tensors, facts: ({k: v[..., :-1] if "momentum" in k or "exp_avg" in k else v for k, v in tensors.items()}, facts),
+    lambda tensors, facts: (tensors, {k: v for k, v in facts.items() if k != "done"}),
+    *(lambda tensors, facts, done=done: (tensors, facts | {"done": done}) for done in ("x", "99", "-1")),
+    *(lambda tensors, facts, time=time: (tensors, facts | {"seconds": time}) for time in ("x", "nan", "inf"))])
+def test_a_checkpoint_that_lacks_something_gets_one_sentence(tmp_path: Path, stop_at, damage):
+    stop_at(2, KeyboardInterrupt)
+    with pytest.raises(KeyboardInterrupt):
+        train("tiny", tmp_path, "cpu")
+    path = tmp_path / "tiny.checkpoint.safetensors"
+    with safe_open(path, "pt") as file:
+        tensors, facts = damage(load_file(path), file.metadata())
+    save_file({k: v.contiguous() for k, v in tensors.items()}, path, facts)
+    with pytest.raises(VitvizError, match="checkpoint.safetensors is damaged .* move it away to start afresh"):
+        train("tiny", tmp_path, "cpu")
 
 
 def test_an_interrupted_command_exits_with_130_and_keeps_its_checkpoint(tmp_path: Path, stop_at, capsys):
