@@ -3,13 +3,19 @@
 import argparse
 import os
 import re
+import signal
 import sys
 import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
+from threading import current_thread, main_thread
 
 from .utils.errors import VitvizError
+
+_INTERRUPTED = "vitviz: interrupted; what was finished is kept, and the same command goes on."
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -17,9 +23,12 @@ def main(arguments: list[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot show a name gets it with escapes
             stream.reconfigure(errors="backslashreplace")
-    options = _parser().parse_args(arguments)
     warnings.showwarning = lambda message, *_, **__: print(f"vitviz: {message}", file=sys.stderr)
     try:
+        with _interruptible():
+            options = _parser().parse_args(arguments)
+            if options.run is not _cache:
+                from .models import loading  # noqa: F401, and torch with it
         code = options.run(options) or 0
         print(end="", flush=True)
         return code
@@ -27,7 +36,7 @@ def main(arguments: list[str] | None = None) -> int:
         print(f"vitviz: {error}", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
-        print("vitviz: interrupted; what was finished is kept, and the same command goes on.", file=sys.stderr)
+        print(_INTERRUPTED, file=sys.stderr)
         return 130
     except OSError as error:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # Python flushes it once more at its end
@@ -35,6 +44,23 @@ def main(arguments: list[str] | None = None) -> int:
             return 0
         print(f"vitviz: {error}", file=sys.stderr)
         return 2
+
+
+@contextmanager
+def _interruptible() -> Iterator[None]:
+    """Exit with 130 at Ctrl-C: a KeyboardInterrupt inside an import comes out as any error there is."""
+    def leave(*_) -> None:
+        print(_INTERRUPTED, file=sys.stderr, flush=True)
+        os._exit(130)
+
+    ours = signal.getsignal(signal.SIGINT) is signal.default_int_handler and current_thread() is main_thread()
+    if ours:
+        signal.signal(signal.SIGINT, leave)
+    try:
+        yield
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class _Parser(argparse.ArgumentParser):
@@ -127,9 +153,12 @@ def _layers(text: str) -> str | list[range]:
 
 
 def _path(text: str) -> Path:
-    if not text:
-        raise argparse.ArgumentTypeError("an empty path; name a file or a folder")
-    return Path(os.path.expanduser(text))
+    from .utils import validate
+
+    try:
+        return validate.path("the value", text)
+    except VitvizError as error:
+        raise argparse.ArgumentTypeError(error) from None
 
 
 def _doctor(options) -> int:
@@ -232,8 +261,10 @@ def _background(options) -> None:
     from .experiments.background import paper_table
     from .experiments.result import is_table
     from .models.loading import load
-    from .utils import files
+    from .utils import files, validate
 
+    if options.per_class is not None:
+        validate.whole("--per-class", options.per_class, 1)
     if options.out.resolve() == options.boxes.resolve():
         raise VitvizError(f"--out {options.out} is the file of --boxes, which would be lost; name another.")
     files.ready(options.out.parent, "The folder of --out,")

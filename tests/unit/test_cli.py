@@ -72,7 +72,7 @@ def test_doctor_names_each_problem_and_exits_with_1(capsys: pytest.CaptureFixtur
     (data / "models").mkdir(parents=True)
     (data / "models" / "a.json").write_text("damaged")
     (data / "SHA256SUMS").write_text(f"{'0' * 64}  models/a.json\n{'0' * 64}  models/b.json\n"
-                                     f"{hashlib.sha256(b'right').hexdigest()}  c.csv\n")
+                                     f"{hashlib.sha256(b'right').hexdigest()}  c.csv\n# 3 files\n")
     (data / "c.csv").write_bytes(b"right")
     monkeypatch.setattr(paths, "data_dir", lambda: data)
     (tmp_path / "file").write_text("not a folder")
@@ -81,6 +81,10 @@ def test_doctor_names_each_problem_and_exits_with_1(capsys: pytest.CaptureFixtur
     out = capsys.readouterr().out
     assert out.count("PROBLEM: ") == 3 and "a.json is damaged" in out and "b.json is missing" in out and "c.csv" not in out
     assert "cannot be written" in out and "git checkout -- data" in out
+    whole = (data / "SHA256SUMS").read_text()
+    for cut in ("", whole.split("\n", 1)[1], whole.rsplit("#", 1)[0]):
+        (data / "SHA256SUMS").write_text(cut)
+        assert code(["doctor"]) == 1 and "SHA256SUMS is missing or damaged" in capsys.readouterr().out
     (data / "SHA256SUMS").unlink()
     assert code(["doctor"]) == 1 and "SHA256SUMS is missing or damaged" in capsys.readouterr().out
 
@@ -154,7 +158,8 @@ def test_render_is_scored_against_emoji_world_unless_told_otherwise(shelf, tmp_p
     (["--neurons", "٣"], "'٣' is not a list of numbers"),
     (["--neurons", "9" * 5000], "is not a list of numbers"),
     (["--neurons", ",".join(["0-999999999"] * 30)], "neuron 128 is out of range"),
-    (["--out", ""], "an empty path; name a file or a folder"),
+    (["--out", ""], "the value is a path, such as 'out', got ''"),
+    (["--out", "~nobody-of-this-name/x"], "begins with a home folder that does not exist: '~nobody-of-this-name/x'"),
     (["--kind", "channel"], "no sites of kind 'channel'; it has mlp, query, key, value, attention, residual"),
     (["--kind", "querry"], "Did you mean query"),
     (["--steps", "0"], "steps is a whole number from 1 to 100000, got 0"),
@@ -234,6 +239,16 @@ def test_an_interrupted_training_exits_with_130(capsys: pytest.CaptureFixture, m
     monkeypatch.setattr(loop, "train", interrupt)
     assert code(["train", "emoji-vit"]) == 130
     assert capsys.readouterr().err.strip() == "vitviz: interrupted; what was finished is kept, and the same command goes on."
+
+
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
+def test_an_interruption_while_torch_loads_exits_with_130_and_one_line():
+    code = "import os, signal, sys, vitviz_nb.cli\nclass Stop:\n    def find_spec(self, name, *_):\n" \
+           "        if name == 'torch':\n            try:\n                os.kill(os.getpid(), signal.SIGINT)\n" \
+           "            except BaseException:\n                raise ImportError('as numpy and torch do') from None\n" \
+           "sys.meta_path.insert(0, Stop())\nsys.exit(vitviz_nb.cli.main(['models']))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert (done.returncode, done.stderr.count("\n")) == (130, 1) and "vitviz: interrupted" in done.stderr
 
 
 def test_an_interrupted_render_keeps_what_there_is(shelf, photos: Path, tmp_path: Path, capsys: pytest.CaptureFixture,
@@ -373,6 +388,12 @@ def test_a_table_of_others_stays(tmp_path: Path, capsys: pytest.CaptureFixture):
     boxes.write_text("file,left,top,right,bottom\n")
     line = complaint(["background", "emoji-vit", "--images", tmp_path, "--boxes", boxes, "--out", table], capsys)
     assert "t.csv exists, and is nothing that this command made" in line and table.read_text() == "name,age\n"
+
+
+def test_no_image_of_each_class_is_refused_before_anything_is_looked_at(tmp_path: Path, capsys: pytest.CaptureFixture):
+    line = complaint(["background", "emoji-vit", "--images", tmp_path / "none", "--boxes", tmp_path / "b.csv", "--out",
+                      tmp_path / "new" / "t.csv", "--per-class", "0"], capsys)
+    assert "--per-class is a whole number from 1" in line and not (tmp_path / "new").exists()
 
 
 def test_pictures_are_written_again_where_that_was_interrupted(shelf, photos: Path, tmp_path: Path,

@@ -120,18 +120,18 @@ class Explorer(widgets.VBox):
         """Stop the work, free its thread and memory, and take the Explorer off the page; ``result`` stays."""
         if self in _OPEN:
             _OPEN.remove(self)
-            self._end()
+            self._end(wait=1.0)  # another cell may hold the model; the thread ends once it has it
             self._visualizers.clear()
             for part in (*self.children, self.layout):
                 _close(part)
         super().close()
 
-    def _end(self) -> None:
+    def _end(self, wait: float = 5.0) -> None:
         """Stop the work at its next step, and end its thread."""
         self._request += 1
         if self._worker:
             self._requests.put(None)
-            self._worker.join(timeout=5)
+            self._worker.join(wait)
 
     def _on_site(self, change) -> None:
         self._layer.max = len(find_sites(self.model)[self._kind.value]) - 1

@@ -284,6 +284,20 @@ def kernel(monkeypatch) -> Iterator[Callable[[str, str, str], None]]:
     ZMQInteractiveShell.clear_instance()
 
 
+def test_close_does_not_wait_for_another_cell_that_holds_the_model(model, images):
+    explorer = vv.explore(model, images)
+    with model.lock:
+        time.sleep(0.5)  # until its thread wants the model
+        started = time.monotonic()
+        explorer.close()
+        assert time.monotonic() - started < 3
+    for _ in range(200):
+        if not threads():
+            return
+        time.sleep(0.05)
+    pytest.fail("the thread has not ended by itself")
+
+
 @pytest.mark.parametrize("cell", ["a", ""])
 def test_a_cell_that_runs_again_replaces_its_explorers_and_no_others(kernel, model, images, cell):
     kernel("other" if cell else "", "0", "other = vv.explore(model)")
