@@ -24,14 +24,16 @@ from ..models.sites import KINDS, Site, check_neurons
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import validate
-from ..utils.cache import FORMAT
+from ..utils.cache import FORMAT, fits
 from ..utils.errors import VitvizError, nearest
 from ..utils.paths import data_dir
-from .recipe import Recipe
+from .recipe import MOST_STEPS, Recipe
 from .rendering import Rendering
 from .scores import STATUS, Scores
 
 STRONGEST = 6  # scenes a neuron is stored with
+_SCENES = 1024  # of the reference, at most
+_FLOAT = float(np.finfo(np.float32).max)
 QUALITY = 80  # of WebP, in percent
 _COLUMNS = 32
 _LARGEST = 16383  # px a side, WebP's limit
@@ -68,7 +70,8 @@ class Atlas:
             validate.whole("sheet", facts.get("sheet", 1), 1)
             for layer in facts["layers"]:
                 validate.whole("layer", layer)
-            dict(facts.get("files", {}))
+            if not isinstance(listed := facts.get("files", {}), dict) or not all(isinstance(s, str) for s in listed.values()):
+                raise ValueError("its files are not listed with the SHA-256 of each")
             return cls(folder, facts)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
             raise VitvizError(f"{folder} holds no atlas ({error}); `vitviz atlas MODEL --out {folder}` makes one.") from None
@@ -220,11 +223,12 @@ def _table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
         n, points = len(table["activation"]), len(table["curve_steps"])
         shapes = {"activation": (n,), "percentile": (n,), "rank": (n,), "status": (n,), "curve_steps": (points,),
                   "curves": (n, points), "top": (n, STRONGEST), "top_activation": (n, STRONGEST)}
+        whole = {"rank": (1, n), "status": (0, len(STATUS) - 1), "curve_steps": (0, MOST_STEPS), "top": (0, _SCENES - 1)}
         for name, shape in shapes.items():
-            if table[name].shape != shape or not np.isfinite(table[name]).all():
-                raise ValueError(f"{name} has shape {table[name].shape} instead of {shape}, or NaN")
-        if table["status"].max(initial=0) >= len(STATUS):
-            raise ValueError("an unknown status")
+            low, high = {**whole, "percentile": (0, 100)}.get(name, (-_FLOAT, _FLOAT))
+            if not fits({name: table[name]}, {name: shape}, low, high) or name in whole and table[name].dtype.kind not in "iu":
+                raise ValueError(f"{name} has shape {table[name].shape} instead of {shape}, or NaN, or other values than "
+                                 f"{'whole ' * (name in whole)}numbers from {low:g} to {high:g}")
     return table
 
 

@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import re
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from io import BytesIO
 from pathlib import Path
@@ -85,30 +87,38 @@ class Rendering:
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write ``manifest.json``, ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
 
+        The manifest has the SHA-256 of each file, by which the files of an earlier rendering are known: they are replaced, or
+        removed where this one has none of their name.
+
         Raises:
-            VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, unless
-                ``force``. Nothing is overwritten then.
+            VitvizError: a folder that cannot be written, or that holds files of these names that no rendering wrote, or that
+                were changed since, unless ``force``. Nothing is overwritten then.
         """
         folder = validate.path("folder", folder)
+        self.check_folder(folder, self.neurons, force)
         arrays = packed({"pictures": self.pictures.numpy(), "curves": self.curves.numpy()})
         facts = {name: value for name, value in vars(self).items() if name not in ("pictures", "curves")}
-        facts |= {"recipe": asdict(self.recipe), "scores": self.scores and asdict(self.scores), "version": __version__,
-                  "sha256": hashlib.sha256(arrays).hexdigest()}
-        contents = {"manifest.json": json.dumps(facts, indent=1) + "\n", "pictures.npz": arrays, "sheet.png": png(self.sheet())}
+        contents = {"pictures.npz": arrays, "sheet.png": png(self.sheet())}
         contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
-        self.check_folder(folder, self.neurons, force)
-        for name, content in contents.items():  # the manifest first: it tells a folder in which this was interrupted
+        earlier = {path.name: files.sha256(path) for path in _written(folder)}
+        # With what each file replaces, so that files of both renderings are known where this is interrupted.
+        digests = {name: [hashlib.sha256(content).hexdigest(), *filter(None, [earlier.get(name)])]
+                   for name, content in contents.items()}
+        facts |= {"recipe": asdict(self.recipe), "scores": self.scores and asdict(self.scores), "version": __version__,
+                  "files": digests}
+        files.write(folder / "manifest.json", json.dumps(facts, indent=1) + "\n")
+        for name in earlier.keys() - contents.keys():
+            (folder / name).unlink(missing_ok=True)
+        for name, content in contents.items():
             files.write(folder / name, content)
         return folder
 
     @staticmethod
     def check_folder(folder: Path, neurons: list[int], force: bool = False) -> None:
         """VitvizError if ``save`` would refuse to write pictures of these neurons there: to be called before long work, too."""
-        def ours(path: Path) -> bool:
-            return "curve_steps" in json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
-
+        written = [*_written(folder), *([folder / "manifest.json"] if "curve_steps" in _manifest(folder) else [])]
         for name in ("sheet.png", "pictures.npz", "manifest.json", *(f"neuron_{n}.png" for n in neurons)):
-            files.check_target(folder / name, ours, force)
+            files.check_target(folder / name, lambda path: path in written, force)
 
     @classmethod
     def load(cls, folder: str | Path) -> "Rendering":
@@ -117,7 +127,8 @@ class Rendering:
         try:
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             content = (folder / "pictures.npz").read_bytes()
-            if facts.pop("sha256", None) not in (None, hashlib.sha256(content).hexdigest()):
+            digest, older = hashlib.sha256(content).hexdigest(), facts.pop("sha256", None)
+            if digest != facts.pop("files", {"pictures.npz": [older or digest]})["pictures.npz"][0]:
                 raise ValueError("its pictures are not the manifest's")
             with np.load(BytesIO(content), allow_pickle=False) as arrays:
                 facts |= {name: torch.from_numpy(arrays[name]) for name in ("pictures", "curves")}
@@ -129,6 +140,22 @@ class Rendering:
         except Exception as error:  # damaged JSON and zip files fail in many ways, none of which the user need know
             raise VitvizError(f"{folder} holds no complete rendering ({error}); it needs the manifest.json and pictures.npz "
                               f"that Rendering.save writes.") from None
+
+
+def _manifest(folder: Path) -> dict:
+    """The manifest in a folder; an empty one where there is none."""
+    with suppress(OSError, ValueError, RecursionError):
+        facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
+        return facts if isinstance(facts, dict) else {}
+    return {}
+
+
+def _written(folder: Path) -> list[Path]:
+    """The files in a folder that a rendering wrote beside its manifest, and nobody changed since."""
+    listed = _manifest(folder).get("files")
+    return [path for name, digests in (listed.items() if isinstance(listed, dict) else ())
+            if re.fullmatch(r"pictures\.npz|sheet\.png|neuron_\d+\.png", name) and isinstance(digests, list)
+            and (path := folder / name).is_file() and files.sha256(path) in digests]
 
 
 def packed(arrays: dict[str, np.ndarray]) -> bytes:

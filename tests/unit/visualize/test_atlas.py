@@ -158,6 +158,7 @@ def test_a_folder_without_an_atlas_gets_one_sentence(tmp_path, manifest):
 
 
 @pytest.mark.parametrize("change", [{"kind": "../x"}, {"layers": 3}, {"layers": ["a"]}, {"size": 0}, {"sheet": -1}, {"files": 3},
+                                    {"files": []}, {"files": [["a", "b"]]}, {"files": {"mlp_02.npz": 3}},
                                     {"recipe": {"steps": 0}}, {"recipe": None}])
 def test_a_manifest_with_a_wrong_fact_gets_one_sentence(atlas, tmp_path, change):
     (tmp_path / "manifest.json").write_text(json.dumps({**atlas.facts, **change}))
@@ -191,6 +192,18 @@ def test_files_of_another_shape_are_named(atlas, tmp_path):
     Image.new("RGB", (512, 16)).save(tmp_path / "mlp_02.webp")
     with pytest.raises(VitvizError, match="mlp_02.webp of the atlas is damaged .*512 x 16 px instead of 512 x 32"):
         Atlas(tmp_path / ".", unchecked.facts).rendering(2, [1])
+
+
+@pytest.mark.parametrize(("name", "change"), [
+    ("status", lambda a: a.astype(np.int8) - 3), ("status", lambda a: a + 0.5), ("status", lambda a: a + 3), ("rank", lambda a: a - a),
+    ("rank", lambda a: a + UNITS), ("percentile", lambda a: a + 101), ("curve_steps", lambda a: a - 9), ("top", lambda a: a - 1024),
+    ("top", lambda a: a + 1024), ("top", lambda a: a + 0.5), ("activation", lambda a: a.astype(str))])
+def test_tables_of_values_that_there_are_not_are_named(atlas, tmp_path, name, change):
+    with np.load(atlas.folder / "mlp_02.npz") as arrays:
+        np.savez_compressed(tmp_path / "mlp_02.npz", **{**arrays, name: change(arrays[name])})
+    for use in (Atlas.table, lambda damaged: damaged.strongest(2, 1), lambda damaged: damaged.rendering(2, 1)):
+        with pytest.raises(VitvizError, match=f"mlp_02.npz of the atlas is damaged .*{name} has shape"):
+            use(Atlas(tmp_path, {**atlas.facts, "layers": [2], "files": {}}))
 
 
 # What it can be asked without its model

@@ -9,6 +9,7 @@ import torch
 from PIL import Image
 
 from vitviz_nb import __version__
+from vitviz_nb.utils import files
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.rendering import Rendering
@@ -117,6 +118,41 @@ def test_a_file_that_no_rendering_wrote_is_left_alone(rendering, tmp_path, name)
     assert_same(Rendering.load(rendering.save(tmp_path, force=True)), rendering)
 
 
+@pytest.mark.parametrize("name", ["neuron_3.png", "neuron_7.png", "sheet.png", "pictures.npz"])
+def test_beside_a_manifest_too_only_what_a_rendering_wrote_is_replaced(rendering, tmp_path, name):
+    replace(rendering, neurons=[7, 30, 8]).save(tmp_path)
+    (tmp_path / name).write_bytes(b"mine")
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    with pytest.raises(VitvizError, match=f"{name} exists, and is nothing that this command made"):
+        replace(rendering, neurons=[7, 30, 3]).save(tmp_path)
+    assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_files_of_neurons_that_the_next_rendering_lacks_go_and_those_of_others_stay(rendering, tmp_path):
+    rendering.save(tmp_path)
+    (tmp_path / "neuron_2.png").write_bytes(b"mine")
+    (tmp_path / "neuron_99.png").write_bytes(b"mine")
+    replace(rendering, neurons=[7, 8, 9]).save(tmp_path)
+    assert sorted(path.name for path in tmp_path.glob("neuron_*")) == [
+        "neuron_2.png", "neuron_7.png", "neuron_8.png", "neuron_9.png", "neuron_99.png"]
+
+
+def test_a_save_that_was_interrupted_is_done_again_without_force(rendering, tmp_path, monkeypatch):
+    rendering.save(tmp_path)
+    other, write = replace(rendering, pictures=rendering.pictures.flip(0)), files.write
+
+    def interrupted(path, content):
+        if path.name == "neuron_30.png":
+            raise KeyboardInterrupt
+        return write(path, content)
+
+    monkeypatch.setattr(files, "write", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        other.save(tmp_path)
+    monkeypatch.undo()
+    assert_same(Rendering.load(rendering.save(tmp_path)), rendering)
+
+
 def test_an_atlas_s_manifest_is_left_alone(rendering, tmp_path):
     manifest = json.dumps({"model": "emoji-vit", "layers": [0], "recipe": vars(rendering.recipe)})
     (tmp_path / "manifest.json").write_text(manifest)
@@ -135,7 +171,7 @@ def test_pictures_of_another_save_are_not_taken_for_those_of_the_manifest(render
 
 def test_a_rendering_from_before_there_was_a_sha256_can_be_read(rendering, tmp_path):
     facts = json.loads((rendering.save(tmp_path) / "manifest.json").read_text())
-    del facts["sha256"]
+    del facts["files"]
     (tmp_path / "manifest.json").write_text(json.dumps(facts))
     assert_same(Rendering.load(tmp_path), rendering)
 
