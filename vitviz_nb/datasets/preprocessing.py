@@ -41,7 +41,8 @@ class Preprocessing:
 
     def mask(self, image: Image.Image) -> torch.Tensor:
         """A mask, which is not 0 where the class is shown, as float32 (size, size) of 0 and 1."""
-        shown = _with_pixels(image).convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
+        whole = Image.fromarray(np.asarray(image) > 0) if _with_pixels(image).mode == "F" else image  # else 0.5 would be 0
+        shown = whole.convert("L").point(lambda value: 255 * (value > 0)).convert("RGB")
         return (_transform(replace(self, mean=(0.0, 0.0, 0.0)))(shown)[0] > 127).float()
 
     def resized(self, width: int, height: int) -> tuple[int, int]:

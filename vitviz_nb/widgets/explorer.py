@@ -4,11 +4,11 @@ import asyncio
 import atexit
 import math
 import sys
+import threading
 import time
 from collections.abc import Iterator
 from dataclasses import replace
 from queue import SimpleQueue
-from threading import Thread
 
 import ipywidgets as widgets
 from IPython import get_ipython
@@ -112,7 +112,7 @@ class Explorer(widgets.VBox):
         self._requests: SimpleQueue[int | None] = SimpleQueue()
         self._worker = None
         if int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules:
-            self._worker = Thread(target=self._serve, name="explorer", daemon=True)
+            self._worker = threading.Thread(target=self._serve, name="explorer", daemon=True)
             self._worker.start()
         self._start()
 
@@ -126,7 +126,7 @@ class Explorer(widgets.VBox):
                 _close(part)
         super().close()
 
-    def _end(self, wait: float = 5.0) -> None:
+    def _end(self, wait: float) -> None:
         """Stop the work at its next step, and end its thread."""
         self._request += 1
         if self._worker:
@@ -226,7 +226,10 @@ explore = Explorer
 @atexit.register
 def _end_all() -> None:
     for explorer in _OPEN:
-        explorer._end()  # a thread inside torch would crash Python as it ends
+        explorer._end(wait=0)
+    for thread in threading.enumerate():  # one whose Explorer was closed may be in its last step
+        if thread.name == "explorer":
+            thread.join(5)  # a thread inside torch would crash Python as it ends
 
 
 def _cell_and_run() -> tuple:

@@ -89,6 +89,13 @@ def test_images_without_a_range_or_pixels_are_refused(image: Image.Image, said: 
         Preprocessing(8)(image)
 
 
+@pytest.mark.parametrize(("mode", "value"), [("F", 0.5), ("I", 1), ("I;16", 1), ("L", 1), ("1", 1)])
+def test_a_mask_of_any_mode_is_where_it_is_not_0(mode: str, value: float):
+    mask = Image.new(mode, (8, 8))
+    mask.paste(value, (0, 0, 4, 8))
+    assert Preprocessing(8).mask(mask).tolist() == [[1, 1, 1, 1, 0, 0, 0, 0]] * 8
+
+
 def test_a_border_shows_nothing_in_a_mask():
     preprocessing = Preprocessing(16, crop_mode="border", mean=(0.9, 0.9, 0.9))
     assert preprocessing(Image.new("RGB", (40, 10)))[:, 0].float().mean() > 200  # padded in the mean's color
