@@ -4,6 +4,7 @@ import math
 import os
 from pathlib import Path
 
+import matplotlib.pyplot as plt
 import numpy as np
 import pytest
 import torch
@@ -16,7 +17,18 @@ from vitviz_nb.course.report import Report
 from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.datasets.image_folder import image_folder
 from vitviz_nb.datasets.image_set import ImageSet, derangement
-from vitviz_nb.experiments import background, class_token, frequency, inversion, localization, progression, semantics, units
+from vitviz_nb.experiments import (
+    background,
+    class_token,
+    frequency,
+    inversion,
+    localization,
+    progression,
+    published,
+    regularizers,
+    semantics,
+    units,
+)
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.models.cards import build
 from vitviz_nb.models.loading import load
@@ -26,7 +38,7 @@ from vitviz_nb.plotting.prediction_bars import predict
 from vitviz_nb.training.loop import train
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.utils.paths import data_dir
-from vitviz_nb.visualize.atlas import Atlas
+from vitviz_nb.visualize.atlas import Atlas, embedded
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.rendering import Rendering
 from vitviz_nb.visualize.top_images import top_images
@@ -79,6 +91,7 @@ def network() -> VisionModel:
 MODEL = network()
 IMAGES = torch.rand(8, 3, 32, 32, generator=torch.Generator().manual_seed(1))
 VIEWER = Visualizer(MODEL, Recipe(steps=1, copies=1), IMAGES)
+TABLE = Result("title", "accuracy (%)", [{"layer": layer, "value": 2.0, "low": 1.0, "high": 3.0, "n": 4} for layer in (0, 1)])
 FIELDS = st.sampled_from(list(vars(Recipe())))
 
 
@@ -141,6 +154,27 @@ DOORS = {  # one argument of each public function that takes anything
     "Atlas.open": Atlas.open,
     "Rendering.load": Rendering.load,
     "Result": lambda x: Result("a", "b", x),
+    "Result.where": lambda x: TABLE.where(layer=x),
+    "Result.relative_to": lambda x: TABLE.relative_to(layer=x),
+    "Result.plot": lambda x: plt.close(TABLE.plot(x).figure),
+    "Result.side_by_side": lambda x: Result.side_by_side(x, "title"),
+    "Result.side_by_side, result": lambda x: Result.side_by_side({"a": x}, "title"),
+    "Result.published": lambda x: plt.close(TABLE.published(x)),
+    "published": published.accuracy,
+    "Atlas.search": lambda x: embedded("emoji-vit").search(x),
+    "Atlas.sheet": lambda x: embedded("emoji-vit").sheet(x),
+    "Atlas.strongest, layer": lambda x: embedded("emoji-vit").strongest(x, 0),
+    "Atlas.strongest, neuron": lambda x: embedded("emoji-vit").strongest(5, x),
+    "high_frequencies": regularizers.high_frequencies,
+    "patch_borders, images": lambda x: regularizers.patch_borders(x, 8),
+    "patch_borders, patch": lambda x: regularizers.patch_borders(IMAGES, x),
+    "power_spectra": lambda x: regularizers.power_spectra(x, "title"),
+    "power_spectra, images": lambda x: regularizers.power_spectra({"a": x, "b": IMAGES}, "title"),
+    "ablated_recipes": regularizers.ablated_recipes,
+    "sensitivity, distances": lambda x: regularizers.sensitivity(MODEL, IMAGES, n=1, distances=x),
+    "adversarial_example, image": lambda x: regularizers.adversarial_example(MODEL, x, neuron=0, images=IMAGES),
+    "adversarial_example, distance": lambda x: regularizers.adversarial_example(MODEL, IMAGES[0], neuron=0, distance=x,
+                                                                                images=IMAGES),
     "Report, folder": lambda x: Report(x, "title", force=True),
     "Report, title": lambda x: Report("out", x, force=True),
     "Report.add, item": lambda x: Report("out", "title", force=True).add(x, "heading"),

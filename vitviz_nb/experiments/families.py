@@ -69,7 +69,10 @@ def stored() -> pd.DataFrame:
     """The numbers of all embedded models: rows of ``measure`` with ``model`` and ``weights``, the first of their SHA-256."""
     text, path = dict.fromkeys(("notebook", "what", "unit", "control is", "why not", "weights"), str), data_dir() / "families.csv"
     try:
-        return pd.read_csv(path, dtype=text).fillna({name: "" for name in text})
+        table = pd.read_csv(path, dtype=text)
+        if [*table.columns] != ["model", "weights", *COLUMNS]:
+            raise ValueError("it has other columns")
+        return table.fillna({name: "" for name in text})
     except (OSError, ValueError) as error:  # pandas' errors of a damaged file are ValueErrors
         raise VitvizError(f"{path} is missing or damaged ({error}): `python notebooks/families.py` measures every embedded model "
                           f"and writes it.") from None

@@ -3,6 +3,7 @@
 import pandas as pd
 
 from ..utils import validate
+from ..utils.errors import VitvizError
 from ..utils.paths import data_dir
 from .result import Result
 
@@ -22,7 +23,15 @@ def accuracy(name: str) -> Result:
     The paper states no intervals, so ``low``, ``high`` and ``n`` are NaN.
     """
     title, columns = _TABLES[validate.choice("A table of the paper", name, _TABLES)]
-    table = pd.read_csv(data_dir() / "paper" / f"{name}.csv")
+    path, parts = data_dir() / "paper" / f"{name}.csv", [""] if columns else [f"{part}_" for part in _SHOWN]
+    numbers = {f"{part}{measure}": float for part in parts for measure in ("top1", "top5")}
+    try:
+        table = pd.read_csv(path, dtype=numbers)
+        if {*table.columns} != {"model", *columns, *numbers}:
+            raise ValueError("it has other columns")
+    except (OSError, ValueError) as error:  # pandas' errors of a damaged file are ValueErrors
+        raise VitvizError(f"{path} is missing or damaged ({error}). Restore it with git checkout, or install the package "
+                          f"again.") from None
     rows = table.melt([column for column in table if not column.endswith(("top1", "top5"))], var_name="measure")
     if name == "foreground_background":
         parts = rows["measure"].str.split("_", expand=True)

@@ -39,9 +39,17 @@ def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Ten
     return torch.cat([batch.cpu() for _, batch in ImageSet(model, images, n).batches(f"{model.name}: reference images")])
 
 
+def _stack(name: str, images: torch.Tensor) -> torch.Tensor:
+    """``images`` if they are floats (K, channels, S, S); else VitvizError."""
+    if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.dim() == 4 and len(images)
+            and images.shape[2] == images.shape[3] > 1):
+        raise VitvizError(f"{name} are floats of shape (K, 3, S, S), got {validate.shown(images)}.")
+    return images
+
+
 def high_frequencies(images: torch.Tensor) -> torch.Tensor:
     """Share of the variance of images (K, 3, S, S) above S / 4 cycles per image, in percent: (K,); of white noise 79 %."""
-    _, power = radial_spectrum(images)
+    _, power = radial_spectrum(_stack("Images", images))
     varies = images.var((2, 3)).sum(1) > 1e-10
     return torch.where(varies, 100 * (1 - power[:, : images.shape[-1] // 4].sum(1)), 0.0).clamp(0, 100)
 
@@ -51,6 +59,7 @@ def patch_borders(images: torch.Tensor, patch: int) -> torch.Tensor:
 
     By chance it is (S / patch - 1) / (S - 1): 11.1 % at 64 px with patches of 8 px. An image of one color has 0.
     """
+    patch = validate.whole("patch", patch, 1, _stack("Images", images).shape[-1])
     across = (images[..., :, 1:] - images[..., :, :-1]).square().sum((1, 2))
     down = (images[..., 1:, :] - images[..., :-1, :]).square().sum((1, 3))
     differences = across + down
@@ -68,6 +77,8 @@ def patch_size(model: VisionModel) -> int:
 
 def ablated_recipes(recipe: Recipe) -> dict[str, Recipe]:
     """The recipe with none of its regularizers, with only each, with all but each, and with all, by name."""
+    if not isinstance(recipe, Recipe):
+        raise VitvizError(f"A recipe is a vv.Recipe, got {validate.shown(recipe)}.")
     used = [name for name, off in OFF.items() if getattr(recipe, name) > off]
     if not used:
         raise VitvizError(f"The recipe has no regularizer to take away; give at least one of {', '.join(OFF)} a value.")
@@ -151,7 +162,11 @@ def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
 
     ``images`` are by name, each (K, 3, S, S) in [0, 1], of one size. The interval is over the K of them.
     """
-    rows = []
+    if not isinstance(images, dict) or not images:
+        raise VitvizError(f"Images are in a dict by name, such as {{'scenes': images}}, got {validate.shown(images)}.")
+    rows, sides = [], {_stack("Images", stack).shape[-1] for stack in images.values()}
+    if len(sides) > 1:
+        raise VitvizError(f"Power spectra are of images of one size, got sides of {', '.join(map(str, sorted(sides)))} px.")
     for name, stack in images.items():
         frequencies, power = radial_spectrum(stack)
         ring = rings(stack.shape[-1]).flatten()
@@ -171,6 +186,7 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
     """
     site, image_set = find_site(model, layer, kind), ImageSet(model, images)
     check_weights(model)
+    distances = distances if isinstance(distances, (list, tuple, range)) and distances else [distances]
     distances = [validate.real("A distance", distance, 0, 1e4) for distance in distances]
     n = min(validate.whole("n", n, 1), image_set.n)
     reference = reference_activations(model, site, image_set)

@@ -9,6 +9,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import seaborn as sns
+import torch
 from matplotlib.figure import Figure
 
 from ..utils import files, validate
@@ -60,7 +61,8 @@ class Result:
         chosen, before = self._levels(levels), self.factors
         table = self.table[self._rows(chosen)]
         if table.empty:
-            raise VitvizError(f"No row has {', '.join(f'{name} {level!r}' for name, level in levels.items())} together.")
+            wanted = ", ".join(f"{name} {validate.shown(level)}" for name, level in levels.items())
+            raise VitvizError(f"No row has {wanted} together.")
         fixed = [column for column in before if table[column].nunique() == 1
                  and (column in chosen or self.table[column].nunique() > 1)]
         fixed = fixed[1:] if fixed == before else fixed  # a plot needs one
@@ -92,11 +94,13 @@ class Result:
             if column is None:
                 raise VitvizError(f"The table has the factors {', '.join(names)}; there is no {name!r}.{nearest(name, names)}")
             known = list(dict.fromkeys(self.table[column]))
-            chosen[column] = [*map(validate.scalar, wanted if isinstance(wanted, (list, tuple, range)) else [wanted])]
-            unknown = [level for level in chosen[column] if level not in known]
+            wanted = validate.scalar(wanted.to_numpy() if isinstance(wanted, (pd.Series, pd.Index)) else wanted)
+            several = isinstance(wanted, (list, tuple, range, np.ndarray, torch.Tensor)) and len(wanted) <= len(self.table)
+            chosen[column] = [*map(validate.scalar, wanted if several else [wanted])]
+            unknown = [level for level in chosen[column] if not isinstance(level, (str, int, float)) or level not in known]
             if unknown or not chosen[column]:
                 raise VitvizError(f"The levels of {column} are {', '.join(map(repr, known))}; "
-                                  f"got {unknown[0] if unknown else 'none'!r}.")
+                                  f"got {validate.shown(unknown[0] if unknown else 'none')}.")
         return chosen
 
     def _rows(self, chosen: dict[str, list]) -> pd.Series:
@@ -104,6 +108,8 @@ class Result:
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
         """Values with their intervals: lines where the first factor is numeric, else bars; one color a series."""
+        if not isinstance(axis, plt.Axes | None):
+            raise VitvizError(f"A result is plotted on an axis of matplotlib, got {validate.shown(axis)}.")
         axis = axis or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
         first, *others = self.factors
         series = list(self.table.groupby(others, sort=False)) if others else [((), self.table)]
@@ -140,8 +146,9 @@ class Result:
         """This result and the paper's table of that name (``published.accuracy``), side by side on the same vertical axis."""
         from .published import accuracy  # it makes Results of the tables
 
+        results = replace(self, title=f"Measured here: {self.title}"), accuracy(name)
         figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
-        for axis, result in zip(axes, (replace(self, title=f"Measured here: {self.title}"), accuracy(name)), strict=True):
+        for axis, result in zip(axes, results, strict=True):
             result.plot(axis)
         return figure
 
@@ -152,6 +159,9 @@ class Result:
         Raises:
             VitvizError: results that do not have the same quantity and factors.
         """
+        if not isinstance(results, dict) or not all(isinstance(result, Result) for result in results.values()):
+            raise VitvizError(f"Results side by side are in a dict by name, such as {{'emoji-vit': result}}, got "
+                              f"{validate.shown(results)}.")
         if not results:
             raise VitvizError("There are no results to put side by side; give at least one, such as {'emoji-vit': result}.")
         first, *others = results.values()

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
 from io import BytesIO
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -100,7 +101,9 @@ class Atlas:
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
         """The numbers of the reference scenes that activate a neuron most, the strongest first, and its activations for them."""
-        return tuple(self._numbers(layer)[name][neuron].tolist() for name in ("top", "top_activation"))
+        numbers = self._numbers(layer)
+        neuron = validate.whole("neuron", neuron, 0, len(numbers["top"]) - 1)
+        return tuple(numbers[name][neuron].tolist() for name in ("top", "top_activation"))
 
     def table(self) -> pd.DataFrame:
         """All neurons, a row each.
@@ -126,9 +129,10 @@ class Atlas:
         Sorted by count, then by the rank of the concept's first scene among them, then by the percentile of the picture.
         """
         concepts = EmojiWorld("val", size=self.facts["size"]).concepts
-        if concept not in concepts:
-            raise VitvizError(f"No reference scene shows {concept!r}; they show {len(concepts)} concepts, such as "
-                              f"{concepts[0]!r}.{nearest(concept, concepts)}")
+        if not isinstance(concept, str) or concept not in concepts:
+            hint = nearest(concept, concepts) if isinstance(concept, str) else ""
+            raise VitvizError(f"No reference scene shows {validate.shown(concept)}; they show {len(concepts)} concepts, such as "
+                              f"{concepts[0]!r}.{hint}")
         table = self.table()
         table["count"] = [scenes.count(concept) for scenes in table["scenes"]]
         table = table[table["count"] > 0]
@@ -138,6 +142,9 @@ class Atlas:
 
     def sheet(self, rows: pd.DataFrame, columns: int = 8) -> Image.Image:
         """The pictures of some rows of ``table`` or ``search``, each with the most frequent concept of its strongest scenes."""
+        columns = validate.whole("columns", columns, 1, 1000)
+        if not isinstance(rows, pd.DataFrame) or not {"layer", "neuron", "percentile", "status", "scenes"} <= {*rows.columns}:
+            raise VitvizError(f"A sheet shows rows of an atlas's table or search, got {validate.shown(rows)}.")
         if not len(rows):
             raise VitvizError(f"There is no neuron to show of the atlas in {self.folder}; choose other rows of its table.")
         tiles = []
@@ -151,9 +158,9 @@ class Atlas:
 
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
         layer = validate.scalar(layer)
-        if isinstance(layer, bool) or layer not in self.facts["layers"]:
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer not in self.facts["layers"]:
             has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
-            raise VitvizError(f"The atlas in {self.folder} lacks layer {layer}; its layers: {has}.")
+            raise VitvizError(f"The atlas in {self.folder} lacks layer {validate.shown(layer)}; its layers: {has}.")
         name = file_name(self.facts["kind"], layer, "npz")
         return _table(self.folder / name, self.facts.get("files", {}).get(name))
 

@@ -78,8 +78,11 @@ def test_what_is_written_is_read_back_the_same(planted, tmp_path, monkeypatch):
     table.insert(0, "model", "tiny-vit")
     table.insert(1, "weights", "012345678901")
     monkeypatch.setattr(families, "data_dir", lambda: tmp_path)
-    with pytest.raises(VitvizError, match="families.csv is missing or damaged .*: `python notebooks/families.py` measures"):
-        families.stored()
+    for content in (None, b"", b"\xff\xfe", b"a,b\n1,2\n"):
+        if content is not None:
+            (tmp_path / "families.csv").write_bytes(content)
+        with pytest.raises(VitvizError, match="families.csv is missing or damaged .*: `python notebooks/families.py` measures"):
+            families.stored()
     table.to_csv(tmp_path / "families.csv", index=False)
     pd.testing.assert_frame_equal(families.stored(), table)
 

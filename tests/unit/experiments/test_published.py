@@ -2,6 +2,7 @@
 
 import pytest
 
+from vitviz_nb.experiments import published
 from vitviz_nb.experiments.published import accuracy
 from vitviz_nb.utils.errors import VitvizError
 
@@ -23,6 +24,16 @@ def test_a_published_table_begins_with_what_varies_and_can_be_drawn():
     assert result.table.columns[0] == "isolated blocks" and "Published" in result.title
     axis = result.plot()
     assert [line.get_label() for line in axis.containers] == ["ViT-B/16, top-1", "ViT-B/16, top-5"]
+
+
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0\1", b"a,b\n1,2\n", b"model,isolated_blocks,top1,top5\nViT,1,x,2\n"])
+def test_a_table_that_is_missing_or_damaged_is_named_with_the_mend(content, tmp_path, monkeypatch):
+    monkeypatch.setattr(published, "data_dir", lambda: tmp_path)
+    (tmp_path / "paper").mkdir()
+    if content is not None:
+        (tmp_path / "paper" / "isolated_cls.csv").write_bytes(content)
+    with pytest.raises(VitvizError, match=r"isolated_cls.csv is missing or damaged .*\. Restore it with git checkout"):
+        accuracy("isolated_cls")
 
 
 def test_an_unknown_table_names_those_there_are():

@@ -8,6 +8,7 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
@@ -109,6 +110,11 @@ def test_factors_with_spaces_in_their_names_are_written_with_underscores():
 def test_a_factor_or_level_that_there_is_not_is_answered_with_those_there_are(levels: dict, message: str):
     with pytest.raises(VitvizError, match=message):
         DEPTHS.where(**levels)
+
+
+@pytest.mark.parametrize("levels", [pd.Series([0, 4]), np.array([0, 4]), torch.tensor([0, 4]), pd.Index([0, 4]), (0, 4)])
+def test_levels_may_be_in_any_list(levels):
+    assert DEPTHS.where(layer=levels).table.equals(DEPTHS.where(layer=[0, 4]).table)
 
 
 def test_levels_that_no_row_has_together_are_named():

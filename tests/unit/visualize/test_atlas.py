@@ -195,9 +195,10 @@ def test_files_of_another_shape_are_named(atlas, tmp_path):
 
 
 @pytest.mark.parametrize(("name", "change"), [
-    ("status", lambda a: a.astype(np.int8) - 3), ("status", lambda a: a + 0.5), ("status", lambda a: a + 3), ("rank", lambda a: a - a),
-    ("rank", lambda a: a + UNITS), ("percentile", lambda a: a + 101), ("curve_steps", lambda a: a - 9), ("top", lambda a: a - 1024),
-    ("top", lambda a: a + 1024), ("top", lambda a: a + 0.5), ("activation", lambda a: a.astype(str))])
+    ("status", lambda a: a.astype(np.int8) - 3), ("status", lambda a: a + 0.5), ("status", lambda a: a + 3),
+    ("rank", lambda a: 0 * a), ("rank", lambda a: a + UNITS), ("percentile", lambda a: a + 101), ("top", lambda a: a - 1024),
+    ("curve_steps", lambda a: a - 9), ("top", lambda a: a + 1024), ("top", lambda a: a + 0.5),
+    ("activation", lambda a: a.astype(str))])
 def test_tables_of_values_that_there_are_not_are_named(atlas, tmp_path, name, change):
     with np.load(atlas.folder / "mlp_02.npz") as arrays:
         np.savez_compressed(tmp_path / "mlp_02.npz", **{**arrays, name: change(arrays[name])})
