@@ -3,7 +3,7 @@
 import hashlib
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
 import torch
@@ -67,7 +67,7 @@ class VisionModel:
         self.lock = threading.RLock()
         self._memory: dict[Any, tuple[Any, Any]] = {}
         self._changes: list[str] = []
-        self._built = self.structure, self._constants()
+        self._built, self._ran = (self.structure, self._constants()), False
 
     @property
     def title(self) -> str:
@@ -124,6 +124,7 @@ class VisionModel:
         """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""
         weight = next((p for p in self.module.parameters() if p.is_floating_point()), inputs)
         with self.lock, evaluating(self.module), evaluating(self.text or nn.Identity()):
+            self._ran = True
             try:
                 return self.module(inputs.to(weight.dtype))
             except VitvizError:
@@ -159,6 +160,9 @@ class VisionModel:
         read at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an operation.
         """
         with self.lock:
+            if not self._ran:  # ConViT makes its position indices in its first pass
+                with torch.no_grad(), suppress(VitvizError):
+                    self.forward(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device))
             known = [changes(part) for part in (self.module, self.text) if part is not None]
             if None in known or self.device.type == "meta":
                 return None
@@ -167,18 +171,22 @@ class VisionModel:
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
             return {"weights": self.weights_hash, "size": self.image_size, "precision": precision, "structure": self.structure,
-                    "constants": self._constants(), "changes": [*self._changes, *sum(known, [])]}
+                    "constants": sorted(self._constants().items()), "changes": [*self._changes, *sum(known, [])]}
 
     @property
     def unchanged(self) -> bool:
         """Whether the network, but for its weights, is as it was loaded: no hooks, no changes, float32."""
-        state = self.state()
-        return (bool(state) and not state["changes"] and (state["structure"], state["constants"]) == self._built
+        state, (structure, constants) = self.state(), self._built
+        now = self._constants()
+        return (bool(state) and not state["changes"] and state["structure"] == structure
+                and now.keys() == constants.keys()
+                and all(size != constants[path][0] or value == constants[path][1] for path, (size, value) in now.items())
                 and state["precision"] in ([], ["float32"]))
 
-    def _constants(self) -> str:
-        """A hash of the buffers that are no weights: position indices, attention masks."""
-        return _hash(_tensors(self.module, persistent=False)) if self.device.type != "meta" else ""
+    def _constants(self) -> dict[str, tuple[list[int], str]]:
+        """Shapes and hashes of the buffers that are no weights, by path: position indices, attention masks."""
+        tensors = _tensors(self.module, persistent=False) if self.device.type != "meta" else {}
+        return {path: (list(value.shape), _hash({path: value})) for path, value in tensors.items()}
 
     @contextmanager
     def changed(self, name: str) -> Iterator[None]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from torch import nn
 
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.datasets.emoji_world import POSITIONS, ROTATIONS, SIZES, STYLES, EmojiWorld, Scenes
@@ -163,10 +164,10 @@ def test_it_runs_on_timm_models_with_random_weights(name):
 SAID = [*CONTEXTS, *POSITIONS[1:], *ROTATIONS[1:], "small", "large", "two", "three", "3D", "cartoon", "flat"]
 
 
-class Reader:
+class Reader(nn.Module):
     """A text tower that has a direction for each word of ``SAID`` and reads nothing else."""
 
-    def __call__(self, captions: list[str]) -> torch.Tensor:
+    def forward(self, captions: list[str]) -> torch.Tensor:
         spoken = [f"{caption.replace(',', ' ')} ".replace("side ", "side") for caption in captions]
         found = torch.tensor([[float(f" {word} " in f" {text}") for word in SAID] + [1.0] for text in spoken])
         return found / found.norm(dim=1, keepdim=True)
@@ -213,7 +214,7 @@ def test_scenes_of_a_choice_show_each_value_equally_often_on_grounds_random_cont
     monkeypatch.setattr(EmojiWorld, "batch", drawn)
     monkeypatch.setattr(semantics, "default_world", lambda model: EmojiWorld("val", styles=STYLES[:2], size=8))
     monkeypatch.setattr(semantics, "image_embeddings", lambda model, images: torch.ones(len(images), 1))
-    monkeypatch.setattr(tiny_vit, "text", lambda captions: torch.ones(len(captions), 1))
+    monkeypatch.setattr(tiny_vit, "text", Reader())
     monkeypatch.setattr(semantics, "AT_ONCE", 60)  # the scenes of a fact in one batch
     caption_matching(tiny_vit, n=60)
     counts = {"count": 3, "size": len(SIZES), "rotation": len(ROTATIONS), "style": 2, "position": len(POSITIONS),
@@ -236,7 +237,7 @@ def test_embeddings_have_length_1_and_do_not_depend_on_the_batch(tiny_vit, monke
 def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(tiny_vit):
     with pytest.raises(VitvizError, match="tiny-vit has no text tower"):
         caption_matching(tiny_vit)
-    tiny_vit.text = lambda captions: torch.ones(len(captions), 1)
+    tiny_vit.text = Reader()
     with pytest.raises(VitvizError, match="n is a whole number from 24 to"):
         caption_matching(tiny_vit, n=23)
 
@@ -249,6 +250,6 @@ def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(ti
     lambda model: across_styles(model, 0), lambda model: across_styles(model, None),
     lambda model: image_embeddings(model, 255 * torch.ones(1, 3, 32, 32))])
 def test_arguments_of_a_wrong_type_or_range_are_refused_in_a_sentence(call, tiny_vit):
-    tiny_vit.text = lambda captions: torch.ones(len(captions), 1)
+    tiny_vit.text = Reader()
     with pytest.raises(VitvizError, match=r"[.]$"):
         call(tiny_vit)
