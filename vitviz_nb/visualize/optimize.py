@@ -78,7 +78,7 @@ class Adam:
 
 def check_weights(model: VisionModel) -> None:
     """VitvizError for a model whose weights let no gradient through."""
-    if any(weight.is_inference() for weight in (model.mean, model.std, *model.module.parameters(), *model.module.buffers())):
+    if any(weight.is_inference() for weight in (model.mean, model.std, *model.module.parameters())):
         raise VitvizError(f"{model.name} was made in torch.inference_mode, so no gradient flows through its weights; load it "
                           f"outside of that.")
 
