@@ -1,7 +1,7 @@
 """What a module computes beside its weights: its classes, settings, hooks and replaced methods."""
 
 import hashlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
 from functools import partial
 from types import CodeType, FunctionType
 
@@ -13,15 +13,18 @@ _PLAIN = (bool, int, float, complex, str, bytes, type(None))
 _SWITCHES = ("training", "fused_attn")  # set by this package for each pass, and no matter to the result
 
 
-def structure(module: nn.Module) -> str:
-    """A hash of a module's parts: their classes, their settings (plain attributes), and the code of classes of others."""
-    parts = []
-    for path, part in module.named_modules():
-        settings = {key: value for key, value in vars(part).items()
-                    if not key.startswith("_") and key not in _SWITCHES and _is_plain(value)}
-        parts.append((path, _name(type(part)), part.extra_repr(), sorted(settings.items(), key=repr)))
+def settings(module: nn.Module) -> dict[str, str]:
+    """The plain attributes of a module's parts, as ``repr`` shows them, by path."""
+    return {f"{path}.{key}": repr(value) for path, part in module.named_modules() for key, value in vars(part).items()
+            if not key.startswith("_") and key not in _SWITCHES and _is_plain(value)}
+
+
+def structure(module: nn.Module, ignored: Collection[str] = ()) -> str:
+    """A hash of a module's parts: their classes, their ``settings`` but for those ``ignored``, the code of classes of others."""
+    parts = [(path, _name(type(part)), part.extra_repr()) for path, part in module.named_modules()]
+    used = [(path, value) for path, value in sorted(settings(module).items()) if path not in ignored]
     code = [(_name(kind), name, _code(function.__code__)) for kind, name, function in _methods(module) if not _is_known(kind)]
-    return hashlib.sha256(repr((parts, code)).encode()).hexdigest()[:16]
+    return hashlib.sha256(repr((parts, used, code)).encode()).hexdigest()[:16]
 
 
 def changes(module: nn.Module) -> list[str] | None:

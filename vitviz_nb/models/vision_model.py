@@ -13,7 +13,7 @@ from torch import nn
 
 from ..utils import validate
 from ..utils.errors import VitvizError
-from .fingerprint import changes, structure
+from .fingerprint import changes, settings, structure
 from .hooks import evaluating
 from .text_tower import TextTower, class_points
 
@@ -67,7 +67,8 @@ class VisionModel:
         self.lock = threading.RLock()
         self._memory: dict[Any, tuple[Any, Any]] = {}
         self._changes: list[str] = []
-        self._built, self._ran = (self.structure, self._constants()), False
+        self._ran, self._volatile, self._settings = False, None, settings(self._parts())
+        self._built = structure(self._parts()), self._constants()
 
     @property
     def title(self) -> str:
@@ -137,8 +138,25 @@ class VisionModel:
 
     @property
     def structure(self) -> str:
-        """A hash of the modules and their settings, without weights."""
-        return structure(nn.ModuleList([self.module, *filter(None, [self.text])]))
+        """A hash of the modules and their settings, without weights and without what a forward pass itself changes."""
+        with self.lock:
+            if self._volatile is None:
+                self._settle()
+            return structure(self._parts(), self._volatile)
+
+    def _parts(self) -> nn.ModuleList:
+        return nn.ModuleList([self.module, *filter(None, [self.text])])
+
+    def _settle(self) -> None:
+        """Some networks make constants in their first pass (ConViT its position indices), some count their passes."""
+        self._volatile, inputs = (), torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
+        with torch.no_grad(), suppress(VitvizError):
+            if not self._ran:
+                self.forward(inputs)
+            before = settings(self._parts())
+            if before != self._settings:
+                self.forward(inputs)
+                self._volatile = {path for path, value in settings(self._parts()).items() if before.get(path) != value}
 
     @property
     def weights_hash(self) -> str:
@@ -160,9 +178,7 @@ class VisionModel:
         read at each call (4 ms for an embedded model, 0.2 s for a ViT-B), so ask once an operation.
         """
         with self.lock:
-            if not self._ran:  # ConViT makes its position indices in its first pass
-                with torch.no_grad(), suppress(VitvizError):
-                    self.forward(torch.zeros(1, 3, self.image_size, self.image_size, device=self.device))
+            now = self.structure
             known = [changes(part) for part in (self.module, self.text) if part is not None]
             if None in known or self.device.type == "meta":
                 return None
@@ -170,7 +186,7 @@ class VisionModel:
                                 for p in part.parameters()})
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
-            return {"weights": self.weights_hash, "size": self.image_size, "precision": precision, "structure": self.structure,
+            return {"weights": self.weights_hash, "size": self.image_size, "precision": precision, "structure": now,
                     "constants": sorted(self._constants().items()), "changes": [*self._changes, *sum(known, [])]}
 
     @property
@@ -204,7 +220,7 @@ class VisionModel:
         Args:
             weights: False for what depends on the modules alone, not on weights, hooks or changes.
         """
-        state = self.state() if weights else self.structure
+        state = self.state() if weights else structure(self._parts(), self._volatile or ())
         if state is None:
             return make()
         known = self._memory.get(key)

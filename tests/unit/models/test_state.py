@@ -209,6 +209,24 @@ def test_a_class_of_ones_own_is_read_so_that_an_edited_one_is_another_model(tiny
     assert state("x * self.k", k=1) != state("x * self.k", k=5)
 
 
+def test_a_network_that_counts_its_passes_is_the_same_after_each():
+    class Counting(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.head, self.calls, self.shape = nn.Linear(3 * 64, 4), 0, None
+
+        def forward(self, x):
+            self.calls, self.shape = self.calls + 1, tuple(x.shape[2:])
+            return self.head(x.flatten(1))
+
+    model = VisionModel(Counting(), "counting", 8)
+    before = model.state()
+    model(torch.rand(2, 3, 8, 8))
+    assert model.state() == before is not None
+    model.module.shape = (9, 9)
+    assert model.state() != before
+
+
 def test_hooks_and_weights_of_a_text_tower_count_too(tiny_vit: VisionModel):
     text = TextTower(["a", "ant", "bee", "cat", "dog"], 4)
     model = VisionModel(tiny_vit.module, "clip", 32, class_names=["ant", "bee", "cat", "dog"], text=text)
