@@ -290,8 +290,8 @@ class Fused(nn.Linear):
     fuse, error = 0, KeyboardInterrupt
 
     def forward(self, x: Tensor) -> Tensor:
-        self.fuse -= 1
-        if not self.fuse:
+        self._fuse -= 1
+        if not self._fuse:
             raise self.error
         return super().forward(x)
 
@@ -304,10 +304,10 @@ def test_the_model_is_as_before_wherever_an_experiment_is_stopped(experiment, er
         monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / str(fuse)))
         model = planted(VIT, 1)
         head.load_state_dict(model.module.head.state_dict())
-        model.module.head, head.fuse, head.error = head, fuse, error
+        model.module.head, head._fuse, head.error = head, fuse, error
         with suppress(RuntimeError, KeyboardInterrupt, VitvizError):
             experiment(model, SIX)
-        assert head.fuse <= 0
+        assert head._fuse <= 0
         assert torch.equal(model(CORNER), planted(VIT, 1)(CORNER))
         assert_untouched(model)
 
@@ -317,10 +317,10 @@ def test_an_error_of_the_machine_is_not_taken_for_a_missing_class_token():
     model, head = planted(VIT, 1), Fused(8, 8)
     head.load_state_dict(model.module.head.state_dict())
     model.module.head, head.error = head, torch.OutOfMemoryError
-    head.fuse = 3  # the first pass finds the sites, the second is the whole model's, the third without patches
+    head._fuse = 3  # the first pass finds the sites, the second is the whole model's, the third without patches
     assert both(cls_isolation(model, SIX))[0] == SEEN
     model = planted(VIT, 1)
-    model.module.head, head.fuse = head, 2
+    model.module.head, head._fuse = head, 2
     with pytest.raises(torch.OutOfMemoryError):
         cls_isolation(model, SIX)
     assert both(cls_isolation(model, SIX))[0] == SEEN
