@@ -287,7 +287,7 @@ def assert_untouched(model: VisionModel) -> None:
 class Fused(nn.Linear):
     """A head that fails at its ``fuse``-th call."""
 
-    fuse, error = 0, KeyboardInterrupt
+    _fuse, error = 0, KeyboardInterrupt
 
     def forward(self, x: Tensor) -> Tensor:
         self._fuse -= 1
