@@ -129,7 +129,7 @@ class Result:
         if self.control:
             axis.axhline(self.control[1], color="0.35", linestyle=(0, (1, 2)), label=f"{self.control[0]}: {self.control[1]:.3g}")
         if not lines:
-            axis.set_xticks(range(len(ticks)), [textwrap.fill(str(tick), 12) for tick in ticks])
+            axis.set_xticks(range(len(ticks)), [textwrap.fill(str(tick), 12, break_long_words=False) for tick in ticks])
         elif len(ticks) <= 13:
             axis.set_xticks(ticks)
         axis.set(xlabel=first, ylabel=self.quantity)
