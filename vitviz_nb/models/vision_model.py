@@ -150,7 +150,7 @@ class VisionModel:
     def _settle(self) -> None:
         """Some networks make constants in their first pass (ConViT its position indices), some count their passes."""
         self._volatile, inputs = (), torch.zeros(1, 3, self.image_size, self.image_size, device=self.device)
-        with torch.no_grad(), suppress(VitvizError):
+        with torch.no_grad(), suppress(Exception):  # which the next pass on real images meets, too
             if not self._ran:
                 self.forward(inputs)
             before = settings(self._parts())
