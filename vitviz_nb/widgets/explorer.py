@@ -83,7 +83,7 @@ class Explorer(widgets.VBox):
             self._tuned[name] = widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in values], description=name,
                                                         value=getattr(recipes[self._recipe.value], name), **slider)
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
-        stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
+        self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
         self._picture = Picture(width=_SIDE, height=_SIDE)
         self._scenes = Picture(layout=widgets.Layout(min_height="300px", max_width="560px"))
         self._status, self._scores = Status(), Status()
@@ -95,10 +95,10 @@ class Explorer(widgets.VBox):
         self._recipe.observe(self._on_recipe, "value")
         for control in (self._neuron, self._seed, *self._tuned.values()):
             control.observe(lambda change: self._start(), "value")
-        stop.on_click(lambda button: setattr(self, "_stopped", True))
+        self._stop.on_click(lambda button: setattr(self, "_stopped", True))
         advice = widgets.HTML(f"<div style='line-height: 1.4'><small>{_HELP}{_HELP_TUNE * tune}</small></div>", layout=wide)
         controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, *self._tuned.values(),
-                                 widgets.HBox([self._seed, stop]), advice])
+                                 widgets.HBox([self._seed, self._stop]), advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
