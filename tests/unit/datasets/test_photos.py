@@ -1,4 +1,4 @@
-"""The photographs that ship: all have their source stated, and can be read with their boxes."""
+"""The eight whole photographs that ship: all have their source stated, and can be read with their boxes."""
 
 import warnings
 
@@ -9,7 +9,8 @@ FOLDER = data_dir() / "photos"
 
 
 def test_every_photograph_has_its_source_and_rights():
-    rows = [line.split("|") for line in (FOLDER / "README.md").read_text(encoding="utf-8").splitlines() if line.startswith("| `")]
+    lines = (FOLDER / "README.md").read_text(encoding="utf-8").splitlines()
+    rows = [line.split("|") for line in lines if line.startswith("| `") and ".jpg" in line]
     stated = {row[1].strip().strip("`"): row[4].strip() for row in rows}
     assert set(stated) == {path.name for path in FOLDER.glob("*.jpg")} and len(stated) == 8
     assert set(stated.values()) == {"CC0", "public domain"}
