@@ -159,7 +159,6 @@ DOORS = {  # one argument of each public function that takes anything
     "Result.plot": lambda x: plt.close(TABLE.plot(x).figure),
     "Result.side_by_side": lambda x: Result.side_by_side(x, "title"),
     "Result.side_by_side, result": lambda x: Result.side_by_side({"a": x}, "title"),
-    "Result.published": lambda x: plt.close(TABLE.published(x)),
     "published": published.accuracy,
     "Atlas.search": lambda x: embedded("emoji-vit").search(x),
     "Atlas.sheet": lambda x: embedded("emoji-vit").sheet(x),

@@ -1,15 +1,13 @@
 """Feature inversion: images whose activations at a layer match those of a scene (Mahendran and Vedaldi 2015)."""
 
-from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..models.reading import tokens
 from ..models.sites import find_site
 from ..models.vision_model import VisionModel, check_finite
-from ..plotting.image_grid import Tile, bundle, contact_sheet
 from ..utils import validate
 from ..utils.errors import VitvizError
 from ..visualize.objective import total_variation
@@ -18,27 +16,13 @@ from ..visualize.optimize import Adam, check_weights, gradient_of
 STEPS, _LR, _TV = 200, 0.05, 0.002
 
 
-@dataclass(frozen=True, eq=False)
-class Inversion:
-    """Images and their inversions. Shows itself, a row of images above a row of inversions.
-
-    Attributes:
-        images, pictures: (N, 3, S, S) in [0, 1].
-        errors: (N,), squared distance of the inversion's activations from the image's, relative to their squared norm.
+class Inversion(NamedTuple):
+    """Inversions, ``pictures`` (N, 3, S, S) in [0, 1], and their ``errors`` (N,): squared distance of their activations from the
+    image's, relative to their squared norm.
     """
 
-    images: torch.Tensor
     pictures: torch.Tensor
     errors: list[float]
-    title: str
-
-    def sheet(self) -> Image.Image:
-        tiles = [Tile(image, ["the scene"]) for image in self.images]
-        tiles += [Tile(picture, [f"error {100 * e:.1f} %"]) for picture, e in zip(self.pictures, self.errors, strict=True)]
-        return contact_sheet(tiles, self.title, side=128, columns=len(self.images))
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.sheet(), self.title)
 
 
 @torch.inference_mode(False)
@@ -77,5 +61,4 @@ def invert(model: VisionModel, images: torch.Tensor, layer: int = -1, position: 
     if not (left.isfinite() & scale.isfinite()).all():
         check_finite(model.module, model.name)
         raise VitvizError(f"{what} is NaN or infinite, so nothing can match it; use a wider precision (model.module.float()).")
-    matched = "every patch" if position else "the mean over patches"
-    return Inversion(images.cpu(), adam.images.cpu(), left.tolist(), f"{model.title}: inversion of {site}, {matched}")
+    return Inversion(adam.images.cpu(), left.tolist())

@@ -10,7 +10,6 @@ import numpy as np
 import pandas as pd
 import seaborn as sns
 import torch
-from matplotlib.figure import Figure
 
 from ..utils import files, validate
 from ..utils.errors import VitvizError, nearest
@@ -141,16 +140,6 @@ class Result:
         for text in texts:
             text.set_parse_math(False)  # a folder or a model may have $ in its name
         return axis
-
-    def published(self, name: str) -> Figure:
-        """This result and the paper's table of that name (``published.accuracy``), side by side on the same vertical axis."""
-        from .published import accuracy  # it makes Results of the tables
-
-        results = replace(self, title=f"Measured here: {self.title}"), accuracy(name)
-        figure, axes = plt.subplots(1, 2, figsize=(11, 3.8), layout="constrained", sharey=True)
-        for axis, result in zip(axes, results, strict=True):
-            result.plot(axis)
-        return figure
 
     @staticmethod
     def side_by_side(results: "dict[str, Result]", title: str, factor: str = "model") -> "Result":

@@ -48,7 +48,7 @@ def patches() -> Tensor:
 def test_every_patch_gets_the_mean_color_of_its_own(model: VisionModel, patches: Tensor):
     images = patchwork(patches)
     found = invert(model, images, 0)
-    assert torch.equal(found.images, images) and found.pictures.shape == images.shape
+    assert found.pictures.shape == images.shape
     difference = (F.avg_pool2d(found.pictures, PATCH) - patches).abs()  # smoothness takes a little of the contrast
     assert difference.max() < 0.1 and difference.mean() < 0.03 and max(found.errors) < 0.005
 
@@ -109,15 +109,6 @@ def test_inversions_of_a_real_layer_are_nearer_to_their_own_scene_than_to_anothe
 def test_images_of_another_shape_or_range_are_refused(images, model: VisionModel):
     with pytest.raises(VitvizError, match=r"Images are floats of shape \(N, 3, 16, 16\) in \[0, 1\], got "):
         invert(model, images, 0)
-
-
-def test_it_shows_itself_with_what_was_matched(model: VisionModel, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(inversion, "STEPS", 3)
-    for position, matched in ((True, "every patch"), (False, "the mean over patches")):
-        inverted = invert(model, torch.rand(2, 3, SIZE, SIZE), 1, position)
-        data, _ = inverted._repr_mimebundle_()
-        assert data["image/png"].startswith(b"\x89PNG")
-        assert inverted.title == data["text/plain"] == f"means: inversion of mlp layer 1, {matched}"
 
 
 def detached(model: VisionModel) -> None:

@@ -26,7 +26,8 @@ def test_a_published_table_begins_with_what_varies_and_can_be_drawn():
     assert [line.get_label() for line in axis.containers] == ["ViT-B/16, top-1", "ViT-B/16, top-5"]
 
 
-@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0\1", b"a,b\n1,2\n", b"model,isolated_blocks,top1,top5\nViT,1,x,2\n"])
+@pytest.mark.parametrize("content", [None, b"", b"\xff\xfe\0\1", b"a,b\n1,2\n",
+                                     b"isolated blocks,model,measure,value\n1,ViT,top-1,x\n"])
 def test_a_table_that_is_missing_or_damaged_is_named_with_the_mend(content, tmp_path, monkeypatch):
     monkeypatch.setattr(published, "data_dir", lambda: tmp_path)
     (tmp_path / "paper").mkdir()

@@ -296,9 +296,3 @@ def test_results_of_other_quantities_or_factors_do_not_stand_side_by_side():
         Result.side_by_side({"one": DEPTHS, "two": KINDS}, "")
     with pytest.raises(VitvizError, match="no results"):
         Result.side_by_side({}, "")
-
-
-def test_a_result_stands_beside_the_papers_table_on_one_vertical_axis():
-    left, right = DEPTHS.published("isolated_cls").axes
-    assert left.get_title() == "Measured here: emoji-vit: how deep" and right.get_title().startswith("Published (ImageNet-1k)")
-    assert left.get_ylim() == right.get_ylim() and len(left.containers) == len(right.containers) == 2
