@@ -22,6 +22,7 @@ _HOME = {  # public name: the module it is in
     "VisionModel": "models.vision_model",
     "load": "models.loading",
     "list_models": "models.loading",
+    "wrap": "models.wrapping",
     "Recipe": "visualize.recipe",
     "Visualizer": "visualize.visualizer",
     "Atlas": "visualize.atlas",

@@ -1,6 +1,7 @@
 """Models: any network from images to logits, and where its neurons are read.
 
 - ``loading``: ``load`` (embedded models, timm's, checkpoints), ``list_models``
+- ``wrapping``: ``wrap`` (any ``nn.Module``); ``checkpoints``: weights from files of any making
 - ``vision_model``: ``VisionModel``, one door for every forward pass, which knows what it computes at this moment
 - ``sites``: ``find_sites``, ``find_site``, ``KINDS``: where activations can be read
 - ``reading``: ``tokens`` and ``activations`` at those sites

@@ -84,7 +84,7 @@ def _argument(value):
     if isinstance(value, str):
         if value not in _CLASSES:
             raise VitvizError(f"A card can only build {', '.join(sorted(_CLASSES))}; not {validate.shown(value)}. For any other "
-                              f"network, use vv.VisionModel with a module of your own.")
+                              f"network, use vv.wrap(module).")
         module, _, name = value.rpartition(".")
         return getattr(importlib.import_module(module), name)
     if value is None or isinstance(value, bool) or isinstance(value, (int, float)) and abs(value) <= _LARGEST:

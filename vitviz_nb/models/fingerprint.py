@@ -10,7 +10,7 @@ from torch.nn.modules import module as torch_module
 
 _KNOWN = ("torch", "timm", "vitviz_nb")  # packages whose functions do what their names say; others' are read
 _PLAIN = (bool, int, float, complex, str, bytes, type(None))
-_SWITCHES = ("training", "fused_attn")  # set by this package for each pass, and no matter to the result
+_SWITCHES = ("training", "fused_attn", "grad_checkpointing")  # set by this package for each pass, and no matter to the result
 
 
 def settings(module: nn.Module) -> dict[str, str]:
@@ -24,7 +24,9 @@ def structure(module: nn.Module, ignored: Collection[str] = ()) -> str:
     parts = [(path, _name(type(part)), part.extra_repr()) for path, part in module.named_modules()]
     used = [(path, value) for path, value in sorted(settings(module).items()) if path not in ignored]
     code = [(_name(kind), name, _code(function.__code__)) for kind, name, function in _methods(module) if not _is_known(kind)]
-    return hashlib.sha256(repr((parts, used, code)).encode()).hexdigest()[:16]
+    configs = {id(part.config): part.config for part in module.modules() if hasattr(getattr(part, "config", None), "to_dict")}
+    known = parts, used, code, *(config.to_dict() for config in configs.values())  # Hugging Face's, which passes read
+    return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
 
 def changes(module: nn.Module) -> list[str] | None:

@@ -51,10 +51,16 @@ def watch(modules: dict[str, nn.Module], keep: Callable) -> Iterator[list[tuple]
 
 @contextmanager
 def evaluating(module: nn.Module) -> Iterator[None]:
-    """Eval mode (no dropout, batch statistics frozen) while it is open; a network in training is put back afterwards."""
+    """Eval mode (no dropout, batch statistics frozen) while it is open; a network in training is put back afterwards.
+
+    Gradient checkpointing, which runs a part again in the backward pass, is off: a pass that has ended at a site cannot be.
+    """
     training = [part for part in module.modules() if part.training]
+    checkpointed = [part for part in module.modules() if getattr(part, "grad_checkpointing", False) is True]
     for part in training:
         part.training = False
+    for part in checkpointed:
+        part.grad_checkpointing = False
     try:
         yield
         if any(part.training for part in module.modules()):
@@ -63,3 +69,5 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     finally:
         for part in training:
             part.training = True
+        for part in checkpointed:
+            part.grad_checkpointing = True

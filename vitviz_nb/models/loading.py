@@ -1,25 +1,27 @@
 """Models by name: the embedded ones, and any timm model."""
 
 import os
-from collections import Counter
+import re
 from collections.abc import Callable
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 
 import timm
 import torch
 from safetensors import SafetensorError
 from safetensors.torch import load_file
-from timm.data import ImageNetInfo, resolve_model_data_config
-from timm.models import load_state_dict
 from torch import nn
 
 from ..utils import validate
 from ..utils.errors import VitvizError, nearest
 from . import cards
 from .cards import build, check_embedded, embedded_names, read_card
+from .checkpoints import load_checkpoint
 from .text_tower import TextTower
 from .vision_model import VisionModel
+from .wrapping import check_runs, said_of
+
+_SIZES = {"t": "tiny", "ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
 @cache
@@ -49,41 +51,44 @@ def usable_device(device: str | None) -> str:
 
 
 def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = None,
-         checkpoint: str | os.PathLike[str] | None = None, class_names: list[str] | None = None) -> VisionModel:
+         checkpoint: str | os.PathLike[str] | None = None, class_names: list[str] | None = None,
+         image_size: int | None = None) -> VisionModel:
     """A model by name.
 
     Args:
         name: an embedded model (``vv.list_models()`` starts with them; these work offline); any timm name, such as
-            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads; or the card of a model that
-            ``vitviz train`` made, such as ``"trained/emoji-swin.json"``.
+            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads; a repository that holds a timm model,
+            ``"hf-hub:user/model"``, or a folder that does, ``"local-dir:path"``; or the card of a model that ``vitviz train``
+            made, such as ``"trained/emoji-swin.json"``.
         pretrained: False gives random weights (seed 0), labeled "untrained" wherever they appear.
         device: "cpu", "cuda", "mps", …; by default the fastest there is.
-        checkpoint: a file of your own weights, with any number of classes, for the timm model ``name``: safetensors, or what
-            ``torch.save`` wrote, read without running anything in it.
+        checkpoint: a file of your own weights for the timm model ``name`` (see ``checkpoints``), with any number of classes.
         class_names: what the checkpoint's classes are called; by default ImageNet's names where there are 1,000.
+        image_size: side of the input of a timm model, px; by default its own. timm resamples the position embeddings to it.
 
     Raises:
         VitvizError: no such model (with the nearest names); weights out of reach, changed, not of this model or not finite; no
-            such device.
+            such device; a size that the network does not take.
     """
     if not isinstance(name, str) or not name or "\0" in name:
         raise VitvizError(f"vv.load takes a model's name, such as 'emoji-vit', got {validate.shown(name)}. A network "
-                          f"of your own becomes a model with vv.VisionModel(module, name, image_size).")
+                          f"of your own becomes a model with vv.wrap(module).")
     if class_names is not None and checkpoint is None:
         raise VitvizError("class_names names the classes of a checkpoint; give checkpoint= with it.")
     device, embedded = usable_device(device), embedded_names()
-    if checkpoint is not None:
-        model = _load_checkpoint(name, validate.path("checkpoint", checkpoint), class_names)
+    is_timms = name not in embedded and not name.endswith(".json")
+    if not is_timms and (image_size is not None or checkpoint is not None):
+        raise VitvizError(f"image_size and checkpoint are for timm's models; {name} has its own.")
+    if is_timms:
+        if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+            raise VitvizError(f"There is no model called {name!r}.{_meant(name)} Embedded models: "
+                              f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
+        model = _load_timm(name, pretrained, checkpoint, class_names, image_size)
     elif name in embedded:
         model = load_from(cards.models_dir(), name, pretrained)
-    elif name.endswith(".json"):
+    else:
         card = validate.path("The card", name)
         model = load_from(card.parent, card.stem, pretrained)
-    elif timm.is_model(name):
-        model = _load_timm(name, pretrained)
-    else:
-        raise VitvizError(f"There is no model called {name!r}.{nearest(name, [*embedded, *_timm_names()])} Embedded models: "
-                          f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
     return model.to(device)
 
 
@@ -110,62 +115,59 @@ def load_from(folder: Path, name: str, pretrained: bool = True) -> VisionModel:
                        trained=pretrained, card=card, text=text, styles=card["recipe"].get("styles", ()))
 
 
-def _load_timm(name: str, pretrained: bool) -> VisionModel:
-    if pretrained:
-        from .hub import create_pretrained
+def _load_timm(name: str, pretrained: bool, checkpoint, class_names: list[str] | None, image_size: int | None) -> VisionModel:
+    from .hub import create_from, create_pretrained
 
-        module = create_pretrained(name)
-    else:
-        module = _seeded(lambda: timm.create_model(name, pretrained=False))
-    license = (getattr(module, "pretrained_cfg", None) or {}).get("license") or "see the model's page"
-    return _of_timm(module, name, None, license, pretrained)
+    def untrained(**options) -> nn.Module:
+        return _seeded(lambda: create_from(name, False, **options) if ":" in name else timm.create_model(name, **options))
 
-
-def _load_checkpoint(name: str, path: Path, class_names: list[str] | None) -> VisionModel:
-    if not timm.is_model(name):
-        raise VitvizError(f"A checkpoint needs the timm name of its model; there is none called {name!r}."
-                          f"{nearest(name, _timm_names())}")
-    if not path.is_file():
-        raise VitvizError(f"There is no checkpoint {path}; name a .safetensors, .pth or .bin file.")
-    try:
-        weights = load_state_dict(str(path), weights_only=True)
-    except Exception as error:  # a file of another kind fails in any way there is
-        raise VitvizError(f"{path} is no checkpoint that can be read safely ({str(error).splitlines()[0]}); save its weights "
-                          f"alone: safetensors.torch.save_file(model.state_dict(), path).") from None
-    classifier = timm.create_model(name, pretrained=False).pretrained_cfg.get("classifier") or "head"
-    head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
-    classes = len(head) if head is not None else 0
-    module = timm.create_model(name, pretrained=False, num_classes=classes)
-    try:
-        module.load_state_dict(weights)
-    except RuntimeError as error:
-        first = (str(error).splitlines()[1:2] or [str(error)])[0].strip()
-        raise VitvizError(f"{path} does not hold weights of {name}: {first[:200]} Give the timm name it was trained "
-                          f"with.") from None
-    model = _of_timm(module, name, class_names, "of your own", True)
-    if class_names is not None and len(class_names) != classes:
-        raise VitvizError(f"The weights in {path} have {classes} classes, but {len(class_names)} class_names were given.")
+    options = {}
+    if image_size is not None:  # tried before anything large is fetched
+        options = {"img_size": validate.whole("image_size", image_size, 1, 8192)}
+        try:
+            module = untrained(**options)
+        except TypeError:  # a CNN, which takes any size
+            module, options = untrained(), {}
+        except (ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
+            raise VitvizError(f"{name} cannot be built for images of {image_size} px ({error}).") from error
+        usual = module.pretrained_cfg["input_size"][-1]
+        check_runs(_of_timm(module, name, image_size=image_size), usual)
+    more = {} if image_size is None else {"image_size": image_size}
+    if checkpoint is not None:
+        path = validate.path("checkpoint", checkpoint)
+        module = load_checkpoint(name, path, partial(untrained, **options))
+        more |= {"license": "of your own"} | ({} if class_names is None else {"class_names": class_names})
+    elif pretrained:
+        module = create_from(name, **options) if ":" in name else create_pretrained(name, **options)
+    elif image_size is None:
+        module = untrained()
+    model = _of_timm(module, name, trained=pretrained or checkpoint is not None, **more)
+    if class_names is not None and len(class_names) != module.num_classes:
+        raise VitvizError(f"The weights in {path} have {module.num_classes} classes, but {len(class_names)} class_names were "
+                          f"given.")
     return model
 
 
-def _of_timm(module: nn.Module, name: str, class_names: list[str] | None, license: str, trained: bool) -> VisionModel:
-    """A model with timm's preprocessing, and ImageNet's class names where there are 1,000 classes and no other names."""
-    if class_names is None and getattr(module, "num_classes", 0) == 1000:
-        class_names = imagenet_names()
-    config = resolve_model_data_config(module)
-    return VisionModel(module, name, config["input_size"][-1], config["mean"], config["std"], class_names, license, trained,
-                       crop_pct=config["crop_pct"], interpolation=config["interpolation"], crop_mode=config["crop_mode"])
+def _of_timm(module: nn.Module, name: str, **more) -> VisionModel:
+    return VisionModel(module, **said_of(module) | more | {"name": name})
 
 
-@cache
-def imagenet_names() -> list[str]:
-    """ImageNet's 1,000 classes in order, each by its first synonym, or by all where two share the first.
+def _words(name: str) -> set[str]:
+    """The parts of a model's name, sizes written out: of ``dinov2_vits14`` vit, small, 14, dinov, 2."""
+    name = re.sub(r"vit([tsblhg])(?=\d)", r"vit-\1-", name.lower()).replace("with-registers", "reg4")
+    return {_SIZES.get(part, part) for part in re.findall(r"[a-z]+|\d+", name)}
 
-    Two classes have no other name than "crane"; their WordNet ids are added. No two names are equal, whatever the case.
-    """
-    info = ImageNetInfo("imagenet-1k")
-    synonyms, ids = [info.index_to_description(i) for i in range(1000)], info.label_names()
-    first = [text.split(",")[0] for text in synonyms]
-    shared, same = (Counter(map(str.casefold, names)) for names in (first, synonyms))
-    return [name if shared[name.casefold()] == 1 else text if same[text.casefold()] == 1 else f"{text} ({wordnet})"
-            for name, text, wordnet in zip(first, synonyms, ids, strict=True)]
+
+def _meant(name: str) -> str:
+    """'Did you mean …?' with timm's names of what Hugging Face, OpenAI, open_clip or torch.hub call ``name``, or the nearest."""
+    owner, _, rest = name.rpartition("/")
+    words = _words(f"{owner}-quickgelu-{rest}" if owner == "openai" else rest if owner.isalpha() and "-" in rest else name)
+    ranked = sorted((10 * len(words - known) + len(known - words), len(each), each)
+                    for each, known in zip(_timm_names(), map(_words, _timm_names()), strict=True))
+    if ranked[0][0] >= (20 if len(words) > 2 else 10) or len(words) < 2:
+        return nearest(name, [*embedded_names(), *_timm_names()])
+    names = [each if "." in each or not (tag := timm.get_pretrained_cfg(each).tag) else f"{each}.{tag}"
+             for *_, each in ranked[:3]]
+    transformers = (f" A model of transformers goes through vv.wrap(module), a timm model of the hub is 'hf-hub:{name}'."
+                    if owner else "")
+    return f" Did you mean {', '.join(dict.fromkeys(names))}?{transformers}"

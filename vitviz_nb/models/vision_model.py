@@ -19,7 +19,7 @@ from .text_tower import TextTower, class_points
 
 
 class VisionModel:
-    """A frozen classifier: RGB images in, logits out.
+    """A frozen network: RGB images in, logits or features out. ``vv.load`` and ``vv.wrap`` make it.
 
     Args:
         module: any ``nn.Module`` from normalized images (N, 3, H, W) to logits (N, classes); it is frozen in place.
@@ -46,7 +46,7 @@ class VisionModel:
                  card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = (),
                  crop_pct: float = 1.0, interpolation: str = "bicubic", crop_mode: str = "center"):
         if not isinstance(module, nn.Module) or not isinstance(name, str) or not name:
-            raise VitvizError(f"A VisionModel takes a torch.nn.Module and a name, got {validate.shown(module)} and "
+            raise VitvizError(f"A model is made of a torch.nn.Module and a name, got {validate.shown(module)} and "
                               f"{validate.shown(name)}.")
         if not (class_names is None or isinstance(class_names, (list, tuple)) and all(isinstance(n, str) for n in class_names)):
             raise VitvizError(f"class_names is a list of names, one for each logit, or None; got {validate.shown(class_names)}.")
@@ -127,10 +127,10 @@ class VisionModel:
         with self.lock, evaluating(self.module), evaluating(self.text or nn.Identity()):
             self._ran = True
             try:
-                return self.module(inputs.to(weight.dtype))
+                return _output(self.module(inputs.to(weight.dtype)))
             except VitvizError:
                 raise
-            except (AssertionError, TypeError, ValueError, RuntimeError) as error:
+            except (AssertionError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                     raise
                 raise VitvizError(f"{self.name} cannot be run on inputs of shape {tuple(inputs.shape)} "
@@ -241,6 +241,14 @@ def check_finite(module: nn.Module, name: str, text: nn.Module | None = None) ->
             if value.is_floating_point() and value.device.type != "meta" and not value.isfinite().all():
                 raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
                                   f"made from them; train or download the model again.")
+
+
+def _output(output: Any) -> Any:
+    """The logits of an output of Hugging Face, or of a tuple the first; without logits the whole image's features, if any."""
+    if isinstance(output, tuple) and output:
+        return output[0]
+    found = (getattr(output, name, None) for name in ("logits", "image_embeds", "pooler_output", "last_hidden_state"))
+    return output if isinstance(output, torch.Tensor) else next((each for each in found if each is not None), output)
 
 
 def _tensors(module: nn.Module, persistent: bool = True) -> dict[str, torch.Tensor]:

@@ -13,9 +13,9 @@ from torchvision import datasets
 import vitviz_nb as vv
 from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld
 from vitviz_nb.datasets.image_set import ImageSet, derangement
-from vitviz_nb.models.loading import imagenet_names
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize.scores import reference_activations
 

@@ -25,9 +25,9 @@ from vitviz_nb.experiments.background import (
     masked,
     paper_table,
 )
-from vitviz_nb.models.loading import imagenet_names
 from vitviz_nb.models.sites import Site
 from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.utils.errors import VitvizError
 
 COLORS = {"red": (1.0, 0.0, 0.0), "green": (0.0, 1.0, 0.0), "blue": (0.0, 0.0, 1.0)}

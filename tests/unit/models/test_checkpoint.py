@@ -53,7 +53,7 @@ def test_what_is_wrong_with_a_checkpoint_is_said(mine, tmp_path: Path):
         vv.load(NAME, device="cpu", checkpoint=path, class_names=["ant", "bee"])
     with pytest.raises(VitvizError, match="class_names is a list of names"):
         vv.load(NAME, device="cpu", checkpoint=path, class_names=3)
-    with pytest.raises(VitvizError, match="timm name of its model; there is none called 'test_vitt'.*test_vit"):
+    with pytest.raises(VitvizError, match="no model called 'test_vitt'.*test_vit"):
         vv.load("test_vitt", device="cpu", checkpoint=path)
 
 

@@ -13,9 +13,10 @@ from torch import nn
 from vitviz_nb.models import cards
 from vitviz_nb.models import loading as models
 from vitviz_nb.models.cards import build
-from vitviz_nb.models.loading import imagenet_names, list_models, load, load_from
+from vitviz_nb.models.loading import list_models, load, load_from
 from vitviz_nb.models.text_tower import TextTower
 from vitviz_nb.models.vision_model import VisionModel, plain_attention
+from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.utils.errors import VitvizError
 
 TINY = "test_vit"  # timm's own smallest
