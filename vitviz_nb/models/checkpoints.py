@@ -90,12 +90,12 @@ def _network(weights: dict, module: nn.Module, path: Path) -> tuple[dict, list[s
     for key in weights:
         parts = key.split(".")
         found.update(".".join([*parts[:i], ""]) for i in range(len(parts)) if ".".join(parts[i:]) in names)
-    most = [prefix for prefix, count in found.items() if count == max(found.values())]
-    most = [prefix for prefix in most if re.search("ema|teacher", prefix)] or most or [""]
-    if len(most) > 1:
-        raise VitvizError(f"{path} holds several networks, behind {_some(most)}; save the weights of one of them.")
-    return ({key.removeprefix(most[0]): value for key, value in weights.items() if key.startswith(most[0])},
-            [key for key in weights if not key.startswith(most[0])])
+    rivals = [prefix for prefix, count in found.items() if count == max(found.values())] or [""]
+    chosen = [prefix for prefix in rivals if re.search("ema|teacher", prefix)] or rivals
+    if len(chosen) > 1:
+        raise VitvizError(f"{path} holds several networks, behind {_some(chosen)}; save the weights of one of them.")
+    return ({key.removeprefix(chosen[0]): value for key, value in weights.items() if key.startswith(chosen[0])},
+            [key for key in weights if not key.startswith(tuple(rivals))])
 
 
 def _misfit(own: dict, weights: dict, converted: dict) -> str:

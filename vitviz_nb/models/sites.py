@@ -73,7 +73,7 @@ class Site:
 def find_sites(model: VisionModel) -> dict[str, list[Site]]:
     """Every site of ``model`` by kind, each list in forward order; kinds the model lacks are absent. Its own kind comes first."""
     if not isinstance(model, VisionModel):
-        raise VitvizError(f"A model comes from vv.load(name), got a {type(model).__name__}.")
+        raise VitvizError(f"A model comes from vv.load(name) or vv.wrap(module), got a {type(model).__name__}.")
     return model.remember(("sites", model.image_size), lambda: _find(model), weights=False)
 
 

@@ -65,8 +65,8 @@ class Visualizer:
 
     def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True, keep: bool = True):
         if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
-            raise VitvizError("A Visualizer takes a model from vv.load(name) and a Recipe, such as vv.Recipe.paper(); got "
-                              f"{type(model).__name__} and {type(recipe).__name__}.")
+            raise VitvizError("A Visualizer takes a model, from vv.load(name) or vv.wrap(module), and a Recipe, such as "
+                              f"vv.Recipe.paper(); got {type(model).__name__} and {type(recipe).__name__}.")
         self.model, self._recipe = model, recipe or Recipe.quick(model)
         self._images, self._keep = images, keep
         self._atlas = embedded(model.name) if atlas and images is None else None

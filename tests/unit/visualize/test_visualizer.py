@@ -766,7 +766,7 @@ def test_a_stream_of_no_frames_is_refused(vit, gray, every):
 
 @pytest.mark.parametrize("arguments", [{"model": nn.Linear(1, 1)}, {"recipe": "quick"}])
 def test_a_visualizer_takes_a_model_and_a_recipe(vit, arguments):
-    with pytest.raises(VitvizError, match=r"takes a model from vv.load\(name\) and a Recipe"):
+    with pytest.raises(VitvizError, match=r"takes a model, from vv.load\(name\) or vv.wrap\(module\), and a Recipe"):
         Visualizer(**{"model": vit} | arguments)
 
 
