@@ -3,8 +3,6 @@
 import json
 import re
 import textwrap
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 import timm
@@ -14,7 +12,6 @@ from huggingface_hub.errors import EntryNotFoundError, GatedRepoError, OfflineMo
 from safetensors import SafetensorError
 from timm.models import PretrainedCfg, get_pretrained_cfg
 
-from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.files import sha256
 from ..utils.paths import cache_dir
@@ -30,12 +27,10 @@ def create_pretrained(name: str, **options) -> torch.nn.Module:
     without touching the network, else from the hub (``HF_ENDPOINT``). The few of timm's weights that are on no hub come from
     their own address and are kept in ``<cache>/weights``.
 
-    Args:
-        options: ``img_size``, to which timm resamples the position embeddings, or nothing.
+    ``options`` are timm's: with ``img_size``, it resamples the position embeddings.
 
     Raises:
-        VitvizError: no such weights; they cannot be fetched; they are damaged (files of the hub are named by their SHA-256);
-            they do not fit the options.
+        VitvizError: no such weights; they cannot be fetched; they are damaged (files of the hub are named by their SHA-256).
     """
     config = _config(name)
     by_hand = cache_dir() / "weights" / (name + (".safetensors" if config.hf_hub_id else PurePosixPath(config.url).suffix))
@@ -44,73 +39,44 @@ def create_pretrained(name: str, **options) -> torch.nn.Module:
         try:
             return _build(name, by_hand, options)
         except Exception as error:  # timm's conversions stumble over a foreign file in every way there is
-            raise VitvizError(f"The weights file {by_hand} is damaged or not of {name}{_at(options)} ({_reason(error)}). "
+            raise VitvizError(f"The weights file {by_hand} is damaged or not of {name} ({_reason(error)}). "
                               f"Delete it, or put {address} in its place.") from error
     otherwise = f"Or download {address} elsewhere and put it at {by_hand}."
-    if config.hf_hub_id:
-        file = _download(name, _candidates(config), otherwise)
-    else:
-        file = by_hand
-        with _explained(name, address, otherwise):
-            by_hand.parent.mkdir(parents=True, exist_ok=True)
-            torch.hub.download_url_to_file(config.url, str(by_hand))
-    return _checked(name, file, address, lambda: _build(name, file, options), options)
+    file = _download(name, _candidates(config) if config.hf_hub_id else [], otherwise, config.url, by_hand)
+    return _checked(name, file, address, name, options)
 
 
-def create_from(name: str, pretrained: bool = True, **options) -> torch.nn.Module:
-    """The timm model in a repository of the hub, ``hf-hub:user/model`` (``@revision``), or in a folder, ``local-dir:path``.
-
-    Both hold timm's ``config.json`` and weights, as ``timm.models.push_to_hf_hub`` and ``save_for_hf`` write them; a
-    repository's come from huggingface_hub's cache where they are there.
-    """
-    source, _, place = name.partition(":")
-    if source == "hf-hub":
-        repo, _, revision = place.partition("@")
-        otherwise = "Or download its config.json and weights elsewhere into a folder, and load 'local-dir:FOLDER'."
-        folder = _download(name, _files(repo, revision, "config.json"), otherwise).parent
-        # Of the same commit as the configuration.
-        file = _download(name, _files(repo, folder.name, *_WEIGHTS), otherwise) if pretrained else folder
-    else:
-        folder = Path(place).expanduser()
-        file = next((folder / file for file in _WEIGHTS if (folder / file).is_file()), folder)
+def create_from_hub(name: str, pretrained: bool = True, **options) -> torch.nn.Module:
+    """The timm model in a repository of the hub, ``hf-hub:user/model`` or ``hf-hub:user/model@revision``, or one untrained."""
+    repo, _, revision = name.removeprefix("hf-hub:").partition("@")
+    folder = _download(name, _files(repo, revision, "config.json")).parent
     try:
-        architecture = json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        raise VitvizError(f"{name} holds no model of timm, whose config.json names its architecture ({_reason(error)}). A model "
-                          f"of another library is loaded by that library, and given to vv.wrap(module).") from None
-    if not timm.is_model(str(architecture)):
-        raise VitvizError(f"{name} is a {validate.shown(architecture)}, which timm {timm.__version__} does not know.")
-    if pretrained and file == folder:
-        raise VitvizError(f"{folder} has none of {', '.join(_WEIGHTS)}.")
-    local = f"local-dir:{folder}"
+        architecture = str(json.loads((folder / "config.json").read_text(encoding="utf-8"))["architecture"])
+    except (ValueError, KeyError, TypeError):
+        raise VitvizError(f"{name} is no model of timm, whose config.json names its architecture. A model of another library is "
+                          f"loaded by that library, and given to vv.wrap(module).") from None
+    if not timm.is_model(architecture):
+        raise VitvizError(f"{name} is a {architecture}, which timm {timm.__version__} does not know.")
     if not pretrained:
-        return timm.create_model(local, **options)
-    if source == "hf-hub":
-        return _checked(name, file, name, lambda: _build(local, file, options), options)
-    try:
-        return _build(local, file, options)
-    except Exception as error:
-        raise VitvizError(f"The weights {file} are damaged or not of its config.json ({_reason(error)}).") from None
+        return timm.create_model(f"local-dir:{folder}", **options)
+    file = _download(name, _files(repo, folder.name, *_WEIGHTS))  # of the same commit as the configuration
+    return _checked(name, file, name, f"local-dir:{folder}", options)
 
 
-def _checked(name: str, file: Path, address: str, build: Callable[[], torch.nn.Module], options: dict) -> torch.nn.Module:
-    """``build()`` from a downloaded file, which goes if it is damaged."""
+def _checked(name: str, file: Path, address: str, model: str, options: dict) -> torch.nn.Module:
+    """The ``model`` with the weights of a downloaded file, which goes if it is damaged."""
     blob = file.resolve()
     try:
         if re.fullmatch("[0-9a-f]{64}", blob.name) and sha256(blob) != blob.name:
             raise SafetensorError("its SHA-256 is not the one it is stored under")
-        return build()
+        return _build(model, file, options)
     except (SafetensorError, RuntimeError, EOFError) as error:  # a disk, a proxy or a server that cut a file unnoticed
         if options and isinstance(error, RuntimeError):
-            raise VitvizError(f"The weights of {name} from {address} do not fit it{_at(options)} ({_reason(error)}).") from error
+            raise VitvizError(f"The weights of {name} are not for {options['img_size']} px ({_reason(error)}).") from error
         blob.unlink(missing_ok=True)
         file.unlink(missing_ok=True)
         raise VitvizError(f"The weights of {name} from {address} arrived damaged ({_reason(error)}) and were removed from the "
                           f"cache. Call again to fetch them anew.") from error
-
-
-def _at(options: dict) -> str:
-    return f" at {options['img_size']} px" if options else ""
 
 
 def _config(name: str) -> PretrainedCfg:
@@ -136,9 +102,14 @@ def _files(repo: str, revision: str, *names: str) -> list[dict[str, str | None]]
     return [{"repo_id": repo, "filename": name, "revision": revision or None} for name in names]
 
 
-def _download(name: str, candidates: list[dict[str, str | None]], otherwise: str) -> Path:
-    """The first of ``candidates`` that is there, whole, from huggingface_hub's cache or the network."""
-    with _explained(name, f"repository {candidates[0]['repo_id']} on {constants.ENDPOINT}", otherwise):
+def _download(name: str, candidates: list[dict[str, str | None]], otherwise: str = "", url: str = "", by_hand=None) -> Path:
+    """The first of ``candidates``, or else ``url``, whole, from huggingface_hub's cache or the network; or VitvizError."""
+    where = f"repository {candidates[0]['repo_id']} on {constants.ENDPOINT}" if candidates else url
+    try:
+        if not candidates:
+            by_hand.parent.mkdir(parents=True, exist_ok=True)
+            torch.hub.download_url_to_file(url, str(by_hand))
+            return by_hand
         for candidate in candidates:
             cached = try_to_load_from_cache(**candidate)
             if isinstance(cached, str):
@@ -150,13 +121,6 @@ def _download(name: str, candidates: list[dict[str, str | None]], otherwise: str
             except EntryNotFoundError:
                 if candidate is candidates[-1]:
                     raise
-
-
-@contextmanager
-def _explained(name: str, where: str, otherwise: str) -> Iterator[None]:
-    """What goes wrong in a download, as a VitvizError that says what can be done."""
-    try:
-        yield
     except Exception as error:  # of requests, httpx or urllib, by what failed: no common base
         if isinstance(error, GatedRepoError):
             problem = f"The weights of {name} are in the gated {where}. Accept its terms there and log in with `hf auth login`."
@@ -178,7 +142,7 @@ def _build(name: str, file: Path, options: dict) -> torch.nn.Module:
         overlay = {"file": str(file)}
     else:  # timm 1.0.20 would unpickle anything in a `file`
         overlay = {"state_dict": torch.load(file, map_location="cpu", weights_only=True)}
-    overlay |= {"source": None, "custom_load": False}  # or else a folder's weights are read by timm, which may unpickle them
+    overlay |= {"source": None, "custom_load": False}  # or else timm reads a folder's weights itself
     model = timm.create_model(name, pretrained=True, pretrained_cfg_overlay=overlay, **options)
     for key in ("file", "state_dict"):
         model.pretrained_cfg.pop(key, None)  # a copy of all weights, or a path of this machine

@@ -21,6 +21,7 @@ from .text_tower import TextTower
 from .vision_model import VisionModel
 from .wrapping import check_runs, said_of
 
+_HUB = "hf-hub:"
 _SIZES = {"t": "tiny", "ti": "tiny", "s": "small", "b": "base", "l": "large", "h": "huge", "g": "giant"}
 
 
@@ -57,9 +58,9 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
 
     Args:
         name: an embedded model (``vv.list_models()`` starts with them; these work offline); any timm name, such as
-            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads; a repository that holds a timm model,
-            ``"hf-hub:user/model"``, or a folder that does, ``"local-dir:path"``; or the card of a model that ``vitviz train``
-            made, such as ``"trained/emoji-swin.json"``.
+            ``"vit_base_patch32_clip_quickgelu_224.openai"``, whose weights timm downloads; a repository of the hub that holds a
+            timm model, ``"hf-hub:user/model"``; or the card of a model that ``vitviz train`` made, such as
+            ``"trained/emoji-swin.json"``.
         pretrained: False gives random weights (seed 0), labeled "untrained" wherever they appear.
         device: "cpu", "cuda", "mps", …; by default the fastest there is.
         checkpoint: a file of your own weights for the timm model ``name`` (see ``checkpoints``), with any number of classes.
@@ -80,7 +81,7 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
     if not is_timms and (image_size is not None or checkpoint is not None):
         raise VitvizError(f"image_size and checkpoint are for timm's models; {name} has its own.")
     if is_timms:
-        if not name.startswith(("hf-hub:", "local-dir:")) and not timm.is_model(name):
+        if not name.startswith(_HUB) and not timm.is_model(name):
             raise VitvizError(f"There is no model called {name!r}.{_meant(name)} Embedded models: "
                               f"{', '.join(embedded)}; vv.list_models('*clip*') searches timm's.")
         model = _load_timm(name, pretrained, checkpoint, class_names, image_size)
@@ -116,40 +117,40 @@ def load_from(folder: Path, name: str, pretrained: bool = True) -> VisionModel:
 
 
 def _load_timm(name: str, pretrained: bool, checkpoint, class_names: list[str] | None, image_size: int | None) -> VisionModel:
-    from .hub import create_from, create_pretrained
+    from .hub import create_from_hub, create_pretrained
+
+    hubs = name.startswith(_HUB)
 
     def untrained(**options) -> nn.Module:
-        return _seeded(lambda: create_from(name, False, **options) if ":" in name else timm.create_model(name, **options))
+        return _seeded(lambda: create_from_hub(name, False, **options) if hubs else timm.create_model(name, **options))
 
-    options = {}
+    options, given = {}, {}
     if image_size is not None:  # tried before anything large is fetched
-        options = {"img_size": validate.whole("image_size", image_size, 1, 8192)}
+        given, options = {"image_size": image_size}, {"img_size": validate.whole("image_size", image_size, 1, 8192)}
         try:
             module = untrained(**options)
         except TypeError:  # a CNN, which takes any size
-            module, options = untrained(), {}
-        except (ValueError, AssertionError, RuntimeError, ArithmeticError) as error:
-            raise VitvizError(f"{name} cannot be built for images of {image_size} px ({error}).") from error
-        usual = module.pretrained_cfg["input_size"][-1]
-        check_runs(_of_timm(module, name, image_size=image_size), usual)
-    more = {} if image_size is None else {"image_size": image_size}
+            options, module = {}, untrained()
+        except (ArithmeticError, AssertionError, RuntimeError, ValueError) as error:
+            raise VitvizError(f"{name} cannot be built for {image_size} px ({error}).") from error
+        check_runs(_of_timm(module, name, **given), module.pretrained_cfg["input_size"][-1])
     if checkpoint is not None:
         path = validate.path("checkpoint", checkpoint)
         module = load_checkpoint(name, path, partial(untrained, **options))
-        more |= {"license": "of your own"} | ({} if class_names is None else {"class_names": class_names})
+        given |= {"license": "of your own"} | ({} if class_names is None else {"class_names": class_names})
     elif pretrained:
-        module = create_from(name, **options) if ":" in name else create_pretrained(name, **options)
+        module = (create_from_hub if hubs else create_pretrained)(name, **options)
     elif image_size is None:
         module = untrained()
-    model = _of_timm(module, name, trained=pretrained or checkpoint is not None, **more)
+    model = _of_timm(module, name, trained=pretrained or checkpoint is not None, **given)
     if class_names is not None and len(class_names) != module.num_classes:
         raise VitvizError(f"The weights in {path} have {module.num_classes} classes, but {len(class_names)} class_names were "
                           f"given.")
     return model
 
 
-def _of_timm(module: nn.Module, name: str, **more) -> VisionModel:
-    return VisionModel(module, **said_of(module) | more | {"name": name})
+def _of_timm(module: nn.Module, name: str, **given) -> VisionModel:
+    return VisionModel(module, **said_of(module) | given | {"name": name})
 
 
 def _words(name: str) -> set[str]:
@@ -160,14 +161,13 @@ def _words(name: str) -> set[str]:
 
 def _meant(name: str) -> str:
     """'Did you mean …?' with timm's names of what Hugging Face, OpenAI, open_clip or torch.hub call ``name``, or the nearest."""
-    owner, _, rest = name.rpartition("/")
-    words = _words(f"{owner}-quickgelu-{rest}" if owner == "openai" else rest if owner.isalpha() and "-" in rest else name)
-    ranked = sorted((10 * len(words - known) + len(known - words), len(each), each)
-                    for each, known in zip(_timm_names(), map(_words, _timm_names()), strict=True))
-    if ranked[0][0] >= (20 if len(words) > 2 else 10) or len(words) < 2:
+    owner, rest = name.split("/") if re.fullmatch(r"[a-z][\w-]+/\w\S*", name) else ("", name)
+    words = _words(f"{rest}-openai-quickgelu" if owner == "openai" else rest)
+    alike = ((_words(each), each) for each in _timm_names())
+    ranked = sorted((10 * len(words - known) + len(known - words), len(each), each) for known, each in alike)
+    if len(words) < 2 or ranked[0][0] >= (20 if len(words) > 2 else 10):
         return nearest(name, [*embedded_names(), *_timm_names()])
     names = [each if "." in each or not (tag := timm.get_pretrained_cfg(each).tag) else f"{each}.{tag}"
              for *_, each in ranked[:3]]
-    transformers = (f" A model of transformers goes through vv.wrap(module), a timm model of the hub is 'hf-hub:{name}'."
-                    if owner else "")
-    return f" Did you mean {', '.join(dict.fromkeys(names))}?{transformers}"
+    return f" Did you mean {', '.join(dict.fromkeys(names))}?" + (
+        f" A model of transformers goes through vv.wrap(module); a timm model of the hub is '{_HUB}{name}'." if owner else "")

@@ -15,7 +15,6 @@ from ..utils.errors import VitvizError
 from .vision_model import VisionModel
 
 _PARALLEL = (nn.DataParallel, nn.parallel.DistributedDataParallel)
-_INPUT = ("image_size", "mean", "std")
 
 
 def wrap(module: nn.Module, image_size: int | None = None, mean=None, std=None, class_names: list[str] | None = None,
@@ -40,22 +39,21 @@ def wrap(module: nn.Module, image_size: int | None = None, mean=None, std=None, 
     if not isinstance(module, nn.Module):
         raise VitvizError(f"vv.wrap takes a torch.nn.Module, got {validate.shown(module)}; a model that has a name comes from "
                           f"vv.load(name).")
-    while inside := getattr(module, "_orig_mod", module.module if isinstance(module, _PARALLEL) else None):
+    while (inside := getattr(module, "_orig_mod", module.module if isinstance(module, _PARALLEL) else None)) is not None:
         module = inside
+    kind = type(module).__name__
     if reason := _unreadable(module):
-        raise VitvizError(f"A {type(module).__name__} like this cannot be read: {reason}.")
+        raise VitvizError(f"A {kind} like this cannot be read: {reason}.")
     said, given = said_of(module), {"image_size": image_size, "mean": mean, "std": std, "class_names": class_names, "name": name}
-    given = {what: value for what, value in given.items() if value is not None}
-    if unknown := [what for what in _INPUT if what not in said | given]:
-        raise VitvizError(f"A {type(module).__name__} does not say its {', '.join(unknown)}: give vv.wrap(module, image_size=…, "
-                          f"mean=…, std=…). torchvision's weights take ImageNet's mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, "
-                          f"0.225); a Hugging Face processor has image_mean and image_std.")
-    model = VisionModel(module, **{"name": type(module).__name__} | said | given)
-    if class_names is None:  # what a module says of its classes holds for a head that may have been cut off
-        said_names, model.class_names = model.class_names, None
+    known = {"name": kind} | said | {what: value for what, value in given.items() if value is not None}
+    if unknown := [what for what in ("image_size", "mean", "std") if what not in known]:
+        raise VitvizError(f"A {kind} does not say its {', '.join(unknown)}: give vv.wrap(module, image_size=…, mean=…, std=…). "
+                          "torchvision's weights take ImageNet's mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); a "
+                          "Hugging Face processor has image_mean and image_std.")
+    model = VisionModel(module, **known | {"class_names": class_names})
     logits = check_runs(model, said.get("image_size"))
-    if class_names is None and said_names and logits.shape[1:] == (len(said_names),):
-        model.class_names = said_names
+    if class_names is None and logits.shape[1:] == (len(said.get("class_names") or ""),):  # not of a head that was cut off
+        model.class_names = said["class_names"]
     return model
 
 
@@ -89,47 +87,41 @@ def said_of(module: nn.Module) -> dict[str, Any]:
 
 
 def check_runs(model: VisionModel, usual: int | None = None) -> torch.Tensor:
-    """The logits of a gray image, from one pass.
+    """The logits of a gray image, from one pass; VitvizError if the network does not take RGB images of this size.
 
     Args:
         usual: a size that is not questioned; some networks leave a border that is no whole patch unseen.
-
-    Raises:
-        VitvizError: the network does not run on RGB images of this size, or its patches do not fill them.
     """
     size, patch = model.image_size, _says(model.module, "patch_embed.patch_size", "patch_size", "config.patch_size")
     patch = patch[0] if isinstance(patch, (tuple, list)) else patch
     if size != usual and isinstance(patch, int) and size % patch:
         raise VitvizError(f"{model.name} has patches of {patch} px, which do not fill {size} px; give an image_size such as "
-                          f"{size // patch * patch or patch} or {(size // patch + 1) * patch}.")
+                          f"{max(size // patch, 1) * patch} or {(size // patch + 1) * patch}.")
     try:
         with torch.no_grad():
             return model(torch.full((1, 3, size, size), 0.5))
     except VitvizError as error:
-        first = next((part.in_channels for part in model.module.modules() if isinstance(part, nn.Conv2d)), 3)
-        if first != 3:
-            raise VitvizError(f"{model.name} takes images of {first} channels, and the kit's are RGB: wrap nn.Sequential(layer, "
-                              f"module), whose layer makes {first} of 3; torchvision.transforms.Grayscale() makes 1.") from error
-        if tower := next((name for name in ("visual", "vision_model") if _says(model.module, name) is not None), None):
-            raise VitvizError(f"{error} Wrap its image tower alone: vv.wrap(module.{tower}, …).") from error
-        raise
+        channels = next((part.in_channels for part in model.module.modules() if isinstance(part, nn.Conv2d)), 3)
+        tower = next((name for name in ("visual", "vision_model") if _says(model.module, name) is not None), None)
+        hint = (f"It takes images of {channels} channel(s), and the kit's are RGB: wrap nn.Sequential(layer, module), whose "
+                f"layer makes {channels} of 3, as torchvision.transforms.Grayscale() makes 1." if channels != 3 else
+                f"Wrap its image tower alone: vv.wrap(module.{tower})." if tower else "")
+        raise VitvizError(f"{error} {hint}".strip() if "cannot be run" in str(error) else str(error)) from error
 
 
-def _unreadable(module: nn.Module) -> str | None:
-    """Why no gradient, or no neuron, of a network can be had, with the way out."""
+def _unreadable(module: nn.Module) -> str:
+    """Why no gradient, or no neuron, of a network can be had, with the way out; or ""."""
     parts, weights = list(module.modules()), [*module.parameters(), *module.buffers()]
+    types = {str(weight.dtype).removeprefix("torch.") for weight in weights}
     if any(type(part).__module__.startswith("peft.") for part in parts):
         return "it has adapters of peft; wrap what module.merge_and_unload() returns"
-    if any("quantized" in type(part).__module__ for part in parts) or any(
-            p.dtype in (torch.uint8, torch.int8) for p in module.parameters()):
+    if any("quantized" in type(part).__module__ for part in parts) or any(not w.is_floating_point() for w in module.parameters()):
         return "its weights are quantized, which leaves no gradient; wrap it as it was before"
-    if half := {str(w.dtype).removeprefix("torch.") for w in weights} & {"float16", "bfloat16"}:
+    if half := types & {"float16", "bfloat16"}:
         return f"its weights are {half.pop()}, too coarse for gradients of pixels; wrap module.float()"
     if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in parts):
         return "it is compiled in part; wrap it as it was before"
-    if any(w.is_meta for w in weights):
-        return "its weights are not loaded (device meta)"
-    return None
+    return "its weights are not loaded (device meta)" if any(weight.is_meta for weight in weights) else ""
 
 
 def _says(module: nn.Module, *paths: str) -> Any:

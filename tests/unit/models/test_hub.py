@@ -2,6 +2,7 @@
 
 import dataclasses
 import io
+import json
 import os
 import re
 import subprocess
@@ -272,3 +273,62 @@ def test_interrupt_gets_through(server: StandIn, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(hub, "hf_hub_download", interrupt)
     with pytest.raises(KeyboardInterrupt):
         hub.create_pretrained(NAME)
+
+
+MINE = "somebody/mine"
+
+
+def described(server: StandIn, weights: bytes, **more) -> None:
+    """Put a model of somebody's into the hub, as timm.models.push_to_hf_hub writes it."""
+    config = {"architecture": "test_vit", "num_classes": 1000, "pretrained_cfg": {
+        "input_size": [3, 160, 160], "fixed_input_size": True, "mean": [0.4, 0.5, 0.6], "std": [0.2, 0.2, 0.2],
+        "num_classes": 1000, "classifier": "head", "first_conv": "patch_embed.proj", "license": "mit"} | more}
+    server.files[MINE] = {"config.json": json.dumps(config).encode(), "model.safetensors": weights}
+
+
+def test_a_repository_of_anybody_is_a_model_with_its_own_normalization(server: StandIn, weights: bytes):
+    described(server, weights, label_names=[f"class {i}" for i in range(1000)])
+    model = models.load(f"hf-hub:{MINE}", device="cpu")
+    assert same(model.module, weights) and model.title == f"hf-hub:{MINE}" and model.license == "mit"
+    assert model.mean.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6]) and model.class_names[7] == "class 7"
+    assert "file" not in model.module.pretrained_cfg
+    asked = len(server.requests)
+    server.die()
+    assert same(models.load(f"hf-hub:{MINE}@main", device="cpu").module, weights) and len(server.requests) == asked
+    assert not models.load(f"hf-hub:{MINE}", pretrained=False, device="cpu").trained
+
+
+def test_a_repository_that_holds_no_timm_model_is_told(server: StandIn, weights: bytes):
+    for repo, config, says in [
+            ("somebody/other", b'{"architectures": ["ViTModel"]}', r"is no model of timm.*vv\.wrap\(module\)"),
+            ("somebody/new", b'{"architecture": "vit_of_tomorrow"}', "is a vit_of_tomorrow, which timm .* does not know"),
+            ("somebody/odd", b"[1]", "is no model of timm")]:
+        server.files[repo] = {"config.json": config}
+        with pytest.raises(VitvizError, match=says):
+            models.load(f"hf-hub:{repo}", device="cpu")
+    with pytest.raises(VitvizError, match="repository somebody/gone on .* is missing or private"):
+        models.load("hf-hub:somebody/gone", device="cpu")
+    described(server, weights[: len(weights) // 2])
+    with pytest.raises(VitvizError, match="weights of hf-hub:somebody/mine .*arrived damaged"):
+        models.load(f"hf-hub:{MINE}", device="cpu")
+    described(server, weights)
+    assert same(models.load(f"hf-hub:{MINE}", device="cpu").module, weights)
+    server.die()
+    with pytest.raises(VitvizError, match="Could not fetch the weights of hf-hub:somebody/far from repository somebody/far"):
+        models.load("hf-hub:somebody/far", device="cpu")
+
+
+@pytest.mark.parametrize("name", [NAME, f"hf-hub:{MINE}"])
+def test_trained_weights_are_resampled_to_the_image_size(name: str, server: StandIn, weights: bytes):
+    described(server, weights)
+    model, own = models.load(name, device="cpu", image_size=64), load(weights)
+    found = model.module.state_dict()
+    assert model.image_size == 64 and model(torch.rand(1, 3, 64, 64)).shape == (1, 1000)
+    assert [key for key in own if own[key].shape != found[key].shape or not torch.equal(own[key], found[key])] == ["pos_embed"]
+    assert model.state() != models.load(name, device="cpu").state()
+
+
+def test_a_size_that_cannot_be_is_refused_before_anything_is_fetched(server: StandIn):
+    with pytest.raises(VitvizError, match="patches of 16 px, which do not fill 100 px"):
+        models.load(NAME, device="cpu", image_size=100)
+    assert not server.requests

@@ -116,6 +116,42 @@ def test_a_misspelt_name_is_answered_with_the_nearest(shelf, name: str, nearest:
         load(name)
 
 
+@pytest.mark.parametrize(("name", "meant"), [
+    ("ViT-B/16", "vit_base_patch16_224.augreg2_in21k_ft_in1k"), ("ViT-B-32", "vit_base_patch32_224.augreg_in21k_ft_in1k"),
+    ("dinov2_vits14", "vit_small_patch14_dinov2.lvd142m"), ("facebook/dinov2-small", "vit_small_patch14_dinov2.lvd142m"),
+    ("facebook/dinov2-with-registers-base", "vit_base_patch14_reg4_dinov2.lvd142m"),
+    ("dino_vits16", "vit_small_patch16_224.dino"),
+    ("google/vit-base-patch16-224", "vit_base_patch16_224.augreg2_in21k_ft_in1k"),
+    ("openai/clip-vit-base-patch32", "vit_base_patch32_clip_quickgelu_224.openai"),
+    ("microsoft/swin-tiny-patch4-window7-224", "swin_tiny_patch4_window7_224.ms_in1k"),
+    ("microsoft/resnet-50", "resnet50.a1_in1k"),
+    ("facebook/convnext-tiny-224", "convnext_tiny.in12k_ft_in1k"), ("vit_l_16", "vit_large_patch16_224.augreg_in21k_ft_in1k"),
+])
+def test_a_name_of_another_library_is_answered_with_timms(shelf, name: str, meant: str):
+    with pytest.raises(VitvizError, match=rf"no model called '{name}'\. Did you mean {meant}\b") as caught:
+        load(name)
+    assert ("vv.wrap(module)" in str(caught.value)) == (name[0].islower() and "/" in name)
+
+
+@pytest.mark.parametrize(("name", "size"), [("test_vit", 64), ("test_resnet", 96)])
+def test_a_network_is_built_for_the_size_that_is_asked_for(name: str, size: int):
+    model = load(name, pretrained=False, device="cpu", image_size=size)
+    assert model.image_size == size and model(torch.rand(1, 3, size, size)).shape[0] == 1
+    assert load(name, pretrained=False, device="cpu", image_size=size).state() == model.state()
+    assert load(name, pretrained=False, device="cpu").state() != model.state()
+
+
+@pytest.mark.parametrize(("name", "size", "says"), [
+    ("test_vit", 100, "patches of 16 px, which do not fill 100 px; give an image_size such as 96 or 112"),
+    ("test_vit", 8, "which do not fill 8 px; give an image_size such as 16 or 16"),
+    ("test_vit", 64.5, "image_size is a whole number from 1 to 8192, got 64.5"), ("emoji-vit", 96, "emoji-vit has its own"),
+    ("levit_128", 4, "levit_128 cannot be"),
+])
+def test_a_size_that_a_network_does_not_take_is_refused(name: str, size, says: str):
+    with pytest.raises(VitvizError, match=says):
+        load(name, pretrained=False, device="cpu", image_size=size)
+
+
 def test_a_name_like_no_other_is_answered_with_the_embedded_ones(shelf):
     with pytest.raises(VitvizError) as caught:
         load("xxxxxxxxxxxx")
