@@ -130,7 +130,7 @@ class VisionModel:
                 return _output(self.module(inputs.to(weight.dtype)))
             except VitvizError:
                 raise
-            except (AssertionError, ArithmeticError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
+            except (AssertionError, AttributeError, LookupError, TypeError, ValueError, RuntimeError) as error:
                 if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                     raise
                 raise VitvizError(f"{self.name} cannot be run on inputs of shape {tuple(inputs.shape)} "
