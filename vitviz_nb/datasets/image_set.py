@@ -44,8 +44,7 @@ class ImageSet:
 
     def __init__(self, model: "VisionModel", images=None, n: int | None = None):
         if not hasattr(model, "image_size"):
-            raise VitvizError(f"Images are numbered for a model, from vv.load(name) or vv.wrap(module), got a "
-                              f"{type(model).__name__}.")
+            raise VitvizError(f"Images are numbered for a model, from vv.load or vv.wrap, got {type(model).__name__}.")
         n, size = n if n is None else validate.whole("n", n, 1, _MOST), model.image_size
         default_n = 1024 if size <= 96 else 128  # a large network on a CPU takes its time
         self.source = source = default_world(model) if images is None else images
