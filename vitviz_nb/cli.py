@@ -84,7 +84,8 @@ def _parser() -> argparse.ArgumentParser:
     device, force, how = (_Parser(add_help=False) for _ in range(3))
     device.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     force.add_argument("--force", action="store_true", help="replace files at --out that this command did not make")
-    how.add_argument("--recipe", default="quick", choices=["quick", "paper"], help="quick (default) or paper")
+    how.add_argument("--recipe", default="quick", choices=["quick", "fourier", "paper"],
+                     help="quick (default: what suits the model), fourier or paper")
     how.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
 
     command("doctor", _doctor, "say what this machine has, what is missing, and which files of the kit are damaged")

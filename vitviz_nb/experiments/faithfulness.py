@@ -18,6 +18,7 @@ from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from ..utils.statistics import pearson
+from ..visualize.parameterization import resized
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
 from .result import Result, proportion
@@ -76,10 +77,13 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
 def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:
     """Cross-model recognition, bool (K,): whether ``concept[k]`` is in the recognizer's top 5 for picture k of (K, 3, S, S).
 
+    Pictures of another size are resized to the recognizer's input.
+
     Chance is five divided by the number of classes.
     """
     with torch.inference_mode():
-        top5 = torch.cat([recognizer(part).topk(5).indices.cpu() for part in pictures.split(AT_ONCE)])
+        shown = resized(pictures, recognizer.image_size).split(AT_ONCE)
+        top5 = torch.cat([recognizer(part).topk(5).indices.cpu() for part in shown])
     release_memory()
     return (top5 == concept[:, None]).any(1)
 
@@ -103,7 +107,8 @@ def excess_activation(visualizer: Visualizer, layer: int, neurons,
     if len(rendering.neurons) < 2:
         raise VitvizError("The score needs at least two neurons: the visualization of another one is its control.")
     reference = reference_activations(visualizer.model, site, visualizer.reference)[:, rendering.neurons]
-    shown = torch.cat([activations(visualizer.model, site.kind, part)[site.layer] for part in rendering.pictures.split(AT_ONCE)])
+    pictures = resized(rendering.pictures, visualizer.model.image_size)
+    shown = torch.cat([activations(visualizer.model, site.kind, part)[site.layer] for part in pictures.split(AT_ONCE)])
     excess = (shown[:, rendering.neurons] - reference.amax(0)) / reference.std(0, correction=0).clamp_min(1e-12)
     row = torch.arange(len(rendering.neurons))
     return excess[row, row], excess[derangement(len(row), 0), row]
@@ -151,7 +156,8 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     reference = reference_activations(visualizer.model, site, visualizer.reference)
     top = [visualizer.reference.batch(reference[:, n].topk(min(6, len(reference))).indices.tolist()) for n in rendering.neurons]
     with torch.inference_mode():
-        shown = torch.cat([recognizer(part).float().cpu() for part in rendering.pictures.split(AT_ONCE)])
+        pictures = resized(rendering.pictures, recognizer.image_size)
+        shown = torch.cat([recognizer(part).float().cpu() for part in pictures.split(AT_ONCE)])
         natural = torch.stack([recognizer(images).float().mean(0).cpu() for images in top])
     release_memory()
     return pearson(*((logits - logits.mean(0)).T for logits in (shown, natural)))

@@ -21,8 +21,9 @@ from ..models.vision_model import VisionModel
 from ..utils import random_streams
 from ..utils.errors import VitvizError
 from ..utils.spectrum import radial_spectrum
-from ..visualize.objective import Augmentation, initial_images, loss
+from ..visualize.objective import Augmentation, loss
 from ..visualize.optimize import Adam
+from ..visualize.parameterization import parameterization, resized
 from ..visualize.recipe import Recipe
 
 _NEURONS, _EVERY, _SCENES = 8, 4, 2048  # visualizations to fit on, steps between two looks at them, scenes to fit on
@@ -114,17 +115,20 @@ def trajectory(model: VisionModel, site: Site, neurons: list[int], recipe: Recip
     keys = random_streams.keys(1, list(KINDS).index(site.kind), site.layer, np.array(neurons))
     augmentation = Augmentation(recipe, keys, model.image_size, model.mean, model.std, model.device)
     own = replace(site, own=torch.tensor(neurons, device=model.device).repeat_interleave(recipe.copies))
-    seen, adam = [], Adam.of(initial_images(recipe, keys, model.image_size).to(model.device))
+    made = parameterization(recipe, model.image_size)
+    seen, adam = [], Adam.of(made.start(keys).to(model.device))
 
-    def losses(images: torch.Tensor) -> torch.Tensor:
+    def losses(values: torch.Tensor) -> torch.Tensor:
+        images = made.images(values)
         views = augmentation(images, adam.step)
         if adam.step % _EVERY == 0:
-            seen.extend([views.detach() * model.std.to(images) + model.mean.to(images), images.detach()])
+            seen.append(views.detach() * model.std.to(images) + model.mean.to(images))
+            seen.append(resized(images.detach(), model.image_size))
         return loss(tokens(model, own, views, recipe.leak).float().mean((1, 2)), images, recipe)
 
     for _ in tqdm(range(recipe.steps), desc=f"{model.name}: trajectories", unit="step", leave=False, delay=2):
-        adam = adam.update(losses, recipe.steps, recipe.lr)
-    return torch.cat([*seen, adam.images])
+        adam = adam.update(losses, recipe.steps, recipe.lr, bounds=made.bounds)
+    return torch.cat([*seen, resized(made.images(adam.images), model.image_size)])
 
 
 def detector(model: VisionModel, images=None) -> Detector:

@@ -17,6 +17,7 @@ from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from ..utils.spectrum import radial_spectrum, rings
 from ..visualize.optimize import check_weights
+from ..visualize.parameterization import resized
 from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_activations, reference_set
@@ -143,7 +144,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
                             **proportion(hits.sum(), len(hits))})
         release_memory()
     reference = visualizer.reference
-    stacks = {name: made.pictures for name, made in pictures.items()}
+    stacks = {name: resized(made.pictures, model.image_size) for name, made in pictures.items()}
     stacks["scenes"] = reference_images(model, reference.source, min(256, reference.n))
     for name, stack in stacks.items():
         artifacts.append({"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(stack))})

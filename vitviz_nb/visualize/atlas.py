@@ -80,7 +80,8 @@ class Atlas:
     def covers(self, model: VisionModel, kind: str, layer: int) -> bool:
         """Whether it has a layer of this model as it is now: the same weights, and no hooks or changes in force."""
         facts = self.facts
-        return (kind == facts["kind"] and layer in facts["layers"] and facts["size"] == model.image_size and model.unchanged
+        size = Recipe(**facts["recipe"]).side(model.image_size)
+        return (kind == facts["kind"] and layer in facts["layers"] and facts["size"] == size and model.unchanged
                 and model.weights_hash == facts["weights"])
 
     def holds(self, model: VisionModel, kind: str, layer: int, recipe: Recipe, seed: int) -> bool:

@@ -95,11 +95,11 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
     if not sites:
         raise VitvizError("An atlas needs at least one layer; none was named.")
     visualizer = Visualizer(model, recipe, atlas=False, keep=False)
+    size = visualizer.recipe.side(model.image_size)
     _check_unchanged(model)
     facts = {"model": model.title, "weights": model.weights_hash, "kind": find_site(model).kind, "layers": [],
-             "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": model.image_size,
-             "reference": visualizer.reference.name, "format": FORMAT, "version": __version__,
-             "sheet": per_sheet(model.image_size)}
+             "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": size,
+             "reference": visualizer.reference.name, "format": FORMAT, "version": __version__, "sheet": per_sheet(size)}
     with files.locked(files.ready(folder, "The atlas folder"), f"making an atlas of {model.name}"):
         files.tidy(folder, 0)
         facts |= _manifest(folder, facts, sites)
@@ -187,7 +187,7 @@ def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> 
         paste(pictures[first - start : end - start]).save(sheet, "webp", quality=QUALITY, method=6)
         contents[name] = sheet.getvalue()
         files.write(folder / name, contents[name])
-        stored = cut.__wrapped__(folder / name, model.image_size, end - first).float() / 255
+        stored = cut.__wrapped__(folder / name, facts["size"], end - first).float() / 255
         scores = score(model, site, list(range(first, end)), stored, visualizer.reference)
         tables.append({"activation": np.float32(scores.activation), "percentile": np.float32(scores.percentile),
                        "rank": np.int32(scores.rank), "status": np.uint8([STATUS.index(s) for s in scores.status]),

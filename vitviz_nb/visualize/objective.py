@@ -10,6 +10,7 @@ import numpy as np
 import torch
 
 from ..utils import random_streams
+from .parameterization import cropped, normal, parameterization
 from .recipe import Recipe
 
 PIECE = 64  # steps whose random numbers are drawn together, so that no step waits for the device and memory stays small
@@ -37,14 +38,8 @@ def loss(activation: torch.Tensor, pictures: torch.Tensor, recipe: Recipe) -> to
     return recipe.tv * total_variation(pictures) - activation.view(len(pictures), recipe.copies).mean(1)
 
 
-def initial_images(recipe: Recipe, keys: np.ndarray, size: int) -> torch.Tensor:
-    """Low-contrast noise (K, 3, size, size), uniform in 0.5 ± ``recipe.spread``: the first numbers of each stream ``keys``."""
-    noise = torch.from_numpy(random_streams.uniforms(keys, 0, 3 * size * size)).float().view(-1, 3, size, size)
-    return 0.5 + recipe.spread * (2 * noise - 1)
-
-
 class Augmentation:
-    """The augmented views of K images in every step: circular shift, then contrast and color of each view.
+    """The augmented views of K images in every step: circular shift; then crop, contrast, color and noise of each view.
 
     Args:
         keys: (K,), the images' random streams.
@@ -54,34 +49,59 @@ class Augmentation:
     def __init__(self, recipe: Recipe, keys: np.ndarray, size: int, mean: torch.Tensor, std: torch.Tensor, device):
         self.recipe, self.size, self.device, self._keys, self._first = recipe, size, device, keys, None
         self._mean, self._std = (values.cpu().numpy().reshape(3) for values in (mean, std))
+        self._start = parameterization(recipe, size).count
+        self._cropped = recipe.crops != (1, 1) or recipe.side(size) != size
+        if recipe.grain:  # drawn once, and shifted in each view: drawing it anew would take longer than a step on a card
+            u = random_streams.uniforms(random_streams.mix(keys), 0, 6 * size**2).reshape(-1, 2, 3, size, size)
+            self._grain = torch.from_numpy(normal(u[:, 0], u[:, 1])).float().to(device)
 
     def __call__(self, pictures: torch.Tensor, step: int, precision: torch.dtype = torch.float32) -> "Views":
-        """Normalized views (K * copies, 3, S, S) of images (K, 3, S, S) in [0, 1] in step ``step`` (from 0)."""
-        shift, scale, offset = self.parameters(step)
-        return Views(_roll(pictures, shift), scale, offset, precision)
+        """Normalized views (K * copies, 3, S, S) of images (K, 3, side, side) in [0, 1] in step ``step`` (from 0)."""
+        recipe, (shift, scale, offset, *of_views) = self.recipe, self.parameters(step)
+        moved = _roll(pictures, shift)
+        if not of_views:
+            return Views(moved, scale, offset, precision)
+        boxes, roll = (values.flatten(0, 1) for values in of_views)
+        moved = moved.repeat_interleave(recipe.copies, 0)
+        if self._cropped:
+            moved = cropped(moved, boxes, self.size)
+        if recipe.grain:
+            grain = _roll(self._grain.repeat_interleave(recipe.copies, 0), roll)
+            moved = moved + recipe.grain * (1 - (step + 1) / recipe.steps) * grain
+        return Views(moved, *(values.flatten(0, 1)[:, None] for values in (scale, offset)), precision)
 
-    def parameters(self, step: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Of a step: shifts (K, 2) of rows and columns, px; scale and offset (K, copies, 3, 1, 1), normalization included."""
+    def parameters(self, step: int) -> tuple[torch.Tensor, ...]:
+        """Of a step: shifts (K, 2) of rows and columns, px; scale and offset (K, copies, 3, 1, 1), normalization included.
+
+        Where views differ in more than color, also their boxes (K, copies, 3; see ``cropped``) and shifts of the noise in them
+        (K, copies, 2).
+        """
         first = step - step % PIECE
         if self._first != first:
             self._first, self._piece = first, self._draw(first, min(PIECE, self.recipe.steps - first))
         return tuple(values[step - first] for values in self._piece)
 
     def _draw(self, first: int, steps: int) -> tuple[torch.Tensor, ...]:
-        recipe, k, per_step = self.recipe, len(self._keys), 2 + self.recipe.copies * 12
-        u = random_streams.uniforms(self._keys, 3 * self.size**2 + first * per_step, steps * per_step)
+        recipe, k, per_view = self.recipe, len(self._keys), 17 if self._cropped or self.recipe.grain else 12
+        per_step = 2 + recipe.copies * per_view
+        u = random_streams.uniforms(self._keys, self._start + first * per_step, steps * per_step)
         u = u.reshape(k, steps, per_step).swapaxes(0, 1)
-        reach = round(recipe.jitter * self.size)
+        side, of_view = recipe.side(self.size), u[..., 2 + 12 * recipe.copies :].reshape(steps, k, recipe.copies, -1)
+        reach = round(recipe.jitter * side)
         shift = np.floor(u[..., :2] * (2 * reach + 1)).astype(np.int64) - reach
-        u = u[..., 2:].reshape(steps, k, recipe.copies, 4, 3)
+        u = u[..., 2 : 2 + 12 * recipe.copies].reshape(steps, k, recipe.copies, 4, 3)
         m, s = recipe.color * (2 * u[..., 0, :] - 1), np.exp(recipe.color * (2 * u[..., 1, :] - 1))
-        normal = np.sqrt(-2 * np.log1p(-u[..., 2, :])) * np.cos(2 * np.pi * u[..., 3, :])  # Box and Muller
         remaining = 1 - (np.arange(first, first + steps) + 1) / recipe.steps
-        noise = recipe.noise * remaining[:, None, None, None] * normal
+        noise = recipe.noise * remaining[:, None, None, None] * normal(u[..., 2, :], u[..., 3, :])
         # (x - m) / s + noise, then (. - mean) / std, as one multiplication and one addition.
         scale, offset = 1 / (s * self._std), (noise - m / s - self._mean) / self._std
-        scale, offset = (torch.as_tensor(values).float()[..., None, None] for values in (scale, offset))
-        return tuple(values.to(self.device) for values in (torch.as_tensor(shift), scale, offset))  # MPS knows no float64
+        drawn = [torch.as_tensor(shift), *(torch.as_tensor(values).float()[..., None, None] for values in (scale, offset))]
+        if per_view > 12:
+            low, high = recipe.crops
+            sides = side * (low + (high - low) * of_view[..., 2:3])
+            boxes = np.concatenate([(side - sides) * of_view[..., :2], sides], -1)
+            drawn += [torch.as_tensor(boxes).float(), torch.as_tensor(np.floor(self.size * of_view[..., 3:]).astype(np.int64))]
+        return tuple(values.to(self.device) for values in drawn)  # MPS knows no float64
 
 
 def unchanged(pictures: torch.Tensor, mean: torch.Tensor, std: torch.Tensor) -> "Views":

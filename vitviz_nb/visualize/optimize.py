@@ -1,4 +1,4 @@
-"""Gradient descent on pixels: Adam with a cosine learning rate and a clamp to [0, 1], as pure steps over an immutable state."""
+"""Gradient descent on images: Adam with a cosine learning rate and a clamp, as pure steps over an immutable state."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ class Adam:
             state = state.update(losses, steps, lr)
 
     Attributes:
-        images: (K, 3, S, S) in [0, 1].
+        images: (K, 3, S, S) in [0, 1], or whatever else they are made of (see ``parameterization``).
         first, second: running means of the gradient and of its square, shaped like ``images``.
     """
 
@@ -38,7 +38,8 @@ class Adam:
         return cls(images, torch.zeros_like(images), torch.zeros_like(images))
 
     def update(self, losses: Callable[[torch.Tensor], torch.Tensor], steps: int, lr: float,
-               change: Callable[[torch.Tensor], torch.Tensor] | None = None, scale: float = 1.0) -> "Adam":
+               change: Callable[[torch.Tensor], torch.Tensor] | None = None, scale: float = 1.0,
+               bounds: tuple[float, float] = (0.0, 1.0)) -> "Adam":
         """The state after one update that lowers the losses (betas 0.5 and 0.99).
 
         Args:
@@ -46,6 +47,7 @@ class Adam:
             steps: updates in all; the learning rate falls from ``lr`` to 0 along a cosine over them.
             change: applied to the gradient (K, 3, S, S) before it is used, such as a blur.
             scale: of the losses during backpropagation, for float16 has too little range for gradients this small.
+            bounds: to which images are clamped after the update.
 
         Raises:
             VitvizError: no gradient reaches the images, as under ``torch.no_grad``.
@@ -60,7 +62,7 @@ class Adam:
         second = self.second + (gradient.square() - self.second) * (1 - BETA2)
         rate = float(lr * 0.5 * (1 + np.cos(np.pi * self.step / steps)))
         move = first / (1 - BETA1**n) / ((second / (1 - BETA2**n)).sqrt() + EPSILON)
-        return Adam((self.images - rate * move).clamp(0, 1), first, second, n)
+        return Adam((self.images - rate * move).clamp(*bounds), first, second, n)
 
     def to(self, device: torch.device) -> "Adam":
         return Adam(self.images.to(device), self.first.to(device), self.second.to(device), self.step)

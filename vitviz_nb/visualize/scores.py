@@ -12,6 +12,7 @@ from ..models.vision_model import VisionModel
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
+from .parameterization import resized
 
 ENOUGH = 8  # reference images, before a neuron whose activation does not vary over them is called dead
 STATUS = ("alive", "weak", "dead")
@@ -67,7 +68,11 @@ def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list
 
 
 def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Tensor, reference: ImageSet) -> Scores:
-    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``; VitvizError where one is not finite."""
+    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``; VitvizError where one is not finite.
+
+    Pictures larger than the network's input are measured resized to it.
+    """
+    pictures = resized(pictures, model.image_size)
     validate.images(f"Pictures for {model.name}", pictures, (3, model.image_size, model.image_size))
     known = reference_activations(model, site, reference)
     with torch.inference_mode():

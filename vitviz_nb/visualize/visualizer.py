@@ -17,8 +17,9 @@ from ..utils import cache, random_streams, validate
 from ..utils.errors import VitvizError
 from . import hardware
 from .atlas import embedded
-from .objective import Augmentation, blurred, initial_images, loss, unchanged
+from .objective import Augmentation, blurred, loss, unchanged
 from .optimize import Adam, check_weights, no_gradient
+from .parameterization import parameterization, resized
 from .recipe import Recipe
 from .rendering import Rendering
 from .scores import reference_set, score
@@ -68,6 +69,7 @@ class Visualizer:
             raise VitvizError("A Visualizer takes a model, from vv.load(name) or vv.wrap(module), and a Recipe, such as "
                               f"vv.Recipe.paper(); got {type(model).__name__} and {type(recipe).__name__}.")
         self.model, self._recipe = model, recipe or Recipe.quick(model)
+        self._made = parameterization(self._recipe, model.image_size)
         self._images, self._keep = images, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
         self._state, self._unfinished = None, {}
@@ -229,14 +231,15 @@ class Visualizer:
         """One update; ``each`` and ``each_view`` say which unit each image, and each of its views, is of."""
         recipe, precision, reached = self.recipe, hardware.ascent_precision(self.model.device), []
 
-        def losses(images: torch.Tensor) -> torch.Tensor:
+        def losses(values: torch.Tensor) -> torch.Tensor:
+            images = self._made.images(values)
             views = augmentation(images, progress.adam.step, precision)
             views.moved.register_hook(lambda gradient: reached.append(True))
             activation = tokens(network, each_view, views, recipe.leak).float().mean((1, 2))
             return loss(activation, images, recipe)
 
         adam = progress.adam.update(losses, recipe.steps, recipe.lr, partial(blurred, recipe=recipe, step=progress.adam.step),
-                                    scale=1024.0 if precision is torch.float16 else 1.0)
+                                    1024.0 if precision is torch.float16 else 1.0, self._made.bounds)
         if not reached:  # total variation has a gradient of its own
             raise no_gradient(f"The activation at {each} of {self.model.name}")
         if adam.step % _READ_EVERY and adam.step < recipe.steps:
@@ -246,8 +249,9 @@ class Visualizer:
     @torch.no_grad()
     def _activation(self, each: Site, adam: Adam) -> torch.Tensor:
         """Activation (K,) on the images without augmentation: what scores measure, and what a curve can be compared with."""
-        values = tokens(self.model, each, unchanged(adam.images, self.model.mean, self.model.std)).float().mean((1, 2))
-        if not (values.isfinite() & adam.images.flatten(1).isfinite().all(1)).all():
+        images = resized(self._made.images(adam.images), self.model.image_size)
+        values = tokens(self.model, each, unchanged(images, self.model.mean, self.model.std)).float().mean((1, 2))
+        if not (values.isfinite() & images.flatten(1).isfinite().all(1)).all():
             check_finite(self.model.module, self.model.name)
             raise VitvizError(f"A picture of {each} of {self.model.name} became NaN or infinite after {adam.step} steps, "
                               f"although the weights are finite; use a smaller lr, or a wider precision (model.module.float()).")
@@ -259,7 +263,7 @@ class Visualizer:
         if neuron not in request.progress:
             request.progress[neuron] = (
                 request.unfinished.get((request.site, neuron, request.seed)) or self._read(request, neuron) or
-                _Progress(Adam.of(initial_images(self.recipe, request.random_key(neuron), self.model.image_size)), {}))
+                _Progress(Adam.of(self._made.start(request.random_key(neuron))), {}))
         return request.progress[neuron]
 
     def _store(self, request: _Request, neurons: list[int], progress: _Progress) -> None:
@@ -278,8 +282,8 @@ class Visualizer:
         read = sorted({step for part in parts for step in part.curve})
         curves = torch.tensor([[float(part.curve.get(step, "nan")) for step in read] for part in parts])
         return Rendering(self.model.title, request.site.kind, request.site.layer, request.neurons,
-                         torch.cat([part.adam.images for part in parts]), [part.adam.step for part in parts], read, curves,
-                         self.recipe, request.seed)
+                         torch.cat([self._made.images(part.adam.images) for part in parts]),
+                         [part.adam.step for part in parts], read, curves, self.recipe, request.seed)
 
     def _path(self, request: _Request, neuron: int) -> Path | None:
         if not self._keep or request.state is None:
@@ -288,10 +292,10 @@ class Visualizer:
                               "recipe": asdict(self.recipe), "seed": request.seed}, "renderings")
 
     def _read(self, request: _Request, neuron: int) -> _Progress | None:
-        stored, size = cache.read(self._path(request, neuron)), self.model.image_size
-        shapes = {"picture": (3, size, size), "curve_steps": (None,), "curve": (None,)}
+        stored, (low, high) = cache.read(self._path(request, neuron)), self._made.bounds
+        shapes = {"picture": self._made.shape, "curve_steps": (None,), "curve": (None,)}
         if not (stored and cache.fits(stored, shapes) and len(stored["curve"]) == len(stored["curve_steps"])
-                and 0 <= stored["picture"].min() <= stored["picture"].max() <= 1):
+                and low <= stored["picture"].min() <= stored["picture"].max() <= high):
             return None
         curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
         return _Progress(replace(Adam.of(torch.from_numpy(stored["picture"]).float()[None]), step=self.recipe.steps), curve)

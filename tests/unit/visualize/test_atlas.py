@@ -141,11 +141,23 @@ def test_scores_are_those_of_the_pictures_as_stored(model, atlas):
 
 def test_facts_say_what_it_holds(model, atlas):
     assert atlas.facts == {
-        "model": "tiny", "weights": model.weights_hash, "kind": "mlp", "layers": [0, 2], "recipe": vars(RECIPE), "seed": 0,
-        "size": SIZE, "reference": "64 Emoji World scenes", "format": FORMAT, "version": vv.__version__,
+        "model": "tiny", "weights": model.weights_hash, "kind": "mlp", "layers": [0, 2], "seed": 0,
+        "recipe": json.loads(json.dumps(vars(RECIPE))), "size": SIZE, "reference": "64 Emoji World scenes",
+        "format": FORMAT, "version": vv.__version__,
         "sheet": 32 * 256, "chunk": 16,
         "files": {name: sha256(atlas.folder / name) for name in FILES[1:]}}
     assert sorted(contents(atlas.folder)) == FILES
+
+
+def test_pictures_larger_than_the_input_are_kept_and_found_as_large_as_they_are(model, tmp_path):
+    recipe = replace(Recipe.fourier(), steps=2, copies=1, canvas=1.5)
+    made = make_atlas(model, [1], tmp_path / "larger", recipe)
+    rendering, side = made.rendering(1, range(UNITS)), SIZE * 3 // 2
+    assert made.facts["size"] == side and rendering.pictures.shape == (UNITS, 3, side, side) and rendering.recipe == recipe
+    assert made.holds(model, "mlp", 1, recipe, 0) and not made.holds(model, "mlp", 1, replace(recipe, power=1), 0)
+    again = score(model, find_site(model, 1), rendering.neurons, rendering.pictures, reference_set(model))
+    assert rendering.scores.activation == pytest.approx(again.activation, abs=1e-4)
+    assert make_atlas(model, [1], tmp_path / "larger", recipe).facts == made.facts  # which is complete
 
 
 @pytest.mark.parametrize("manifest", [None, b"", b'{"model": "ti', b"[]", b"null", b"\xff\xfe", b"{}"])

@@ -1,6 +1,7 @@
 """The objective: numbers worked out by hand, the authors' loss, and random numbers that are what they are said to be."""
 
 import math
+import re
 import tracemalloc
 
 import numpy as np
@@ -13,7 +14,8 @@ from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils import random_streams
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize import objective
-from vitviz_nb.visualize.objective import PIECE, Augmentation, blurred, initial_images, loss, total_variation, unchanged
+from vitviz_nb.visualize.objective import PIECE, Augmentation, blurred, loss, total_variation, unchanged
+from vitviz_nb.visualize.parameterization import parameterization
 from vitviz_nb.visualize.recipe import MOST_STEPS, RECIPES, Recipe
 
 SIZE = 14  # a jitter of 1/7 is 2 px
@@ -30,6 +32,10 @@ TV = 1.87140652
 
 def augmentation(recipe: Recipe, keys: np.ndarray) -> Augmentation:
     return Augmentation(recipe, keys, SIZE, MEAN, STD, "cpu")
+
+
+def initial_images(recipe: Recipe, keys: np.ndarray, size: int) -> torch.Tensor:
+    return parameterization(recipe, size).start(keys)
 
 
 def every_step(recipe: Recipe, keys: np.ndarray) -> list[torch.Tensor]:
@@ -292,17 +298,31 @@ def test_unchanged_pictures_are_normalized(drawn):
     {"steps": 0}, {"steps": -1}, {"steps": 10**8}, {"steps": 10**400}, {"steps": 2.0}, {"steps": "many"}, {"steps": True},
     {"copies": 0}, {"copies": None}, {"lr": 0}, {"lr": 1e30}, {"lr": float("nan")}, {"lr": 1j}, {"tv": -1}, {"tv": 1e38},
     {"tv": 10**400}, {"color": -0.1}, {"color": 1e9}, {"noise": -1}, {"noise": float("inf")}, {"jitter": 0.6}, {"jitter": -0.1},
-    {"spread": "wide"}, {"leak": [1]}, {"blur": -0.2}, {"blur": 0.7},
+    {"spread": "wide"}, {"leak": [1]}, {"blur": -0.2}, {"blur": 0.7}, {"canvas": 0.5}, {"canvas": 1e9}, {"power": -1},
+    {"grain": float("nan")},
 ])
 def test_impossible_recipe_is_refused_with_the_field_and_its_range(wrong):
     with pytest.raises(VitvizError, match=f"A recipe's {next(iter(wrong))} is a (whole )?number from .* to .*, got "):
         Recipe(**wrong)
 
 
+@pytest.mark.parametrize(("wrong", "said"), [
+    ({"crops": (0.9, 0.4)}, "The first of a recipe's crops is a number from 0.05 to 0.4, got 0.9"),
+    ({"crops": (0.4, 1.1)}, "The second of a recipe's crops is a number from 0.05 to 1"),
+    ({"crops": 0.4}, "crops are two numbers"),
+    ({"parameterization": "furier"}, "one of pixels, fourier; got 'furier'. Did you mean fourier"),
+    ({"parameterization": "fourier", "blur": 0.1}, "blur is of the gradient of pixels"),
+])
+def test_impossible_crops_and_parameterizations_are_refused_with_what_is_possible(wrong, said):
+    with pytest.raises(VitvizError, match=re.escape(said)):
+        Recipe(**wrong)
+
+
 def test_recipes_have_names():
-    assert {name: Recipe.named(name) for name in RECIPES} == {"quick": Recipe.quick(), "paper": Recipe.paper()}
-    assert Recipe.quick().steps * Recipe.quick().copies * 8 == Recipe.paper().steps * Recipe.paper().copies
-    with pytest.raises(VitvizError, match="one of quick, paper; got 'papre'. Did you mean paper"):
+    assert {name: Recipe.named(name) for name in RECIPES} == {
+        "quick": Recipe.quick(), "fourier": Recipe.fourier(), "paper": Recipe.paper()}
+    assert Recipe.quick() == Recipe.fourier()
+    with pytest.raises(VitvizError, match="one of quick, fourier, paper; got 'papre'. Did you mean paper"):
         Recipe.named("papre")
 
 
@@ -313,4 +333,4 @@ def test_quick_recipe_of_a_model_is_what_its_card_says_suits_it():
     suited = model({"name": "tiny", "pictures": {"steps": 60, "tv": 0.5}})
     assert Recipe.quick(suited) == Recipe.named("quick", suited) == Recipe(steps=60, copies=4, tv=0.5)
     assert Recipe.named("paper", suited) == Recipe.paper()
-    assert Recipe.quick(model({"name": "tiny"})) == Recipe.quick(model(None)) == Recipe.quick() == Recipe(steps=100, copies=4)
+    assert Recipe.quick(model({"name": "tiny"})) == Recipe.quick(model(None)) == Recipe.quick() == Recipe.fourier()

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from timm.models import coat, convit, deit, pit, resnet, swin_transformer, twins
 from timm.models.vision_transformer import VisionTransformer
@@ -27,7 +28,8 @@ from vitviz_nb.utils import random_streams
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize import hardware
 from vitviz_nb.visualize import visualizer as visualizer_module
-from vitviz_nb.visualize.objective import Augmentation, initial_images, loss
+from vitviz_nb.visualize.objective import Augmentation, loss
+from vitviz_nb.visualize.parameterization import Pixels, parameterization
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.rendering import Rendering
 from vitviz_nb.visualize.scores import reference_activations
@@ -129,7 +131,7 @@ def fail_at(monkeypatch) -> Callable:
 
 def noise(recipe: Recipe, kind: str, layer: int, neurons: list[int], size: int = SIZE, seed: int = 0) -> Tensor:
     """The images from which neurons' ascents begin."""
-    return initial_images(recipe, random_streams.keys(seed, list(KINDS).index(kind), layer, np.array(neurons)), size)
+    return parameterization(recipe, size).start(random_streams.keys(seed, list(KINDS).index(kind), layer, np.array(neurons)))
 
 
 # Planted neurons
@@ -327,7 +329,8 @@ def test_interrupt_while_scoring_loses_no_picture(fresh, together, monkeypatch):
 def test_small_changes_of_the_start_stay_small(fresh, together, monkeypatch):
     """Other machines round otherwise: what that does to a picture is bounded, too."""
     nearly = 1e-6 * torch.randn(3, SIZE, SIZE)
-    monkeypatch.setattr(visualizer_module, "initial_images", lambda *arguments: initial_images(*arguments) + nearly)
+    start = Pixels.start
+    monkeypatch.setattr(Pixels, "start", lambda self, keys: start(self, keys) + nearly)
     changed = fresh().render(-1, NEURONS)
     assert 0 < largest_difference(changed, together) < TOLERANCE
 
@@ -846,3 +849,72 @@ def test_pictures_are_those_of_copies_made_whole_and_layers_computed_whole(famil
     assert calls == [2, 4, 4, 4, 2]  # a curve's first point, three steps of two copies, and its last
     assert (made.pictures - expected.pictures).abs().max() < TOLERANCE
     assert torch.allclose(made.curves, expected.curves, rtol=1e-4, atol=1e-5)
+
+
+# Fourier-parameterized pictures
+
+FOURIER = replace(Recipe.fourier(), steps=12, canvas=1.5)
+
+
+@pytest.fixture
+def fourier(vit: VisionModel, gray: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Visualizer]:
+    """Each call gives a visualizer with an empty cache."""
+    made = []
+
+    def make() -> Visualizer:
+        made.append(1)
+        monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / f"cache_{len(made)}"))
+        return Visualizer(vit, FOURIER, gray)
+
+    return make
+
+
+def test_a_planted_color_is_found_by_the_fourier_recipe(planted, gray):
+    recipe = replace(Recipe.fourier(), steps=60, lr=0.5)  # colors that photographs hardly have take long
+    rendering = Visualizer(planted, recipe, gray).render(0, RED)
+    red, green, blue = rendering.pictures[0].mean((1, 2))
+    assert rendering.pictures.shape == (1, 3, 55, 55) and red > 0.65 and max(green, blue) < 0.35
+    assert rendering.scores.percentile == [100]
+
+
+def test_a_fourier_picture_is_the_same_alone_in_chunks_and_from_the_cache(fourier, vit, gray, passes, monkeypatch):
+    together = fourier().render(-1, NEURONS)
+    assert passes == [10] * 12 and together.pictures.shape == (5, 3, 48, 48) and together.finished
+    assert len({picture.numpy().tobytes() for picture in together.pictures}) == 5
+    again = Visualizer(vit, FOURIER, gray).render(-1, NEURONS)
+    assert len(passes) == 12 and largest_difference(again, together) < 1e-6  # from the cache
+    assert (fourier().render(-1, NEURONS[3]).pictures[0] - together.pictures[3]).abs().max() < TOLERANCE
+    monkeypatch.setitem(hardware.VIEWS, "cpu", 4)
+    assert largest_difference(fourier().render(-1, NEURONS), together) < TOLERANCE
+
+
+@pytest.mark.parametrize("call", [1, 7])
+def test_an_interrupted_fourier_picture_is_shown_and_goes_on(fourier, fail_at, passes, call):
+    together, done = fourier().render(-1, NEURONS), len(passes)
+    viewer = fourier()
+    fail_at(call, KeyboardInterrupt())
+    partial = viewer.render(-1, NEURONS)
+    assert partial.steps == [call - 1] * 5 and not partial.finished and partial.scores.activation
+    assert largest_difference(viewer.render(-1, NEURONS), together) < TOLERANCE
+    assert len(passes) == done + 12 + 1  # the interrupted pass was made again, nothing else
+
+
+def test_a_fourier_picture_in_inference_mode_is_the_same(fourier, vit, gray):
+    expected = fourier().render(1, 7)
+    with torch.inference_mode():
+        assert torch.equal(Visualizer(vit, FOURIER, gray, keep=False).render(1, 7).pictures, expected.pictures)
+
+
+def test_a_picture_larger_than_the_input_is_scored_and_followed_as_the_network_sees_it_resized(fourier, vit):
+    rendering = fourier().render(1, [3, 50])
+    seen = F.interpolate(rendering.pictures, size=(SIZE, SIZE), mode="bilinear", antialias=True)
+    expected = activations(vit, "mlp", seen)[1][[0, 1], [3, 50]]
+    assert rendering.scores.activation == pytest.approx(expected.tolist(), abs=1e-4)
+    assert torch.allclose(rendering.curves[:, -1], expected, atol=1e-4)
+
+
+@pytest.mark.parametrize("change", [{"power": 1.2}, {"canvas": 1.25}, {"crops": (0.5, 0.95)}, {"grain": 0.1}])
+def test_each_setting_of_a_fourier_recipe_is_part_of_the_cache_key(vit, gray, passes, change):
+    Visualizer(vit, replace(FOURIER, steps=1), gray).render(1, 7)
+    Visualizer(vit, replace(FOURIER, steps=1, **change), gray).render(1, 7)
+    assert len(passes) == 2

@@ -6,6 +6,7 @@ from ...experiments import regularizers
 from ...models.sites import find_site
 from ...models.vision_model import VisionModel
 from ...utils import validate
+from ...visualize.parameterization import resized
 from ...visualize.recipe import Recipe
 from ...visualize.scores import reference_set
 from ...visualize.visualizer import Visualizer
@@ -24,7 +25,7 @@ def exercise_1(answer, model):
     patch, neurons, shares = regularizers.patch_size(model), regularizers.most_selective(model), {}
     for name in names:
         rendering = Visualizer(model, replace(short_recipe(model), **{name: 0.0})).render(-1, neurons).require_finished()
-        shares[name] = regularizers.patch_borders(rendering.pictures, patch).mean().item()
+        shares[name] = regularizers.patch_borders(resized(rendering.pictures, model.image_size), patch).mean().item()
     return verdict(answer == max(shares, key=shares.__getitem__), f"with all but {answer}, {shares[answer]:.1f} % of the squared "
                    f"differences between neighboring pixels lie on patch borders", "without another one, more do")
 
@@ -34,7 +35,8 @@ def exercise_2(answer, model):
     neuron, tv = parts(answer, (376, 0.014))
     neuron, tv = validate.whole("A neuron", neuron, 0, find_site(model).units - 1), validate.real("tv", tv, 0, 1e4)
     rendering = Visualizer(model, replace(short_recipe(model), tv=tv)).render(-1, neuron).require_finished()
-    own, percentile = regularizers.high_frequencies(rendering.pictures).item(), rendering.scores.percentile[0]
+    picture, percentile = resized(rendering.pictures, model.image_size), rendering.scores.percentile[0]
+    own = regularizers.high_frequencies(picture).item()
     scenes = regularizers.high_frequencies(regularizers.reference_images(model)).mean().item()
     return verdict(0.8 * scenes <= own <= 1.2 * scenes and percentile > 99,
                    f"the picture has {own:.1f} % of its variance in high frequencies, scenes {scenes:.1f} %; it is at percentile "
