@@ -167,7 +167,14 @@ def recognizer(pictures: Tensor) -> Tensor:
     return pictures[:, 0, 0]
 
 
-recognizer.class_names = [f"class {i}" for i in range(16)]
+recognizer.class_names, recognizer.image_size = [f"class {i}" for i in range(16)], SIZE
+
+
+def colors_of(pictures: Tensor) -> Tensor:
+    return pictures.mean((2, 3))
+
+
+colors_of.image_size = SIZE
 
 
 def ranked(*orders: list[int]) -> Tensor:
@@ -232,7 +239,7 @@ def test_the_excess_is_how_far_a_picture_lies_above_the_largest_activation_of_im
 
 @pytest.mark.parametrize("experiment", [
     lambda viewer: excess_activation(viewer, 0, [RED, GREEN]), lambda viewer: excess_by_layer(viewer),
-    lambda viewer: logit_correlation(viewer, 0, [RED, GREEN], lambda pictures: pictures.mean((2, 3)))])
+    lambda viewer: logit_correlation(viewer, 0, [RED, GREEN], colors_of)])
 def test_an_interrupted_rendering_is_refused_and_a_second_call_goes_on(experiment, model, monkeypatch: pytest.MonkeyPatch):
     viewer, update, calls = Visualizer(model, Recipe(steps=4, copies=1), grays()), Adam.update, []
 
@@ -277,9 +284,6 @@ def test_scores_that_predict_recognition_have_its_correlation_with_fishers_inter
 def test_logits_on_a_picture_correlate_with_those_on_its_top_images_unless_it_shows_something_else(model):
     colors = [[1.0, 0, 0], [0, 1.0, 0], [0, 0, 1.0]]
     images = torch.tensor(colors).repeat(8, 1)[:, :, None, None].expand(-1, -1, SIZE, SIZE).clone()
-
-    def colors_of(pictures):
-        return pictures.mean((2, 3))
 
     honest = logit_correlation(Painter(model, colors, images), 0, [RED, GREEN, BLUE], colors_of)
     assert honest.tolist() == pytest.approx([1, 1, 1], abs=1e-4)
