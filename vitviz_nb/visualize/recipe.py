@@ -85,7 +85,7 @@ class Recipe:
     @classmethod
     def fourier(cls) -> "Recipe":
         """A natural-image prior, for networks trained on photographs: a Fourier-parameterized image seen in random crops."""
-        return cls(steps=100, lr=0.05, copies=2, tv=0.006, jitter=0.1, color=0.0, noise=0.0, spread=0.01, leak=0.1,
+        return cls(steps=64, lr=0.07, copies=2, tv=0.006, jitter=0.1, color=0.0, noise=0.0, spread=0.01, leak=0.1,
                    parameterization="fourier", canvas=12 / 7, crops=(0.4, 0.95), grain=0.08)
 
     @classmethod
