@@ -1,11 +1,9 @@
 """Does the feature visualization of a neuron show what the neuron detects? Emoji World has the ground truth to measure it."""
 
-from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from PIL import Image
 from tqdm import tqdm
 
 from ..datasets.emoji_world import EmojiWorld
@@ -13,7 +11,6 @@ from ..datasets.image_set import AT_ONCE, default_world, derangement
 from ..models.reading import activations
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
@@ -22,18 +19,15 @@ from ..visualize.parameterization import resized
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
 from .result import Result, proportion
-from .semantics import sums_by_fact
+from .semantics import Batches, sums_by_fact
 
 _SCENES = 8192  # 32 of each of 256 concepts
 
 
 @dataclass(frozen=True, eq=False)
 class Selectivity:
-    """Concept selectivity of a layer's units, in standard deviations over all scenes (``statistics.class_selectivity``).
-
-    Attributes:
-        by_concept: (concepts, units).
-        concept: int64 (units,), the preferred concept of each unit; ``strength`` (units,), its selectivity.
+    """Concept selectivity of a layer's units, in standard deviations over all scenes (``statistics.class_selectivity``):
+    ``by_concept`` (concepts, units); the preferred ``concept`` of each unit, int64 (units,), and its ``strength``.
     """
 
     by_concept: torch.Tensor
@@ -54,7 +48,7 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
     """
     world = world or default_world(model)
 
-    def batches() -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    def batches() -> Batches:
         for start in tqdm(range(0, _SCENES, AT_ONCE), desc=f"{model.name}: concepts", unit="batch", leave=False, delay=2):
             scenes = world.batch(range(start, start + AT_ONCE), model.device)
             concept = scenes.concept.cpu()
@@ -97,10 +91,8 @@ def check_recognizer(model: VisionModel, recognizer: VisionModel) -> None:
 
 def excess_activation(visualizer: Visualizer, layer: int, neurons,
                       kind: str | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-    """Faithfulness score (K,) of at least two neurons' visualizations, and its control (K,).
-
-    The activation of each neuron on its visualization minus its largest on the visualizer's reference images, in standard
-    deviations over those; the control is on the visualization of another of the K neurons.
+    """Faithfulness score (K,) of at least two neurons' visualizations: the neuron's activation minus its largest on the
+    reference images, in standard deviations over those; and its control (K,), on the visualization of another of them.
     """
     site = find_site(visualizer.model, layer, kind)
     rendering = visualizer.render(layer, neurons, kind).require_finished()
@@ -149,8 +141,7 @@ def recognition_by_layer(visualizer: Visualizer, recognizer: VisionModel, n: int
 def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: VisionModel) -> torch.Tensor:
     """Correlation of a recognizer's logits on a neuron's visualization with those on its six top images: (K,).
 
-    Logits are centered over the K visualizations, and over the K sets of images, so that what all share does not count. About
-    0 for a visualization that has nothing in common with the images that activate its neuron.
+    Logits are centered over the K visualizations, and over the K sets of images, so that what all share does not count.
     """
     site, rendering = find_site(visualizer.model, layer), visualizer.render(layer, neurons).require_finished()
     reference = reference_activations(visualizer.model, site, visualizer.reference)
@@ -163,18 +154,6 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     return pearson(*((logits - logits.mean(0)).T for logits in (shown, natural)))
 
 
-def with_top_images(visualizer: Visualizer, layer: int, neurons) -> Image.Image:
-    """Contact sheet with a row a neuron: its visualization with scores, and the five reference images that activate it most."""
-    site, rendering, tiles = find_site(visualizer.model, layer), visualizer.render(layer, neurons), []
-    reference = reference_activations(visualizer.model, site, visualizer.reference)
-    for k, neuron in enumerate(rendering.neurons):
-        top = reference[:, neuron].topk(min(5, len(reference)))
-        tiles.append(Tile(rendering.pictures[k], rendering.caption(k), rendering.scores.status[k] == "alive"))
-        images = visualizer.reference.batch(top.indices.tolist()).cpu()
-        tiles += [Tile(image, [f"{value:.3g}"]) for image, value in zip(images, top.values.tolist(), strict=True)]
-    return contact_sheet(tiles, f"{rendering.title}; left the visualization, right the top scenes", side=112, columns=6)
-
-
 def evenly_spaced(units: int, n: int) -> list[int]:
     """``n`` of the neurons 0 to ``units`` - 1, or all if there are fewer, evenly spaced."""
     return torch.linspace(0, units - 1, min(validate.whole("A number of neurons", n, 1), units)).round().long().tolist()
@@ -182,18 +161,3 @@ def evenly_spaced(units: int, n: int) -> list[int]:
 
 def _layers(model: VisionModel) -> list[Site]:
     return find_sites(model)[find_site(model).kind]
-
-
-def recognition_predictors(hits: torch.Tensor, scores: dict[str, torch.Tensor], title: str) -> Result:
-    """Correlation of scores (K,) of visualizations, by name, with ``hits`` of ``recognition`` (K,), with Fisher's interval.
-
-    K is above 3. A score that does not vary has 0, with no interval.
-    """
-    rows, n = [], len(hits)
-    for name, values in scores.items():
-        r = pearson(values.double()[:, None], hits.double()[:, None]).item()
-        middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (n - 3) ** 0.5
-        varies = values.max() > values.min() and 0 < int(hits.sum()) < n
-        low, high = np.tanh([middle - half, middle + half]) if varies else (np.nan, np.nan)
-        rows.append({"score": name, "value": r, "low": low, "high": high, "n": n})
-    return Result(title, "correlation with being recognized", rows, ("no correlation", 0.0))

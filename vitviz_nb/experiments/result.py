@@ -13,7 +13,7 @@ import torch
 
 from ..utils import files, validate
 from ..utils.errors import VitvizError, nearest
-from ..utils.statistics import wilson
+from ..utils.statistics import pearson, wilson
 
 NUMBERS = ["value", "low", "high", "n"]
 
@@ -148,11 +148,9 @@ class Result:
         Raises:
             VitvizError: results that do not have the same quantity and factors.
         """
-        if not isinstance(results, dict) or not all(isinstance(result, Result) for result in results.values()):
-            raise VitvizError(f"Results side by side are in a dict by name, such as {{'emoji-vit': result}}, got "
+        if not isinstance(results, dict) or not results or not all(isinstance(result, Result) for result in results.values()):
+            raise VitvizError(f"Results side by side are in a dict by name, at least one, such as {{'emoji-vit': result}}, got "
                               f"{validate.shown(results)}.")
-        if not results:
-            raise VitvizError("There are no results to put side by side; give at least one, such as {'emoji-vit': result}.")
         first, *others = results.values()
         for other in others:
             if (other.quantity, other.factors) != (first.quantity, first.factors):
@@ -202,3 +200,12 @@ def mean_of(values) -> dict[str, float]:
     mean = values.mean() if len(values) else np.nan
     half = 1.96 * values.std(ddof=1) / len(values) ** 0.5 if len(values) > 1 else np.nan
     return {"value": mean, "low": mean - half, "high": mean + half, "n": len(values)}
+
+
+def correlation(first, second) -> dict[str, float]:
+    """The numbers of a row: Pearson's r of n > 3 pairs, with Fisher's interval; 0 without an interval where one is constant."""
+    first, second = (torch.as_tensor(values).double()[:, None] for values in (first, second))
+    r, varies = pearson(first, second).item(), first.max() > first.min() and second.max() > second.min()
+    middle, half = np.arctanh(np.clip(r, -0.999999, 0.999999)), 1.959964 / (len(first) - 3) ** 0.5
+    low, high = np.tanh([middle - half, middle + half]) if varies else (np.nan, np.nan)
+    return {"value": r, "low": low, "high": high, "n": len(first)}

@@ -51,9 +51,6 @@ class Task:
     Args:
         n: number of ``questions``, at most one for each neuron whose activation varies.
         images: at least 16 reference images (see ``ImageSet``); by default scenes of Emoji World.
-
-    Raises:
-        VitvizError: an argument of another type or range.
     """
 
     def __init__(self, model: VisionModel, n: int = 20, seed: int = 0, images=None):
@@ -128,22 +125,6 @@ def _draw(generator: torch.Generator, n: int) -> int:
     return int(torch.randint(n, (1,), generator=generator))
 
 
-def random_player(seed: int = 0) -> Callable:
-    """A player at chance: 0 or 1, sampled uniformly."""
-    generator = torch.Generator().manual_seed(validate.whole("seed", seed))
-    return lambda hint, images: _draw(generator, 2)
-
-
-def color_player(hint: torch.Tensor, images: torch.Tensor) -> int:
-    """A player that sees color only: the image whose histogram of 64 colors has the larger intersection with the hint's."""
-    def histogram(images: torch.Tensor) -> torch.Tensor:
-        bins = (images * 3.999).long().clamp(0, 3)
-        return torch.bincount((bins[:, 0] * 16 + bins[:, 1] * 4 + bins[:, 2]).flatten(), minlength=64) / bins[:, 0].numel()
-
-    left, right = (torch.minimum(histogram(image[None]), histogram(hint)).sum() for image in images)
-    return int(right > left)
-
-
 def model_player(model: VisionModel) -> Callable:
     """A player that sees with another network: the image whose centered logits are more similar (cosine) to the hint's."""
     if not isinstance(model, VisionModel):
@@ -159,11 +140,7 @@ def model_player(model: VisionModel) -> Callable:
 
 
 class TaskWidget(widgets.VBox):
-    """The task on the page, with a button for each image; after a choice it says whether that was correct.
-
-    Attributes:
-        choices: 0 (left) or 1 (right) for each question answered so far.
-    """
+    """The task on the page, with a button for each image; ``choices`` are 0 (left) or 1 (right), one a question answered."""
 
     def __init__(self, task: Task):
         if not isinstance(task, Task):

@@ -16,7 +16,6 @@ from vitviz_nb.experiments.faithfulness import (
     logit_correlation,
     recognition,
     recognition_by_layer,
-    recognition_predictors,
     selectivity,
 )
 from vitviz_nb.models.sites import find_site
@@ -266,19 +265,6 @@ def test_the_percentage_by_layer_counts_pictures_above_every_image(model):
     assert own.tolist() == [50, 0]
     other = table[table["the picture is of"] == "another neuron"].set_index("layer")["value"]
     assert other[1] == 50  # unit 1 responds to the red picture of unit 0
-
-
-def test_scores_that_predict_recognition_have_its_correlation_with_fishers_interval():
-    hits = torch.tensor([True, False] * 50)
-    exact = torch.where(hits, 1.0, 0.0)
-    mixed = exact.clone()
-    mixed[:20] = 1 - mixed[:20]  # 80 of 100 agree: correlation 0.6
-    scores = {"exact": exact, "mixed": mixed, "independent": torch.tensor([1.0, 1, 0, 0] * 25),
-              "constant": torch.full((100,), 0.1)}
-    table = recognition_predictors(hits, scores, "").table.set_index("score")
-    assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
-    assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
-    assert table.loc["constant", ["low", "high"]].isna().all()
 
 
 def test_logits_on_a_picture_correlate_with_those_on_its_top_images_unless_it_shows_something_else(model):

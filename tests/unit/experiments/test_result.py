@@ -12,7 +12,7 @@ import torch
 from matplotlib.colors import to_rgb
 from matplotlib.container import BarContainer, ErrorbarContainer
 
-from vitviz_nb.experiments.result import Result, mean_of, proportion
+from vitviz_nb.experiments.result import Result, correlation, mean_of, proportion
 from vitviz_nb.utils.errors import VitvizError
 
 
@@ -294,5 +294,18 @@ def test_results_with_controls_of_their_own_have_none_in_common():
 def test_results_of_other_quantities_or_factors_do_not_stand_side_by_side():
     with pytest.raises(VitvizError, match="accuracy .%. by layer, measure, and mean distance .px. by kind, where"):
         Result.side_by_side({"one": DEPTHS, "two": KINDS}, "")
-    with pytest.raises(VitvizError, match="no results"):
+    with pytest.raises(VitvizError, match="at least one"):
         Result.side_by_side({}, "")
+
+
+def test_a_correlation_has_fishers_interval_and_that_of_a_constant_none():
+    hits = torch.tensor([True, False] * 50)
+    exact = torch.where(hits, 1.0, 0.0)
+    mixed = exact.clone()
+    mixed[:20] = 1 - mixed[:20]  # 80 of 100 agree: correlation 0.6
+    scores = {"exact": exact, "mixed": mixed, "independent": torch.tensor([1.0, 1, 0, 0] * 25),
+              "constant": torch.full((100,), 0.1)}
+    table = pd.DataFrame({name: correlation(values, hits) for name, values in scores.items()}).T
+    assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
+    assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
+    assert table.loc["constant", ["low", "high"]].isna().all()

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from vitviz_nb.models import loading as models
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
-from vitviz_nb.widgets.two_alternative import HINTS, Task, TaskWidget, color_player, model_player, random_player
+from vitviz_nb.widgets.two_alternative import HINTS, Task, TaskWidget, model_player
 
 SIZE, PATCH, N = 16, 8, 200
 
@@ -125,21 +125,6 @@ def test_before_the_first_choice_there_is_no_value_and_the_interval_is_everythin
     task.score([]).plot()
 
 
-def test_the_random_player_is_at_chance(model, images):
-    tasks = [Task(model, 24, seed, images) for seed in range(20)]
-    scores = [task.play(random_player(i), "random").table for i, task in enumerate(tasks)]
-    assert 42 < sum(table["value"].mean() for table in scores) / 20 < 58  # 480 questions: 50 % with a standard deviation of 2.3
-
-
-def test_the_color_player_takes_the_image_that_shares_more_of_the_hints_colors():
-    red, blue = torch.zeros(3, 8, 8), torch.zeros(3, 8, 8)
-    red[0], blue[2] = 0.9, 0.9
-    some, less = blue.clone(), blue.clone()
-    some[:, :4], less[:, :1] = red[:, :4], red[:, :1]
-    assert color_player(red[None], torch.stack([some, less])) == 0 and color_player(red[None], torch.stack([less, some])) == 1
-    assert color_player(torch.stack([red] * 4), torch.stack([blue, less])) == 1
-
-
 def test_the_model_player_takes_the_image_whose_logits_are_more_similar_to_the_hints(model):
     torch.nn.init.eye_(model.module.mlp.fc2.weight)  # logits are the activations of red, green and blue
     torch.nn.init.zeros_(model.module.mlp.fc2.bias)
@@ -189,7 +174,7 @@ def test_a_number_of_questions_that_cannot_be_asked_is_refused(n, model, images)
     lambda task: Task(3), lambda task: Task(task.model, 2, seed="x"), lambda task: Task(task.model, 2, images=3),
     lambda task: task.hint(3), lambda task: task.pair(None), lambda task: task.sheet("x"), lambda task: task.score(3),
     lambda task: task.score([2]), lambda task: task.score([0] * 25), lambda task: task.score(["left"]),
-    lambda task: task.play(3, "x"), lambda task: task.play(lambda hint, images: "left", "x"), lambda task: random_player(-1),
+    lambda task: task.play(3, "x"), lambda task: task.play(lambda hint, images: "left", "x"),
     lambda task: model_player(3), lambda task: TaskWidget(3), lambda task: TaskWidget(task).choose("left")])
 def test_an_argument_of_another_type_or_range_is_refused(call, task):
     with pytest.raises(VitvizError):
@@ -211,6 +196,6 @@ def test_too_few_images_are_refused(model, images):
 def test_it_works_on_other_families(architecture):
     made = VisionModel(models.build(architecture), "other", 32, trained=False, card={"pictures": {"steps": 3, "copies": 1}})
     task = Task(made, 2, images=torch.rand(32, 3, 32, 32))
-    score = task.play(color_player, "color")
+    score = task.play(lambda hint, images: 0, "left")
     assert score.table["n"].tolist() == [1, 1] and not math.isnan(score.table["value"].sum()) and "untrained" in score.title
     assert task.sheet(task.questions[1]).width > 6 * 160
