@@ -173,8 +173,6 @@ DOORS = {  # one argument of each public function that takes anything
     "high_frequencies": regularizers.high_frequencies,
     "patch_borders, images": lambda x: regularizers.patch_borders(x, 8),
     "patch_borders, patch": lambda x: regularizers.patch_borders(IMAGES, x),
-    "power_spectra": lambda x: regularizers.power_spectra(x, "title"),
-    "power_spectra, images": lambda x: regularizers.power_spectra({"a": x, "b": IMAGES}, "title"),
     "ablated_recipes": regularizers.ablated_recipes,
     "sensitivity, distances": lambda x: regularizers.sensitivity(MODEL, IMAGES, n=1, distances=x),
     "adversarial_example, image": lambda x: regularizers.adversarial_example(MODEL, x, neuron=0, images=IMAGES),

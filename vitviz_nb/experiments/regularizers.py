@@ -1,6 +1,8 @@
 """Obstacle 1: activation maximization gives noise. What each regularizer does; adversarial examples (paper, section 2)."""
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
+from typing import NamedTuple
 
 import torch
 from PIL import Image
@@ -8,14 +10,14 @@ from tqdm import tqdm
 
 from ..datasets.image_set import AT_ONCE, ImageSet
 from ..models.reading import tokens
-from ..models.sites import check_neurons, find_site
+from ..models.sites import Site, check_neurons, find_site
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, bundle, contact_sheet
 from ..training.pgd import pgd
 from ..utils import validate
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..utils.spectrum import radial_spectrum, rings
+from ..utils.spectrum import radial_spectrum
 from ..visualize.optimize import check_weights
 from ..visualize.parameterization import resized
 from ..visualize.recipe import Recipe
@@ -26,7 +28,7 @@ from .faithfulness import check_recognizer, recognition, selectivity
 from .result import Result, mean_of, proportion
 
 OFF = {"tv": 0.0, "jitter": 0.0, "color": 0.0, "noise": 0.0, "copies": 1}  # each regularizer's value when it is off
-_SHOWN, _STEPS = 8, 10
+_STEPS = 10
 
 
 def most_selective(model: VisionModel, n: int = 16) -> list[int]:
@@ -84,38 +86,19 @@ def ablated_recipes(recipe: Recipe) -> dict[str, Recipe]:
     if not used:
         raise VitvizError(f"The recipe has no regularizer to take away; give at least one of {', '.join(OFF)} a value.")
     off = {name: OFF[name] for name in used}
-    only = {f"{name} only": replace(recipe, **{k: v for k, v in off.items() if k != name}) for name in used}
+    only = {f"{name} only": replace(recipe, **{**off, name: getattr(recipe, name)}) for name in used}
     without = {f"all but {name}": replace(recipe, **{name: off[name]}) for name in used}
     # With two regularizers, one only is all but the other; with one, it is all.
     several = (only if len(used) > 1 else {}) | (without if len(used) > 2 else {})
     return {"none": replace(recipe, **off), **several, "all": recipe}
 
 
-@dataclass(frozen=True, eq=False)
-class Ablation:
-    """Feature visualizations of the same neurons from the same seed with and without regularizers. Shows itself."""
+class Ablation(NamedTuple):
+    """Feature visualizations of the same neurons from the same seed with and without regularizers."""
 
     pictures: dict[str, Rendering]  # by name of the setting
     artifacts: Result  # share of high frequencies and of differences at patch borders, beside reference images
     quality: Result  # percentage above the 99th percentile of scenes, and recognized by another model
-
-    def sheet(self, of: list[str] | None = None) -> Image.Image:
-        """A row for each setting (by default all), a column for each of the first eight neurons."""
-        tiles = []
-        for name in of or self.pictures:
-            rendering = self.pictures[validate.choice("A setting", name, self.pictures)]
-            high = high_frequencies(rendering.pictures)
-            for k, neuron in enumerate(rendering.neurons[:_SHOWN]):
-                numbers = f"{rendering.scores.activation[k]:.2f}, high {high[k]:.0f} %"
-                tiles.append(Tile(rendering.pictures[k], [name if k == 0 else f"neuron {neuron}", numbers],
-                                  rendering.scores.status[k] == "alive"))
-        first = next(iter(self.pictures.values()))
-        title = (f"{first.model}, {first.kind} layer {first.layer}, seed {first.seed}: a column is a neuron ({first.neurons[0]} "
-                 f"first), a row a choice of regularizers; below, the activation and the share of variance in high frequencies")
-        return contact_sheet(tiles, title, side=96, columns=min(_SHOWN, len(first.neurons)))
-
-    def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.sheet(), f"The same neurons with {', '.join(self.pictures)}")
 
 
 def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, layer: int = -1, neurons=range(16),
@@ -158,32 +141,11 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
     return Ablation(pictures, Result(f"{title}: artifacts", "share (%)", artifacts, even), quality)
 
 
-def power_spectra(images: dict[str, torch.Tensor], title: str) -> Result:
-    """Radially averaged power spectra of images, relative to white noise of the same variance, which has 1 everywhere.
-
-    ``images`` are by name, each (K, 3, S, S) in [0, 1], of one size. The interval is over the K of them.
-    """
-    if not isinstance(images, dict) or not images:
-        raise VitvizError(f"Images are in a dict by name, such as {{'scenes': images}}, got {validate.shown(images)}.")
-    rows, sides = [], {_stack("Images", stack).shape[-1] for stack in images.values()}
-    if len(sides) > 1:
-        raise VitvizError(f"Power spectra are of images of one size, got sides of {', '.join(map(str, sorted(sides)))} px.")
-    for name, stack in images.items():
-        frequencies, power = radial_spectrum(stack)
-        ring = rings(stack.shape[-1]).flatten()
-        inside = torch.bincount(ring)[frequencies]  # coefficients on each ring, over which the power is averaged
-        level = power * (len(ring) - 1) / inside
-        rows += [{"frequency (cycles per image)": int(f), "pictures": name, **mean_of(level[:, i])}
-                 for i, f in enumerate(frequencies)]
-    return Result(title, "power (white noise: 1)", rows, ("white noise", 1.0))
-
-
 def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25, 0.5, 1.0, 2.0), layer: int = -1,
                 kind: str | None = None) -> Result:
-    """Increase of neurons' activations by L2-bounded adversarial perturbations (PGD), and by random ones of the same size.
-
-    Each of n images is perturbed for a neuron of its own, the n evenly spaced among those of the layer. The increase is in
-    standard deviations over the images as they are; ``distances`` are L2 norms over all pixels and channels, in [0, 1].
+    """Increase of activations by L2-bounded adversarial perturbations (PGD), and by random ones of the same size, in standard
+    deviations over images. Each of n images is perturbed for one of n evenly spaced neurons; ``distances`` are L2 norms over
+    all pixels and channels, in [0, 1].
     """
     site, image_set = find_site(model, layer, kind), ImageSet(model, images)
     check_weights(model)
@@ -203,20 +165,21 @@ def sensitivity(model: VisionModel, images=None, *, n: int = 32, distances=(0.25
         increases = {"adversarial": [], "random": []}
         for start in range(0, n, AT_ONCE):
             part = slice(start, start + AT_ONCE)
-            own = neurons[part].to(model.device)[:, None]
-
-            def activation(shown: torch.Tensor, own=own) -> torch.Tensor:
-                return tokens(model, site, model.normalize(shown)).float().mean(1).gather(1, own)[:, 0]
-
-            adversarial = pgd(lambda shown, activation=activation: activation(shown).sum(), clean[part], distance, _STEPS)
-            noisy = (clean[part] + distance * random[part]).clamp(0, 1)
-            for name, perturbed in (("adversarial", adversarial), ("random", noisy)):
+            activation = _activation(model, site, neurons[part])
+            for name, perturbed in (("adversarial", pgd(activation, clean[part], distance, _STEPS)),
+                                    ("random", (clean[part] + distance * random[part]).clamp(0, 1))):
                 with torch.inference_mode():
                     increases[name].append((activation(perturbed).cpu() - before[part]) / spread[part])
             release_memory()
         rows += [{"L2 norm": distance, "perturbation": name, **mean_of(torch.cat(parts))} for name, parts in increases.items()]
     return Result(f"{model.title}, {site}: increase of activations by perturbations ({image_set.name})",
                   "increase (standard deviations over scenes)", rows)
+
+
+def _activation(model: VisionModel, site: Site, neurons: torch.Tensor) -> Callable[[torch.Tensor], torch.Tensor]:
+    """From images (N, 3, S, S) to the activation (N,) of a neuron each."""
+    own = neurons.tolist()  # a tensor that was made in inference mode could not be used where gradients flow
+    return lambda images: tokens(model, site, model.normalize(images)).float().mean(1)[range(len(own)), own]
 
 
 @dataclass(frozen=True, eq=False)
@@ -251,18 +214,13 @@ def adversarial_example(model: VisionModel, image: torch.Tensor, *, layer: int =
         distance: L2 norm of the perturbation at most; at 64 px, 1 is a hundredth of the range a pixel, which cannot be seen.
         images: what percentiles refer to (see ``ImageSet``); by default scenes of Emoji World.
     """
-    site = find_site(model, layer, kind)
+    site, distance = find_site(model, layer, kind), validate.real("distance", distance, 0, 1e4)
     (neuron,) = check_neurons(site, neuron)
-    distance = validate.real("distance", distance, 0, 1e4)
     check_weights(model)
     batch = image[None] if isinstance(image, torch.Tensor) else image
     image = validate.images(f"Images for {model.name}", batch, (3, model.image_size, model.image_size)).to(model.device)
-
-    def activation(shown: torch.Tensor) -> torch.Tensor:
-        return tokens(model, site, model.normalize(shown))[..., neuron].float().mean()
-
+    activation, reference = _activation(model, site, torch.tensor([neuron])), reference_set(model, images)
     perturbed = pgd(activation, image, distance, 2 * _STEPS)
-    reference = reference_set(model, images)
     known = reference_activations(model, site, reference)[:, neuron]
     with torch.inference_mode():
         values = [activation(shown).item() for shown in (image, perturbed)]

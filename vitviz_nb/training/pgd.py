@@ -16,7 +16,7 @@ def pgd(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, radi
     whole radius at most.
 
     Args:
-        loss: from images to one number to which each image contributes by itself: a mean or sum of losses or activations.
+        loss: from images to what is summed up, a number (a mean or sum of losses) or one an image, which are independent.
 
     Raises:
         VitvizError: no gradient of the loss reaches the images.
@@ -24,7 +24,7 @@ def pgd(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, radi
     adversarial = images = images.clone()  # those of inference mode take no gradient
     for _ in range(steps):
         adversarial = adversarial.detach().requires_grad_()
-        gradient = gradient_of("The loss", loss(adversarial), adversarial).float()
+        gradient = gradient_of("The loss", loss(adversarial).sum(), adversarial).float()
         change = (adversarial + min(1.0, 2.5 / steps) * radius * gradient / _norm(gradient) - images).detach()
         adversarial = (images + change * (radius / _norm(change)).clamp(max=1)).clamp(0, 1)
     return adversarial.detach()

@@ -7,7 +7,6 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
-from dataclasses import replace
 from queue import SimpleQueue
 
 import ipywidgets as widgets
@@ -16,8 +15,6 @@ from IPython import get_ipython
 from ..models.sites import KINDS, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import to_image
-from ..utils.errors import VitvizError
-from ..utils.validate import shown
 from ..visualize.recipe import RECIPES, Recipe
 from ..visualize.scores import reference_set
 from ..visualize.top_images import top_images
@@ -27,16 +24,9 @@ from .elements import Picture, Status, sentence
 _SIDE = 288  # px of the image on the page
 _DEBOUNCE = 0.2  # s without a further change before work begins
 _BETWEEN = 0.2  # s between two previews: fast steps do not wait for the page, nor the page for slow steps
-_REGULARIZERS = {"tv": (0.0, 0.001, 0.003, 0.01, 0.03, 0.1), "jitter": (0.0, 0.03, 0.0625, 0.125, 0.25),
-                 "color": (0.0, 0.1, 0.3, 1.0), "noise": (0.0, 0.05, 0.2, 0.5), "blur": (0.0, 0.05, 0.1, 0.2),
-                 "copies": (1, 2, 4, 8)}
 _HELP = ("<b>Layer</b>: depth in the network; 0 is closest to the input. <b>Neuron</b>: its index in the layer. <b>Kind</b>: "
          "which activations of the layer. <b>Recipe</b>: settings and number of steps of the optimization. <b>Seed</b>: of the "
          "initialization and augmentations. <b>Stop</b> keeps the image as it is.")
-_HELP_TUNE = (" <b>tv</b>: weight of the total variation. <b>jitter</b>: largest shift of an augmented view (of the image side). "
-              "<b>color</b>: strength of the color shift. <b>noise</b>: standard deviation of the color noise at the first step. "
-              "<b>blur</b>: width of the Gaussian that first smooths the gradient (of the image side). <b>copies</b>: augmented "
-              "views per step.")
 _VERDICT = {"weak": " A weak image: many reference images activate the neuron more.",
             "dead": " A dead neuron: its activation does not vary over the reference images."}
 _OPEN: set["Explorer"] = set()
@@ -45,13 +35,11 @@ _OPEN: set["Explorer"] = set()
 class Explorer(widgets.VBox):
     """Feature visualizations of a model, chosen by sliders.
 
-    A change shows an image of the embedded atlas at once, and starts any other after 0.2 s without a further change, shown while
-    it forms; the latest request wins. ``close()``, another run of the cell that made it, and the end of Python stop the work and
-    free its thread and memory.
+    An image of the embedded atlas is shown at once, any other while it forms; the latest change wins. ``close()``, another run of
+    the cell that made it, and the end of Python stop the work and free its thread and memory.
 
     Args:
         images: reference images for scores and top images (see ``ImageSet``); by default Emoji World.
-        tune: True for sliders over the recipe's regularizers.
 
     Attributes:
         result: the last finished or stopped ``Rendering``, or None.
@@ -60,28 +48,20 @@ class Explorer(widgets.VBox):
         VitvizError: an argument of another type; images that do not fit the model.
     """
 
-    def __init__(self, model: VisionModel, images=None, tune: bool = False):
-        if not isinstance(tune, bool):
-            raise VitvizError(f"tune is True or False, got {shown(tune)}.")
+    def __init__(self, model: VisionModel, images=None):
         kinds = find_sites(model)
         layers = next(iter(kinds.values()))
         self.model, self.result = model, None
         self._images = None if images is None else reference_set(model, images)
         self._visualizers: dict[Recipe, Visualizer] = {}
-        self._request, self._stopped, self._settling = 0, False, False
+        self._request, self._stopped = 0, False
         wide = widgets.Layout(width="420px")
         slider = {"continuous_update": False, "layout": wide}
         self._kind = widgets.Dropdown(description="Kind", options=[(f"{k}: {KINDS[k]}", k) for k in kinds], layout=wide)
         self._layer = widgets.IntSlider(description="Layer", max=len(layers) - 1, value=len(layers) - 1, **slider)
         self._neuron = widgets.IntSlider(description="Neuron", max=layers[-1].units - 1, **slider)
-        recipes = {name: Recipe.named(name, model) for name in RECIPES}
-        options = [(f"{name}: {recipe.work}", name) for name, recipe in recipes.items()]
+        options = [(f"{name}: {Recipe.named(name, model).work}", name) for name in RECIPES]
         self._recipe = widgets.Dropdown(description="Recipe", options=options, layout=wide)
-        self._tuned = {}
-        for name, values in _REGULARIZERS.items() if tune else ():
-            values = sorted({*values, *(getattr(recipe, name) for recipe in recipes.values())})
-            self._tuned[name] = widgets.SelectionSlider(options=[(f"{v:.3g}", v) for v in values], description=name,
-                                                        value=getattr(recipes[self._recipe.value], name), **slider)
         self._seed = widgets.BoundedIntText(description="Seed", min=0, max=2**31 - 1, layout=widgets.Layout(width="200px"))
         self._stop = widgets.Button(description="Stop", icon="stop", layout=widgets.Layout(width="100px"))
         self._picture = Picture(width=_SIDE, height=_SIDE)
@@ -92,13 +72,12 @@ class Explorer(widgets.VBox):
             widget.add_class(f"vitviz-{name}")
         self._kind.observe(self._on_site, "value")
         self._layer.observe(self._on_site, "value")
-        self._recipe.observe(self._on_recipe, "value")
-        for control in (self._neuron, self._seed, *self._tuned.values()):
+        for control in (self._neuron, self._recipe, self._seed):
             control.observe(lambda change: self._start(), "value")
         self._stop.on_click(lambda button: setattr(self, "_stopped", True))
-        advice = widgets.HTML(f"<div style='line-height: 1.4'><small>{_HELP}{_HELP_TUNE * tune}</small></div>", layout=wide)
-        controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, *self._tuned.values(),
-                                 widgets.HBox([self._seed, self._stop]), advice])
+        advice = widgets.HTML(f"<div style='line-height: 1.4'><small>{_HELP}</small></div>", layout=wide)
+        controls = widgets.VBox([self._kind, self._layer, self._neuron, self._recipe, widgets.HBox([self._seed, self._stop]),
+                                 advice])
         tall = widgets.Layout(width="320px", min_height="380px")  # fixed, so that the page does not jump
         picture = widgets.VBox([self._picture, self._status, self._scores], layout=tall)
         super().__init__([widgets.HBox([controls, picture, self._scenes], layout=widgets.Layout(flex_flow="row wrap"))])
@@ -138,16 +117,9 @@ class Explorer(widgets.VBox):
         self._neuron.max = find_site(self.model, self._layer.value, self._kind.value).units - 1
         self._start()
 
-    def _on_recipe(self, change) -> None:
-        self._settling = True
-        for name, control in self._tuned.items():
-            control.value = getattr(Recipe.named(self._recipe.value, self.model), name)
-        self._settling = False
-        self._start()
-
     def _start(self) -> None:
         """Make the image the controls ask for, unless they change again at once."""
-        if self._settling or self not in _OPEN:
+        if self not in _OPEN:
             return
         self._request += 1
         self._stopped = False
@@ -177,8 +149,7 @@ class Explorer(widgets.VBox):
         try:
             if request != self._request:
                 return
-            tuned = {name: control.value for name, control in self._tuned.items()}
-            recipe = replace(Recipe.named(self._recipe.value, self.model), **tuned)
+            recipe = Recipe.named(self._recipe.value, self.model)
             visualizer = self._visualizers.setdefault(recipe, Visualizer(self.model, recipe, self._images))
             yield 0 if visualizer.in_atlas(layer, kind, seed) else _DEBOUNCE
             previewed, title = -math.inf, f"{kind} {layer}, neuron {neuron}"

@@ -8,7 +8,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import replace
 from io import BytesIO
 from types import ModuleType
 
@@ -354,25 +353,9 @@ def test_sliders_stay_within_what_the_model_has():
     explorer.close()
 
 
-def test_tuned_regularizers_change_the_recipe_and_another_recipe_sets_them(model, images):
-    quick, paper = vv.Recipe.quick(model), vv.Recipe.paper()
-
-    async def play():
-        desk = Desk(vv.explore(model, images, tune=True))
-        assert (await desk.finished(0)).recipe == quick
-        desk.set("tv", 0.0)
-        await desk.until(lambda: desk.explorer.result.recipe == replace(quick, tv=0.0))
-        desk.set("Recipe", "paper")
-        for name in ("tv", "jitter", "color", "noise", "blur", "copies"):
-            assert control(desk.explorer, name).value == getattr(paper, name)
-        desk.explorer.close()
-
-    asyncio.run(play())
-
-
 @pytest.mark.parametrize(("arguments", "problem"), [
     ((3,), "model"), ((None,), "model"), (("model", 3), "[Ii]mages"), (("model", torch.rand(2, 3, 8, 8)), "shape"),
-    (("model", torch.rand(2, 3, SIZE, SIZE) * 255), "0, 1"), (("model", None, "yes"), "tune is True or False")])
+    (("model", torch.rand(2, 3, SIZE, SIZE) * 255), "0, 1")])
 def test_an_argument_of_another_type_or_range_is_refused(arguments, problem, model):
     with pytest.raises(vv.VitvizError, match=problem):
         vv.explore(*(model if argument == "model" else argument for argument in arguments))
