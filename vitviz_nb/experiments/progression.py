@@ -2,29 +2,23 @@
 
 import torch
 import torch.nn.functional as F
-from PIL import Image
 
 from ..datasets.emoji_world import EmojiWorld
 from ..datasets.image_set import ImageSet
 from ..models.reading import activations
 from ..models.sites import find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import validate
-from ..utils.errors import VitvizError
 from ..utils.spectrum import radial_spectrum
 from ..utils.statistics import pearson
 from ..visualize.rendering import Rendering
-from ..visualize.visualizer import Visualizer
 from .faithfulness import selectivity
 from .result import Result, mean_of
 
 
 def frequency_and_color(pictures: dict[int, Rendering | torch.Tensor], title: str) -> tuple[Result, Result]:
-    """Spatial frequency and colorfulness of feature visualizations, by layer.
-
-    Of each layer a finished rendering or pictures (K, 3, S, S), one a neuron: the mean frequency, weighted by power, in cycles
-    per image; and the standard deviation of a picture's channels about their mean, in percent of the range.
+    """Mean spatial frequency, weighted by power, in cycles per image, and colorfulness, the standard deviation of a picture's
+    channels about their mean, in percent of the range: by layer, of a finished rendering or pictures (K, 3, S, S) of each.
     """
     frequency, color = [], []
     for layer, images in pictures.items():
@@ -38,37 +32,8 @@ def frequency_and_color(pictures: dict[int, Rendering | torch.Tensor], title: st
             Result(f"{title}: color of visualizations", "colorfulness (% of range)", color))
 
 
-def wall(visualizer: Visualizer, units: int = 8) -> Image.Image:
-    """Feature visualizations of every layer, the first at the top: random units, then as many of the most selective ones.
-
-    The model must be embedded: only of Emoji World is it known which concept a scene shows (``faithfulness.selectivity``).
-    """
-    model, tiles, random = visualizer.model, [], torch.Generator().manual_seed(0)
-    if model.card is None:
-        raise VitvizError(f"A wall shows the most selective units, which only embedded models have; {model.name} is none. Render "
-                          f"layers of it with a Visualizer.")
-    sites = find_sites(model)[find_site(model).kind]
-    validate.whole("units", units, 1, min(site.units for site in sites) // 2)
-    for site in sites:
-        preferred = selectivity(model, site)
-        best = preferred.strength.topk(units).indices.tolist()
-        others = [n for n in torch.randperm(site.units, generator=random).tolist() if n not in best][:units]
-        rendering = visualizer.render(site.layer, others + best).require_finished()
-        for k, neuron in enumerate(others + best):
-            concept = f"{model.class_names[preferred.concept[neuron]][:13]} {preferred.strength[neuron]:.1f}"
-            tiles.append(Tile(rendering.pictures[k], [f"random: {neuron}" if k < units else concept,
-                                                      f"above {rendering.scores.percentile[k]:.1f} %"],
-                              rendering.scores.status[k] == "alive"))
-    title = (f"{model.title}: each row a layer, from first to last; left {units} random units, right the {units} most selective "
-             f"with their concept and selectivity (standard deviations); below, how many of the scenes activate the unit less")
-    return contact_sheet(tiles, title, side=96, columns=2 * units)
-
-
 def selectivity_by_layer(model: VisionModel, images: EmojiWorld | None = None) -> Result:
-    """Concept selectivity (``faithfulness.selectivity``), mean over units, by layer, beside that of shuffled labels.
-
-    Shuffled, 32 scenes of each of 256 "concepts" differ by chance alone, and the largest of their means is still a little higher.
-    """
+    """Concept selectivity (``faithfulness.selectivity``), mean over units, by layer, beside that of shuffled labels."""
     rows = []
     for labels, shuffled in (("concepts", False), ("shuffled", True)):
         for site in find_sites(model)[find_site(model).kind]:
@@ -77,11 +42,8 @@ def selectivity_by_layer(model: VisionModel, images: EmojiWorld | None = None) -
 
 
 def invariance(model: VisionModel, images=None, *, kind: str | None = None, n: int = 256) -> Result:
-    """Invariance of units to shifts and rotations, by layer: the correlation, over images, of their activations on an image and
-    on the transformed one, mean over units.
-
-    1 where a unit is invariant, 0 where the transformation makes it another image to it. Shifts are circular; rotated images are
-    filled up by reflection.
+    """Invariance of units to shifts (circular) and rotations (filled up by reflection), by layer: the correlation, over images,
+    of their activations on an image and on the transformed one, mean over units; 1 where a unit is invariant.
     """
     image_set, sites = ImageSet(model, images, n), find_sites(model)[find_site(model, kind=kind).kind]
     changes = {f"shift by 1/{k} of the side": lambda x, k=k: x.roll((x.shape[-1] // k,) * 2, (2, 3)) for k in (16, 8, 4)}

@@ -6,15 +6,13 @@ from typing import NamedTuple
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import nn
 
 from ..datasets.image_set import ImageSet
 from ..models.reading import at_sites
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, contact_sheet
-from ..utils import cache, validate
+from ..utils import cache
 from ..utils.errors import NotApplicable, VitvizError
 from ..utils.statistics import FEWEST, class_selectivity, variance_explained
 from ..visualize.rendering import Rendering
@@ -31,8 +29,7 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
                       n: int = IMAGES) -> tuple[ImageSet, dict[str, torch.Tensor]]:
     """Mean activations over patch tokens of one layer's units, by kind: the images, and float32 (n, units) each.
 
-    Kinds are queries, keys, values, MLP neurons, MLP neurons before their activation function ("before"), and the residual
-    stream after the block, as far as the model has them. One pass over the images for all; then from the cache folder.
+    Kinds are queries, keys, values, MLP neurons, these before their activation function ("before"), and the residual stream.
     """
     if not any(kind in find_sites(model) for kind in COMPARED):
         raise NotApplicable(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
@@ -52,12 +49,8 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
 
 
 def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> tuple[Result, Result]:
-    """Whether units represent concepts better than random directions of the same space do, by kind, in one layer.
-
-    Returns:
-        Selectivity of units for their preferred concept (``class_selectivity``), mean over units; and the fraction of variance
-        that concepts explain (ε², ``variance_explained``), in percent. Both also for as many random directions
-        (``random_directions``), and for units with shuffled labels.
+    """Selectivity of one layer's units for their preferred concept, mean over units, by kind, and the fraction of variance that
+    concepts explain (ε²), in percent; beside those of as many random directions, and of units with shuffled labels.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
     labels, selectivity, explained = image_set.labels(range(image_set.n)), [], []
@@ -75,10 +68,8 @@ def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int =
 
 
 def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int = IMAGES) -> Result:
-    """Selectivity for each concept along its best unit and along its best direction, by kind: mean over concepts.
-
-    Unit and direction (``discriminant``) are chosen on the first half of the images and measured on the second. Concepts with
-    fewer than four images in either half are left out.
+    """Selectivity for each concept along its best unit and its best direction (``discriminant``), by kind: mean over concepts
+    with four images or more in both halves, on the first of which unit and direction are chosen, and on the second measured.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
     classes, half, rows = len(model.class_names), image_set.n // 2, []
@@ -139,19 +130,16 @@ def participation_ratio(activations: torch.Tensor) -> dict[str, float]:
 
     It is k where the variance is spread evenly over k directions. The interval is a jackknife over 16 blocks of images.
     """
-    centered = (activations - activations.mean(0)).double()
-    blocks = centered.tensor_split(min(_BLOCKS, len(centered)))
-    sums, squares = torch.stack([b.sum(0) for b in blocks]), torch.stack([b.T @ b for b in blocks])
-
-    def ratio(total: torch.Tensor, square: torch.Tensor, n: int) -> float:
-        covariance = square / n - torch.outer(total, total) / n**2
+    def ratio(images: torch.Tensor) -> float:
+        centered = images - images.mean(0)
+        covariance = centered.T @ centered  # but for a factor, which the ratio does not depend on
         return (covariance.trace() ** 2 / covariance.square().sum().clamp_min(1e-30)).item()
 
-    value = ratio(sums.sum(0), squares.sum(0), len(centered))
-    without = [ratio(sums.sum(0) - s, squares.sum(0) - q, len(centered) - len(b))
-               for s, q, b in zip(sums, squares, blocks, strict=True)]
+    activations = activations.double()
+    blocks = activations.tensor_split(min(_BLOCKS, len(activations)))
+    value, without = ratio(activations), [ratio(torch.cat([*blocks[:i], *blocks[i + 1:]])) for i in range(len(blocks))]
     half = 1.96 * (np.var(without) * (len(without) - 1)) ** 0.5
-    return {"value": value, "low": value - half, "high": value + half, "n": len(centered)}
+    return {"value": value, "low": value - half, "high": value + half, "n": len(activations)}
 
 
 def _title(model: VisionModel, layer: int, images: str) -> str:
@@ -162,47 +150,38 @@ def _title(model: VisionModel, layer: int, images: str) -> str:
 def random_directions(model: VisionModel, site: Site) -> torch.Tensor:
     """A random rotation (units, units) of the space at a site, a direction in each column; always the same.
 
-    Queries, keys and values are rotated within their heads, so that ``rotated`` can rotate the network with them.
+    Queries, keys and values are rotated within their heads, so that the network can be rotated with them.
     """
     heads = getattr(_owner(model.module, site), "num_heads", 1) if site.kind in COMPARED[:3] else 1
     random, size = torch.Generator().manual_seed(0), site.units // heads
     return torch.block_diag(*(torch.linalg.qr(torch.randn(size, size, generator=random))[0] for _ in range(heads)))
 
 
-def rotated(model: VisionModel, layer: int = -1, kind: str = "mlp") -> VisionModel:
-    """The same function as a network whose units of one kind in one layer are random directions (``random_directions``).
+def rotated(model: VisionModel, layer: int = -1) -> VisionModel:
+    """The same function as a network whose MLP units in one layer are random directions (``random_directions``).
 
-    Its logits are the same: queries and keys are rotated together, values together with the weights that read them, and MLP
-    neurons are rotated back for their activation function. So the network has no preferred axes in its queries; in the MLP
-    the activation function sets them. VitvizError for a network whose logits would change.
+    They are rotated back for their activation function, which gives the MLP its preferred axes. VitvizError for a network whose
+    logits would change.
     """
-    site = find_site(model, layer, kind)
-    validate.choice("The kind of units that random directions replace", kind, COMPARED)
+    site = find_site(model, layer, "mlp")
     return model.remember(("rotated", site), lambda: _rotate(model, site))
 
 
 def _rotate(model: VisionModel, site: Site) -> VisionModel:
     with model.lock:
         module, rotation = deepcopy(model.module), random_directions(model, site).to(model.device)
+    mlp = _owner(module, site)
+    mlp.act = _Rotated(mlp.act, rotation)
     with torch.no_grad():
-        if site.kind == "mlp":
-            mlp = _owner(module, site)
-            mlp.act = _Rotated(mlp.act, rotation)
-            _rotate_outputs(mlp.fc1, rotation, (0, 1))
-            mlp.fc2.weight.copy_(mlp.fc2.weight @ rotation)
-        elif site.kind == "value":
-            _rotate_outputs(module.get_submodule(site.path), rotation, site.part)
-            reader = _owner(module, site).proj
-            reader.weight.copy_(reader.weight @ rotation)
-        else:
-            for one in (find_site(model, site.layer, "query"), find_site(model, site.layer, "key")):
-                _rotate_outputs(module.get_submodule(one.path), rotation, one.part)
-        changed = model.with_module(module, f"{model.name} with random {site.kind} directions in layer {site.layer}")
+        for tensor in mlp.fc1.parameters():  # weight, and bias if there is one
+            tensor.copy_(rotation.T @ tensor)
+        mlp.fc2.weight.copy_(mlp.fc2.weight @ rotation)
+        changed = model.with_module(module, f"{model.name} with random mlp directions in layer {site.layer}")
         images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
         before, after = model(images), changed(images)
     if (after - before).abs().max() > 1e-3 * before.abs().max():
-        raise VitvizError(f"The logits of {model.name} change once its {site.kind} units are rotated: something treats them one "
-                          f"by one, such as a norm of queries and keys.")
+        raise VitvizError(f"The logits of {model.name} change once its MLP units are rotated: something treats them one by one, "
+                          f"such as a norm.")
     return changed
 
 
@@ -216,14 +195,6 @@ class _Rotated(nn.Module):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         return self.act(x @ self.rotation.T) @ self.rotation
-
-
-def _rotate_outputs(linear: nn.Linear, rotation: torch.Tensor, part: tuple[int, int]) -> None:
-    """Rotate one of several equal parts of a layer's outputs in place: what was x is then x @ rotation."""
-    for tensor in (linear.weight, linear.bias):
-        if tensor is not None:
-            outputs = tensor.chunk(part[1])[part[0]]
-            outputs.copy_(rotation.T @ outputs)
 
 
 def _owner(module: nn.Module, site: Site) -> nn.Module:
@@ -252,19 +223,6 @@ def visualize(model: VisionModel, *, layer: int = -1, neurons: int = 12) -> dict
         rendering = Visualizer(shown).render(layer, chosen, kind).require_finished()
         visualized[name] = Visualized(rendering, preferred.indices, preferred.values)
     return visualized
-
-
-def sheet(visualized: dict[str, Visualized], model: VisionModel) -> Image.Image:
-    """All of ``visualize`` as one contact sheet, a row a kind, under each image its unit's preferred concept."""
-    tiles = []
-    for name, row in visualized.items():
-        for k, picture in enumerate(row.rendering.pictures):
-            lines = [f"{name} {row.rendering.neurons[k]}", f"{model.class_names[row.concept[k]][:12]} {row.selectivity[k]:.1f}",
-                     f"above {row.rendering.scores.percentile[k]:.1f} %"]
-            tiles.append(Tile(picture, lines, row.rendering.scores.status[k] == "alive"))
-    title = (f"{model.title}: {', '.join(visualized)}, a row each; units evenly spaced, not chosen. Below each: its preferred "
-             f"concept with selectivity (standard deviations), and the percentile of its activation among scenes")
-    return contact_sheet(tiles, title, side=104, columns=max(len(row.rendering.neurons) for row in visualized.values()))
 
 
 def recognition_by_kind(model: VisionModel, recognizer: VisionModel, *, layer: int = -1, neurons: int = 12) -> Result:

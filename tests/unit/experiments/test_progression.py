@@ -11,12 +11,9 @@ from timm.layers import Mlp
 from torch import Tensor, nn
 
 import vitviz_nb as vv
-from vitviz_nb.experiments import progression
-from vitviz_nb.experiments.faithfulness import Selectivity
-from vitviz_nb.experiments.progression import frequency_and_color, invariance, rotated, selectivity_by_layer, wall
+from vitviz_nb.experiments.progression import frequency_and_color, invariance, rotated, selectivity_by_layer
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
-from vitviz_nb.utils.paths import data_dir
 from vitviz_nb.visualize.visualizer import Visualizer
 
 SIDE = 32
@@ -150,36 +147,10 @@ def test_turned_images_are_filled_up_without_a_border():
     assert torch.allclose(rotated(torch.full((1, 3, 16, 16), 0.7), 30), torch.tensor(0.7))
 
 
-def test_a_wall_needs_an_embedded_model(tiny_vit):
-    with pytest.raises(VitvizError, match="tiny-vit is none"):
-        wall(Visualizer(tiny_vit))
-
-
-def test_a_wall_has_a_row_a_layer_of_random_and_of_the_most_selective_units(monkeypatch):
-    drawn = []
-    monkeypatch.setattr(progression, "contact_sheet", lambda tiles, title, **_: drawn.extend(tiles))
-    monkeypatch.setattr(progression, "selectivity", lambda model, place: Selectivity(
-        torch.arange(place.units).float() * (torch.arange(8) == 7)[:, None]))
-    model = vv.load("emoji-vit", device="cpu")
-    wall(Visualizer(model), units=2)  # its pictures lie in the atlas
-    lines = [tile.lines for tile in drawn]
-    assert len(lines) == 6 * 4 and all(line[1].startswith("above ") for line in lines)
-    assert [line[0] for line in lines[2::4]] == [f"{model.class_names[7][:13]} 511.0"] * 6
-    assert [line[0] for line in lines[3::4]] == [f"{model.class_names[7][:13]} 510.0"] * 6
-    random = [line[0] for i in (0, 1) for line in lines[i::4]]
-    assert all(text.startswith("random: ") for text in random) and not {"random: 511", "random: 510"} & set(random)
-    atlas = vv.Atlas.open(data_dir() / "atlas" / "emoji-vit")
-    assert torch.equal(drawn[-2].picture, atlas.rendering(5, [511]).pictures[0])
-
-
-def test_no_unfinished_picture_is_shown_or_measured_as_finished(monkeypatch):
+def test_no_unfinished_picture_is_measured_as_finished():
     model = vv.load("emoji-vit", device="cpu")
     finished = Visualizer(model).render(0, range(4))
     unfinished = replace(finished, steps=[1, *finished.steps[1:]])
-    monkeypatch.setattr(Visualizer, "render", lambda self, layer, neurons: unfinished)
-    monkeypatch.setattr(progression, "selectivity", lambda model, site: Selectivity(torch.rand(256, site.units)))
-    with pytest.raises(VitvizError, match="unfinished"):
-        wall(Visualizer(model), units=2)
     assert frequency_and_color({0: finished}, "")[0].table["n"].tolist() == [4]
     with pytest.raises(VitvizError, match="unfinished"):
         frequency_and_color({0: unfinished}, "")
