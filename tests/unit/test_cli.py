@@ -218,7 +218,7 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
 @pytest.mark.parametrize(("arguments", "says"), [
     ([], "required: COMMAND"),
     (["rendr"], "invalid choice: 'rendr'"),
-    (["train", "emoji-vti"], "A recipe to train is one of emoji-vit-standard, emoji-vit, "),
+    (["train", "emoji-vti"], "A recipe to train is one of emoji-vit; got 'emoji-vti'. Did you mean emoji-vit?"),
     (["train", "emoji-vit", "--steps", "0"], "steps is a whole number from 1 to 1000000000, got 0"),
     ([*RENDER, "--seed", "-1", "--out", "out"], "seed is a whole number from 0 to 9223372036854775807, got -1"),
     ([*RENDER, "--seed", str(2**63), "--out", "out"], "seed is a whole number from 0 to 9223372036854775807"),

@@ -9,7 +9,6 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 PROMPTS = {"3d": "a 3D model of {}", "cartoon": "a cartoon of {}", "flat": "a flat icon of {}", "line": "a line drawing of {}",
            "word": "a written word of {}"}
-_FIRST = re.compile(r"(a|two|three) (?:(small|large) )?(\S+(?: \S+)? of) (.+)")  # count, size, style, concept
 _LENGTH = 32  # words of a caption that are read; the longest of Emoji World has 30
 _UNKNOWN = 1  # 0 fills a caption up
 
@@ -52,32 +51,6 @@ class TextTower(nn.Module):
 def split(caption: str) -> list[str]:
     """The words of a caption, in lower case."""
     return re.findall(r"[^\s,:]+", caption.lower())
-
-
-def shorten(caption: str, said: float = 0.3) -> str:
-    """A caption reduced to concept and count; each further fact (size, style, …) stays with probability ``said``.
-
-    With every fact in every caption, a scene's own could be found without knowing its concept.
-    """
-    first, *others = caption.split(", ")
-    count, size, style, concept = _FIRST.fullmatch(first).groups()
-    u = torch.rand(2 + len(others)).tolist()
-    words = [count, *[size] * bool(size and u[0] < said), *[style] * (u[1] < said), concept]
-    return ", ".join([" ".join(words), *(fact for fact, v in zip(others, u[2:], strict=True) if v < said)])
-
-
-def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
-    """Contrastive loss of N images' embeddings (N, width) and M >= N captions' (M, width), the first N being the images' own.
-
-    Images with equal captions count as each other's matches.
-    """
-    logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
-    n = len(points)
-    first = {}
-    number = torch.tensor([first.setdefault(caption, i) for i, caption in enumerate(captions)], device=logits.device)
-    own = (number[:n, None] == number).float()
-    scenes, theirs = own / own.sum(1, keepdim=True), own[:, :n] / own[:, :n].sum(1, keepdim=True)
-    return (F.cross_entropy(logits, scenes) + F.cross_entropy(logits[:, :n].T, theirs)) / 2
 
 
 @torch.inference_mode(False)  # else no gradient could pass the points later

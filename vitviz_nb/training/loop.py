@@ -27,15 +27,16 @@ from tqdm import tqdm
 from ..datasets.emoji_world import STYLES, EmojiWorld, Scenes
 from ..models.cards import build, models_dir, read_card
 from ..models.loading import load_from, usable_device
-from ..models.text_tower import TextTower, contrast, shorten, split
+from ..models.text_tower import TextTower, split
 from ..models.vision_model import VisionModel, plain_attention
 from ..utils import files, validate
 from ..utils.errors import VitvizError
 from ..utils.statistics import wilson
+from .captions import contrast, shorten
 from .dense_supervision import logits_by_token
 from .muon import Muon
 from .pgd import pgd
-from .recipes import SIZE, TRAININGS, Training
+from .recipes import SIZE, Training, recipe_of
 
 MEAN = STD = (0.5, 0.5, 0.5)
 PGD_STEPS = 2  # with one, networks learn to mask the gradient instead of the class
@@ -43,20 +44,24 @@ CHECKPOINT_EVERY = 250  # steps
 _OTHERS, _UNSEEN = 3, 2**40  # captions of other scenes for each scene of a batch, and how far off these scenes lie
 
 
-def train(name: str, out: Path, device: str | None = None, steps: int | None = None, force: bool = False) -> dict:
+def train(name: str, out: Path, device: str | None = None, steps: int | None = None, force: bool = False,
+          recipe: Training | None = None) -> dict:
     """Train one model, write ``out/NAME.safetensors`` (float16) and its card ``out/NAME.json``, and return the card.
 
     Stopping it (Ctrl-C, or a killed machine) loses at most 250 steps: the same call goes on from the checkpoint in ``out``.
 
     Args:
-        name: one of ``TRAININGS``.
+        name: an embedded model, or with a ``recipe`` of your own any name of letters, digits and hyphens.
         steps: fewer updates than the recipe's, to try it out.
         force: replace files of these names that are no model of the kit.
 
     Raises:
         VitvizError: no such recipe or device; ``out`` cannot be written, or the disk is full (the last checkpoint stays).
     """
-    recipe, device = TRAININGS[validate.choice("A recipe to train", name, TRAININGS)], usable_device(device)
+    recipe, device = recipe or recipe_of(name), usable_device(device)
+    if not isinstance(recipe, Training) or not isinstance(name, str) or not re.fullmatch(r"[\w-]+", name):
+        raise VitvizError(f"A model is trained by a Training, under a name of letters, digits and hyphens; got "
+                          f"{validate.shown(recipe)}, {validate.shown(name)}.")
     if steps is not None:
         recipe = dataclasses.replace(recipe, steps=validate.whole("steps", steps, 1, 10**9))
     out = files.ready(validate.path("out", out), "The folder")
@@ -228,42 +233,28 @@ def _resume(path: Path, network, optimizers, recipe: Training) -> tuple[int, flo
     if not path.exists():
         return 0, 0.0
     try:
-        file = safe_open(path, "pt")
-        facts = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise _damaged(path, error) from None
-    with file:
-        if facts.get("recipe") != json.dumps(_settings(recipe)):
-            raise VitvizError(f"{path} belongs to another recipe; move it away to start afresh, or choose another --out.")
-        tensors = {key: file.get_tensor(key) for key in file.keys()}
-    weights = {k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")}
-    if _shapes(weights) != _shapes(network.state_dict()) or facts.get("tensors", str(len(tensors))) != str(len(tensors)):
-        raise _damaged(path, "it lacks tensors, or some have another shape")
-    try:
-        done, seconds, states = int(facts["done"]), float(facts["seconds"]), [{} for _ in optimizers]
-        for key, value in tensors.items():
-            if key.startswith("optimizer."):
-                _, j, i, field = key.split(".")
-                parameter = optimizers[int(j)].param_groups[0]["params"][int(i)]
-                if value.dim() and value.shape != parameter.shape:
-                    raise ValueError(f"{key} has the shape {tuple(value.shape)}")
-                states[int(j)].setdefault(int(i), {})[field] = value
-    except (KeyError, ValueError, IndexError) as error:
-        raise _damaged(path, error) from None
-    if not 0 <= done <= recipe.steps or not 0 <= seconds < math.inf:
-        raise _damaged(path, f"step {done} of {recipe.steps} after {seconds} s")
-    network.load_state_dict(weights)
+        with safe_open(path, "pt") as file:
+            facts, tensors = file.metadata() or {}, {key: file.get_tensor(key) for key in file.keys()}
+        if ours := facts.get("recipe") == json.dumps(_settings(recipe)):
+            done, seconds, states = int(facts["done"]), float(facts["seconds"]), [{} for _ in optimizers]
+            if facts.get("tensors", str(len(tensors))) != str(len(tensors)) or not (
+                    0 <= done <= recipe.steps and 0 <= seconds < math.inf):
+                raise ValueError(f"{len(tensors)} tensors of {facts.get('tensors')}, step {done} of {recipe.steps}")
+            network.load_state_dict({k.removeprefix("weight."): v for k, v in tensors.items() if k.startswith("weight.")})
+            for key, value in tensors.items():
+                if key.startswith("optimizer."):
+                    _, j, i, field = key.split(".")
+                    if value.dim() and value.shape != optimizers[int(j)].param_groups[0]["params"][int(i)].shape:
+                        raise ValueError(f"{key} has the shape {tuple(value.shape)}")
+                    states[int(j)].setdefault(int(i), {})[field] = value
+    except (SafetensorError, OSError, RuntimeError, KeyError, ValueError, IndexError) as error:
+        raise VitvizError(f"The checkpoint {path} is damaged ({' '.join(str(error).split())[:200]}); move it away to start "
+                          f"afresh.") from None
+    if not ours:
+        raise VitvizError(f"{path} belongs to another recipe; move it away to start afresh, or choose another --out.")
     for optimizer, state in zip(optimizers, states, strict=True):
         optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})
     return done, seconds
-
-
-def _shapes(tensors: dict[str, torch.Tensor]) -> dict[str, torch.Size]:
-    return {name: tensor.shape for name, tensor in tensors.items()}
-
-
-def _damaged(path: Path, why: Exception | str) -> VitvizError:
-    return VitvizError(f"The checkpoint {path} is damaged ({why}); move it away to start afresh.")
 
 
 def _finish(name: str, recipe: Training, network: Network, world: EmojiWorld, out: Path, seconds: float) -> dict:

@@ -8,13 +8,9 @@ import torch
 
 
 class Muon(torch.optim.Optimizer):
-    """Momentum with orthogonalized updates of matrices, so that all their directions are learned equally fast.
+    """Momentum (Nesterov's) with orthogonalized updates of matrices, so that all their directions are learned equally fast.
 
-    Args:
-        params: matrices.
-        lr: as for AdamW, because updates are scaled to the same root mean square, 0.2 (Liu et al. 2025).
-        weight_decay: decoupled, as AdamW's.
-        momentum: Nesterov's.
+    ``lr`` and ``weight_decay`` are as for AdamW: updates are scaled to the same root mean square, 0.2 (Liu et al. 2025).
     """
 
     def __init__(self, params, lr: float, weight_decay: float, momentum: float = 0.95):

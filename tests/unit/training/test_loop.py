@@ -20,12 +20,12 @@ from vitviz_nb.cli import main
 from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.models import cards
 from vitviz_nb.models import loading as models
-from vitviz_nb.models.text_tower import shorten, split
+from vitviz_nb.models.text_tower import split
 from vitviz_nb.training import loop
+from vitviz_nb.training.captions import shorten
 from vitviz_nb.training.loop import PGD_STEPS, train
-from vitviz_nb.training.recipes import TRAININGS, Training
+from vitviz_nb.training.recipes import Training, recipe_of
 from vitviz_nb.utils.errors import VitvizError
-from vitviz_nb.utils.paths import data_dir
 from vitviz_nb.utils.statistics import wilson
 
 VIT, DEIT = "timm.models.vision_transformer.VisionTransformer", "timm.models.deit.VisionTransformerDistilled"
@@ -45,7 +45,7 @@ STEPS, BATCH = 6, 4  # the last two steps see every patch
 def tiny(monkeypatch: pytest.MonkeyPatch) -> Training:
     """An adversarial recipe of six steps that drops paths and patches at random, measured on a few scenes."""
     recipe = Training(AT_RANDOM, styles=("flat", "line"), steps=STEPS, batch=BATCH, warmup=1, peak=1e-2, radius=1.0)
-    monkeypatch.setitem(TRAININGS, "tiny", recipe)
+    monkeypatch.setattr(loop, "recipe_of", lambda name: recipe if name == "tiny" else recipe_of(name))
     monkeypatch.setattr(loop, "SIZE", 16)
     monkeypatch.setattr(loop, "accuracy", functools.partial(loop.accuracy, n=60))
     return recipe
@@ -56,7 +56,7 @@ def recipe(tiny: Training, monkeypatch: pytest.MonkeyPatch):
     """Changes the recipe that "tiny" is trained by."""
     def change(**changes) -> Training:
         changed = dataclasses.replace(tiny, **changes)
-        monkeypatch.setitem(TRAININGS, "tiny", changed)
+        monkeypatch.setattr(loop, "recipe_of", lambda name: changed if name == "tiny" else recipe_of(name))
         return changed
 
     return change
@@ -501,12 +501,12 @@ def test_dense_supervision_is_half_cls_and_half_patch_tokens(tmp_path: Path, rec
     assert network.loss(scenes)(scenes.images).item() == pytest.approx(expected.item(), abs=1e-4)
 
 
-@pytest.mark.parametrize("name", [name for name in TRAININGS if name.endswith("-robust") and name != "emoji-resnet-robust"])
+@pytest.mark.parametrize("name", [name for name in cards.embedded_names() if name.endswith("-robust")])
 def test_a_familys_recipe_for_pictures_starts_from_its_weights_and_moves_them_all(name: str, tmp_path: Path, monkeypatch):
     monkeypatch.setattr(loop, "SIZE", 64)
-    world = EmojiWorld("train", styles=TRAININGS[name].styles, size=64)
-    network = loop.Network(TRAININGS[name], world, tmp_path, "cpu")
-    started = models.load_from(cards.models_dir(), TRAININGS[name].start).module.state_dict()
+    world = EmojiWorld("train", styles=recipe_of(name).styles, size=64)
+    network = loop.Network(recipe_of(name), world, tmp_path, "cpu")
+    started = models.load_from(cards.models_dir(), recipe_of(name).start).module.state_dict()
     assert all(torch.equal(value, started[key]) for key, value in network.image.state_dict().items())
     network.loss(scenes := world.batch(range(2)))(scenes.images).backward()
     assert all(p.grad is not None and p.grad.isfinite().all() for p in network.image.parameters())
@@ -538,7 +538,7 @@ def test_a_checkpoint_of_another_recipe_is_refused_and_kept(tmp_path: Path, reci
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    (("tinny", "out"), r"A recipe to train is one of .*, tiny; got 'tinny'.*mean [^?]*\btiny\b"),
+    (("tinny", "out"), "A recipe to train is one of emoji-vit, .*; got 'tinny'"),
     ((None, "out"), "A recipe to train is one of .* got None"),
     (("tiny", "out", "cpu", 0), "steps is a whole number from 1 to"),
     (("tiny", "out", "cpu", 2.5), "steps is a whole number from 1 to"),
@@ -597,21 +597,20 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_file(tmp_path: Pat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
-@pytest.mark.parametrize("name", sorted(path.stem for path in (data_dir() / "models").glob("*.json")))
-def test_a_committed_models_recipe_is_still_the_one_it_was_trained_by(name: str):
-    card = json.loads((data_dir() / "models" / f"{name}.json").read_text(encoding="utf-8"))
-    recipe = json.loads(json.dumps(dataclasses.asdict(TRAININGS[name])))
-    stated = {"every_token": False} | card["recipe"] | {"architecture": card["architecture"]}  # the first cards had no such field
-    assert stated == {k: v for k, v in recipe.items() if k != "pictures"}
-    assert card["pictures"] == recipe["pictures"]
-
-
-@pytest.mark.parametrize("name", sorted(set(TRAININGS)))
-def test_every_recipe_builds_a_model_for_its_scenes(name: str):
-    recipe = TRAININGS[name]
+@pytest.mark.parametrize("name", cards.embedded_names())
+def test_every_card_holds_the_recipe_of_a_model_for_its_scenes(name: str):
+    recipe, card = recipe_of(name), cards.read_card(name)
+    assert (recipe.architecture, recipe.pictures) == (card["architecture"], card["pictures"])
     module = cards.build(recipe.architecture).eval()
     assert module(torch.rand(1, 3, 64, 64)).shape == (1, recipe.architecture["arguments"]["num_classes"])
     assert recipe.captions or recipe.architecture["arguments"]["num_classes"] == 256
+
+
+def test_a_recipe_of_ones_own_needs_no_card_and_a_name_that_is_no_path(tmp_path: Path, tiny: Training):
+    assert train("mine", tmp_path, "cpu", steps=1, recipe=tiny)["name"] == "mine"
+    for name, recipe in (("../mine", tiny), ("mine", 3)):
+        with pytest.raises(VitvizError, match="under a name of letters"):
+            train(name, tmp_path, "cpu", recipe=recipe)
 
 
 def test_accuracy_counts_hits_by_group(monkeypatch: pytest.MonkeyPatch):
