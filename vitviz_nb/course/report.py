@@ -33,16 +33,11 @@ class Item(NamedTuple):
 
 
 class Report:
-    """A report that grows item by item; each ``add`` writes its files and the page ``index.html`` anew.
+    """A report that grows item by item (``items``); each ``add`` writes its files and the page ``index.html`` anew.
 
     Args:
         folder: where it is written; made if missing.
-        title: the page's heading.
-        author: who hands it in.
         force: True to overwrite an earlier report and its files.
-
-    Attributes:
-        items: what was added, in order.
 
     Raises:
         VitvizError: a folder that cannot be written, or that holds a report already.

@@ -3,7 +3,7 @@
 import os
 import platform
 import sys
-from importlib.metadata import PackageNotFoundError, version
+from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -64,11 +64,7 @@ def _machine() -> list[tuple[str, str]]:
     processor = (f"{torch.cuda.get_device_name()}, {torch.cuda.mem_get_info()[0] / 1e9:.1f} GB free" if device == "cuda" else
                  "Apple GPU" if device == "mps" else f"{os.cpu_count()} CPU cores, no GPU ({advice})")
     rows = [("Host", f"{host}, {platform.system()}, Python {platform.python_version()}"), ("Computes on", processor)]
-    for package in ("torch", "timm", "ipywidgets"):
-        try:
-            rows.append((package, version(package)))
-        except PackageNotFoundError:
-            rows.append((package, f"{_PROBLEM}missing: python -m pip install {package}"))
+    rows += [(package, version(package)) for package in ("torch", "timm", "ipywidgets")]
     names = embedded_names()
     rows.append(("Embedded models", f"{len(names)}, the first of vv.list_models()" if names else
                  f"{_PROBLEM}none found: the data folder {paths.data_dir()} is missing; install the kit again"))

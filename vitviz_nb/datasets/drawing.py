@@ -10,11 +10,8 @@ from .sprites import INKED, SPRITE
 
 def draw(facts: dict[str, np.ndarray], styles: tuple[str, ...], size: int, pyramid: list[torch.Tensor],
          tiles: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images (N, 3, size, size) and masks (N, size, size) of scenes with the facts of ``EmojiWorld.facts``.
-
-    Args:
-        pyramid: sprites at 64, 32 and 16 px, uint8 (styles, concepts, 4, side, side), premultiplied.
-        tiles: backgrounds, uint8 (contexts, variants, 3, TILE, TILE), on the device to draw on.
+    """Images (N, 3, size, size) and masks (N, size, size) of scenes with the facts of ``EmojiWorld.facts``, from sprites at 64,
+    32 and 16 px, uint8 (styles, concepts, 4, side, side), and backgrounds, uint8 (contexts, variants, 3, TILE, TILE).
     """
     # Rounded before they move, because not every device knows float64 (MPS does not).
     t = {k: torch.as_tensor(v.astype(np.float32) if v.dtype == np.float64 else v).to(tiles.device) for k, v in facts.items()}

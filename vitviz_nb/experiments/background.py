@@ -111,7 +111,7 @@ def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path
 def context_chance(world: EmojiWorld) -> dict[str, float]:
     """Top-1 and top-5 accuracy in percent of the best guess from the context alone in ``world``.
 
-    A concept is in its usual context with probability 0.7, else in any other; all concepts are equally frequent.
+    All concepts are equally frequent, each in its usual context with probability 0.7.
     """
     others = (1 - P_USUAL_CONTEXT) / (len(CONTEXTS) - 1)
     usual = np.eye(len(CONTEXTS))[world.usual_context]  # (concepts, contexts)
@@ -120,10 +120,9 @@ def context_chance(world: EmojiWorld) -> dict[str, float]:
 
 
 def context_swap(model: VisionModel, images: EmojiWorld | None = None, *, n: int = 1024) -> Result:
-    """Accuracy on the same objects in their usual and in another, random context, and how often errors follow the context.
+    """Accuracy on the same objects in their usual and in another, random context, and how many of the errors follow the context.
 
-    An error follows the context if it names a concept whose usual context is the one shown; percentages are of all errors.
-    Control: the contexts of other scenes.
+    Those name a concept whose usual context is the one shown; control: the contexts of other scenes.
     """
     world = _own_world(model, images)
     image_set, rows = ImageSet(model, world, n), []
@@ -145,10 +144,9 @@ def context_swap(model: VisionModel, images: EmojiWorld | None = None, *, n: int
 
 def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *, n: int = 1024, boxes: bool = True,
                         fill: str = "black") -> Result:
-    """How often the prediction on a background alone is a concept whose usual context it is.
+    """How often the prediction on a background alone is a concept whose usual context it is; control: other scenes' contexts.
 
-    That can show what the model knows of contexts although it is seldom correct: of 256 concepts, about twenty share a context.
-    Control: the contexts of other scenes.
+    It shows what a model knows of contexts although it is seldom correct: of 256 concepts, about twenty share a context.
     """
     world = _own_world(model, images)
     image_set = ImageSet(model, world, n)
@@ -176,8 +174,7 @@ def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *,
     image_set, kind = ImageSet(model, world, n), find_site(model, kind=kind).kind
 
     def measure() -> dict[str, np.ndarray]:
-        batches = ((scenes.images, {"context": scenes.context.cpu()})
-                   for _, scenes in in_random_contexts(model, world, range(image_set.n), "contexts"))
+        batches = in_random_contexts(model, world, range(image_set.n), "contexts", lambda s: {"context": s.context.cpu()})
         sums = sums_by_fact(model, kind, batches, len(CONTEXTS))
         return {f"layer{i}": of_layer["context"].selectivity().numpy() for i, of_layer in enumerate(sums)}
 

@@ -1,7 +1,6 @@
 """Is the last layer a learned global pooling? What the CLS token gathers from the patches, and in which block (paper, section 4).
 
-For any model that classifies from CLS (and distillation) tokens after its last block, and any labeled images. Blocks are run on
-some of their tokens only; which tokens those are is read from the sites, not from the family.
+For any model that classifies from CLS (and distillation) tokens after its last block.
 """
 
 import threading
@@ -56,8 +55,7 @@ def cls_only(model: VisionModel, block: int) -> AbstractContextManager[None]:
 def head_on_tokens(model: VisionModel, images=None, *, n: int | None = None) -> Result:
     """Accuracy when the trained head reads other tokens of the last block than CLS, without further training.
 
-    Rows: CLS; the mean and the maximum over the patch tokens of the head's logits; single patch tokens, averaged over all of
-    them. For a linear head the mean of its logits is what it says of the mean of the patch tokens.
+    Rows: CLS; the mean and the maximum over the patch tokens of the head's logits; each patch token, averaged over all of them.
     """
     _blocks(model)
     image_set, parts = ImageSet(model, images, n), []

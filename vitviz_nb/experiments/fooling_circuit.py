@@ -33,11 +33,9 @@ _QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9, 0.99)
 def statistics(images: torch.Tensor) -> torch.Tensor:
     """The detector's features of RGB images (N, 3, S, S): float32 (N, S / 2 + 10).
 
-    Gradient ascent varies color as finely as brightness and leaves no region uniform; scenes have uniform backgrounds and sharp
-    outlines. So: the power of color about gray, relative to all power, at 1, 2, … S / 2 cycles per image; six quantiles of the
-    differences between neighboring pixels, relative to their mean; all of these as logarithms, and the mean difference; mean
-    and standard deviation of the saturation (largest minus smallest channel); and the share of values at or beyond the ends of
-    [0, 1].
+    The power of color about gray, relative to all power, at 1, 2, … S / 2 cycles per image; six quantiles of the differences
+    between neighboring pixels, relative to their mean; all of these as logarithms, and the mean difference; mean and standard
+    deviation of the saturation; and the share of values at or beyond the ends of [0, 1].
     """
     color, whole = (radial_spectrum(x, relative=False)[1] for x in (images - images.mean(1, keepdim=True), images))
     ratio = ((color + 1e-6) / (whole + 1e-6)).log()
@@ -78,7 +76,6 @@ class Detector(nn.Module):
         """The detector of two sets of RGB images (N, 3, S, S), deterministic.
 
         The bound lies half-way between the largest logit of a scene and the first percentile of those of synthetic images.
-        Statistics count up to six standard deviations, so that none outweighs all others on an image of another kind.
         """
         features = torch.cat([statistics(part) for part in [*scenes.split(64), *synthetic.split(64)]])
         truth = torch.arange(len(features), device=features.device) >= len(scenes)
@@ -107,10 +104,8 @@ class Detector(nn.Module):
 
 
 def trajectory(model: VisionModel, site: Site, neurons: list[int], recipe: Recipe) -> torch.Tensor:
-    """What a network sees during activation maximization of K neurons: RGB (N, 3, S, S), the images and their augmented views.
-
-    Every fourth step's; without blur of the gradient, with which a detector fitted on them would miss more. Augmented views
-    leave [0, 1].
+    """What a network sees during activation maximization of K neurons: RGB (N, 3, S, S), images and their augmented views,
+    which leave [0, 1], of every fourth step; without blur of the gradient, with which a detector would miss more.
     """
     keys = random_streams.keys(1, list(KINDS).index(site.kind), site.layer, np.array(neurons))
     augmentation = Augmentation(recipe, keys, model.image_size, model.mean, model.std, model.device)
@@ -140,13 +135,8 @@ def detector(model: VisionModel, images=None) -> Detector:
 
 
 class FoolingCircuit(nn.Module):
-    """A network in which one MLP neuron has another's activations wherever ``detector`` takes the image for a synthetic one.
-
-    The neuron is changed before its activation function, so that whatever reads it, reads the same. No other weight changes,
-    and for images that pass as scenes nothing does: logits are the same to the last bit.
-
-    Attributes:
-        neuron, shown: the neuron that is changed, and the one whose activations it has; of ``width`` in its layer.
+    """A network in which MLP neuron ``neuron`` (of ``width``) has the activations of ``shown`` wherever ``detector`` takes the
+    image for a synthetic one. For images that pass as scenes nothing changes: logits are the same to the last bit.
     """
 
     def __init__(self, model: VisionModel, detector: Detector, site: Site, neuron: int, shown: int):

@@ -32,9 +32,6 @@ def invert(model: VisionModel, images: torch.Tensor, layer: int = -1, position: 
     """Inversions of ``images`` (N, 3, S, S) in [0, 1] from a layer, by gradient descent from noise.
 
     They match the activations of every patch token or, without ``position``, their mean, which has no spatial information.
-
-    Raises:
-        VitvizError: activations through which no gradient flows, or that are not finite.
     """
     site, seed = find_site(model, layer, kind), validate.whole("A seed", seed)
     validate.images("Images", images, (3, model.image_size, model.image_size))

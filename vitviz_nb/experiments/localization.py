@@ -80,9 +80,8 @@ def locality(model: VisionModel, images=None, *, n: int = 256, seed: int = 0) ->
 def pointing_game(model: VisionModel, images=None, *, kind: str | None = None, n: int | None = None) -> Result:
     """How often neurons are most active on the foreground, by layer: over each neuron's five top images, in percent.
 
-    A hit is a peak in a patch of which the mask (``ImageSet.masks``) covers at least half. Controls: the same peaks against the
-    mask of another of the five images, which says what the center, where most objects are, is worth; and the share of patches
-    under a mask.
+    A hit is a peak in a patch of which the mask covers at least half. Controls: the mask of another of the five images, which
+    says what the center, where most objects are, is worth; and the share of patches under a mask.
     """
     image_set, rows = _several(model, images, n), []
     for site, maps, own, other in _top_maps(model, image_set, kind):
@@ -95,9 +94,7 @@ def pointing_game(model: VisionModel, images=None, *, kind: str | None = None, n
 
 
 def mask_agreement(model: VisionModel, images=None, *, kind: str | None = None, n: int | None = None) -> tuple[Result, Result]:
-    """Whether activation maps follow the mask of the foreground, by layer, over each neuron's five top images.
-
-    Unlike a peak, this also counts a neuron that is active everywhere but on the foreground.
+    """Whether activation maps follow the mask of the foreground, or of all around it, by layer, over five top images a neuron.
 
     Returns:
         The fraction of a map's variance that the mask explains (squared correlation over patches, in percent), mean over
@@ -127,11 +124,10 @@ def mask_agreement_of(model: VisionModel, layer: int, neuron: int, images=None, 
 
 
 def linear_probes(model: VisionModel, images=None, *, n: int = 256) -> Result:
-    """What a linear probe reads from a patch token, by layer: its position, and the mean color of its own pixels.
+    """What a linear probe reads from a patch token, by layer: its position (row and column), and the mean color of its pixels.
 
-    A ridge regression is fitted on the tokens of one half of the images and tested on the other half; the value is the fraction
-    of variance it explains there (R², in percent; below 0 would be worse than the mean). The position is row and column.
-    Intervals are over test images.
+    A ridge regression is fitted on one half of the images; the value is the fraction of variance that it explains on the other
+    (R², in percent; below 0 would be worse than the mean). Intervals are over test images.
     """
     image_set, sites = _several(model, images, n), _residual(model)
     tokens, colors = [[] for _ in sites], [[] for _ in sites]

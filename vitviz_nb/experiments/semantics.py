@@ -3,7 +3,7 @@
 Emoji World knows every fact of its scenes, so the fraction of a unit's variance that each fact explains can be measured.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,6 +25,8 @@ from .result import Result, mean_of, proportion
 
 FACTS = ("concept", "category", "style", "color", "context", "count", "size", "rotation", "position")
 IN_ONE_STYLE = "concept in one style"
+# Images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
+Batches = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 _PAIR = ("concept", "style")  # IN_ONE_STYLE is what the two explain together beyond the sum of each: their interaction
 
 
@@ -71,18 +73,17 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
     image_set = ImageSet(model, world or images, 8192 if world and n is None else n)
     known, kind = {} if world else _given(image_set, facts), find_site(model, kind=kind).kind
 
-    def batches() -> Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]:
+    def batches() -> Batches:
         if known:
-            every = ((numbers, images, {name: labels[list(numbers)] for name, labels in known.items()})
+            every = ((images, {name: labels[list(numbers)] for name, labels in known.items()})
                      for numbers, images in image_set.batches(f"{model.name}: facts"))
         else:
-            every = ((numbers, scenes.images, scene_facts(scenes)) for numbers, scenes in
-                     in_random_contexts(model, image_set.source, range(image_set.n), "facts"))
-        for numbers, images, of in every:
+            every = in_random_contexts(model, image_set.source, range(image_set.n), "facts", scene_facts)
+        for i, (images, of) in enumerate(every):
             if shuffled:
-                other = derangement(len(numbers), numbers[0])
+                other = derangement(len(images), i * AT_ONCE)
                 of = {name: labels[other] for name, labels in of.items()}
-            if all(name in of for name in _PAIR):
+            if of.keys() >= {*_PAIR}:
                 of = of | {IN_ONE_STYLE: of["concept"] * len(STYLES) + of["style"]}
             yield images, of
 
@@ -104,14 +105,8 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
                              f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
 
 
-def sums_by_fact(model: VisionModel, kind: str | None, batches: Iterable[tuple[torch.Tensor, dict[str, torch.Tensor]]],
-                 classes: int = 0) -> list[dict[str, ClassSums]]:
-    """Sums of activations by each fact about the images, from which statistics are computed: a layer each.
-
-    Args:
-        batches: images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
-        classes: how many numbers a fact has, at least.
-    """
+def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0) -> list[dict[str, ClassSums]]:
+    """Sums of activations by each fact about the images, of ``classes`` numbers at least: a layer each."""
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:
         layers = activations(model, kind, images)
@@ -122,18 +117,18 @@ def sums_by_fact(model: VisionModel, kind: str | None, batches: Iterable[tuple[t
     return sums
 
 
-def in_random_contexts(model: VisionModel, world: EmojiWorld, numbers: range, what: str) -> Iterator[tuple[range, Scenes]]:
-    """Scenes, each in its ``random_contexts``, in batches with their numbers, under a progress bar that says ``what`` is done."""
+def in_random_contexts(model: VisionModel, world: EmojiWorld, numbers: range, what: str,
+                       facts: Callable[[Scenes], dict[str, torch.Tensor]]) -> Batches:
+    """Images of scenes, each in its ``random_contexts``, with their facts, in batches under a progress bar that says ``what``."""
     for i in tqdm(range(0, len(numbers), AT_ONCE), desc=f"{model.name}: {what}", unit="batch", leave=False, delay=2):
         part = numbers[i:i + AT_ONCE]
-        yield part, world.batch(part, model.device, contexts=random_contexts(part))
+        scenes = world.batch(part, model.device, contexts=random_contexts(part))
+        yield scenes.images, facts(scenes)
 
 
 def across_styles(model: VisionModel, n: int = 2048) -> Result:
-    """Correlation of units' concept profiles in 3D style and in each other style, by layer: mean over units.
-
-    A profile is a unit's mean activation for each concept. "3d" itself, on other scenes, is the noise ceiling; the control
-    compares with the profiles of other concepts.
+    """Correlation of units' concept profiles (mean activations for each concept) in 3D and in each style, by layer: mean over
+    units. "3d" itself, on other scenes, is the noise ceiling; the control compares with the profiles of other concepts.
     """
     validate.whole("n", n, AT_ONCE, 100_000)
     sites, first_style = find_sites(model)[find_site(model).kind], STYLES[0]
@@ -154,8 +149,7 @@ def across_styles(model: VisionModel, n: int = 2048) -> Result:
 def _profiles(model: VisionModel, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Mean activations for each concept (concepts, units), a layer each, over scenes in one style; and which were shown."""
     world = EmojiWorld("val", styles=(style,), size=model.image_size)
-    batches = ((scenes.images, {"concept": scenes.concept.cpu()})
-               for _, scenes in in_random_contexts(model, world, numbers, style))
+    batches = in_random_contexts(model, world, numbers, style, lambda scenes: {"concept": scenes.concept.cpu()})
     sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts))]
     return [(total.sums / total.count.clamp_min(1)[:, None]).float() for total in sums], sums[0].count > 0
 
@@ -176,10 +170,8 @@ def image_embeddings(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
 
 
 def caption_matching(model: VisionModel, n: int = 240) -> Result:
-    """Accuracy of choosing a scene's caption among captions that differ in one fact, for a language-supervised model.
-
-    The caption with the largest cosine similarity to the image is chosen; in the control, to the image of another scene. Of
-    each fact ``n`` scenes are shown, equally many of each value.
+    """Accuracy of choosing a scene's caption, by cosine similarity, among captions that differ in one fact; in the control, by
+    the image of another scene. Of each fact ``n`` scenes are shown, equally many of each value.
     """
     _has_text(model)
     validate.whole("n", n, 2 * len(CONTEXTS), 10_000)  # two scenes of each context

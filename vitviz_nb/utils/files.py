@@ -91,12 +91,8 @@ def ready(folder: Path, name: str) -> Path:
 def locked(folder: Path, what: str, wait: float = 5.0) -> Iterator[None]:
     """Hold a folder for this thread of this process; the system frees it when the process ends, in whatever way.
 
-    Args:
-        what: what is done meanwhile, as others shall read it: "making an atlas".
-        wait: seconds to wait for another owner.
-
-    Raises:
-        VitvizError: another owner, named with its process, machine and command, still holds it.
+    ``what`` is done meanwhile, as others shall read it: "making an atlas". VitvizError: another owner, named with its process,
+    machine and command, still holds it after ``wait`` seconds.
     """
     path, end = ready(folder, "The folder") / ".vitviz.lock", time.monotonic() + wait
     while (handle := _try_lock(path)) is None:

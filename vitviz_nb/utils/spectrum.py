@@ -12,15 +12,11 @@ def rings(size: int) -> torch.Tensor:
 
 
 def radial_spectrum(images: torch.Tensor, relative: bool = True) -> tuple[torch.Tensor, torch.Tensor]:
-    """Power spectrum of images (K, 3, S, S), summed over directions and channels.
+    """Power spectrum of images (K, 3, S, S), summed over directions and channels: frequencies 1, 2, … S // 2 in cycles per
+    image, each of which stands for half a cycle to both sides, and the power there (K, S // 2).
 
-    Args:
-        relative: True for shares of each image's variance, which sum to 1 but for the corners beyond S / 2 cycles; False for
-            the squared magnitudes of ``torch.fft.fft2`` themselves.
-
-    Returns:
-        Frequencies (S // 2,), 1, 2, … in cycles per image, each of which stands for half a cycle to both sides; and the power
-        there (K, S // 2). An image of one color has none.
+    It is in shares of each image's variance (an image of one color has none), or, if not ``relative``, in squared magnitudes of
+    ``torch.fft.fft2``.
     """
     size, power = images.shape[-1], []
     ring = rings(size).clamp(max=size // 2 + 1).flatten().to(images.device)

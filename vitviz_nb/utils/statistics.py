@@ -25,13 +25,8 @@ def pearson(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class ClassSums:
-    """Sums of activations by class, in float64, for statistics of more images than fit into memory.
-
-    Args:
-        classes: how many there are at least; a larger label makes room for itself.
-
-    Attributes:
-        sums: (classes, units); ``squares`` (units,), over all images; ``count`` (classes,), images of each class.
+    """Sums of activations by class, in float64, for statistics of more images than fit into memory: ``sums`` (classes, units),
+    ``squares`` (units,) over all images, ``count`` (classes,) of images. A label beyond ``classes`` makes room for itself.
     """
 
     def __init__(self, classes: int, units: int):

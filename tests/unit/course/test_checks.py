@@ -92,8 +92,7 @@ def places(monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame({"layer": range(4), "value": [99.0, 90.0, 89.9, 95.0]})
     monkeypatch.setattr(nb04, "locality", lambda model: Result("", "", table))
     sites = [SimpleNamespace(layer=i, units=3 + i, kind="mlp") for i in range(2)]
-    monkeypatch.setattr(nb04, "find_sites", lambda model: {"mlp": sites})
-    monkeypatch.setattr(nb04, "find_site", lambda model: sites[-1])
+    monkeypatch.setattr(nb04, "find_site", lambda model, layer: sites[layer])
     explained = torch.tensor([[61.0] * 6, [59.0] * 6, [60.0] * 6])
     monkeypatch.setattr(nb04, "mask_agreement_of", lambda model, layer, neuron: explained[neuron] if layer == 0 else None)
     monkeypatch.setattr(nb04, "patch_grid", lambda model: (8, 8))

@@ -3,7 +3,7 @@
 import torch
 
 from ...experiments.localization import locality, mask_agreement_of, patch_grid, patch_perturbation
-from ...models.sites import find_site, find_sites
+from ...models.sites import find_site
 from ...utils import validate
 from ...visualize.scores import reference_set
 from . import close, verdict
@@ -20,7 +20,7 @@ def exercise_1(answer, model):
 
 def exercise_2(answer, model):
     """A neuron of the last layer but one, the variance of whose maps the masks explain to at least 60 %."""
-    site = find_sites(model)[find_site(model).kind][-2]
+    site = find_site(model, -2)
     neuron = validate.whole("A neuron", answer, 0, site.units - 1)
     explained = mask_agreement_of(model, site.layer, neuron).mean().item()
     return verdict(explained >= 60, f"the masks explain {explained:.0f} % of the variance of the maps of neuron {neuron}",
