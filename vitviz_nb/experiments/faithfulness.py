@@ -71,9 +71,7 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
 def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:
     """Cross-model recognition, bool (K,): whether ``concept[k]`` is in the recognizer's top 5 for picture k of (K, 3, S, S).
 
-    Pictures of another size are resized to the recognizer's input.
-
-    Chance is five divided by the number of classes.
+    Pictures are resized to the recognizer's input. Chance is five divided by the number of classes.
     """
     with torch.inference_mode():
         shown = resized(pictures, recognizer.image_size).split(AT_ONCE)

@@ -24,10 +24,8 @@ from ..utils.statistics import ClassSums, pearson
 from .result import Result, mean_of, proportion
 
 FACTS = ("concept", "category", "style", "color", "context", "count", "size", "rotation", "position")
-IN_ONE_STYLE = "concept in one style"
 # Images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
 Batches = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
-_PAIR = ("concept", "style")  # IN_ONE_STYLE is what the two explain together beyond the sum of each: their interaction
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,25 +81,18 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
             if shuffled:
                 other = derangement(len(images), i * AT_ONCE)
                 of = {name: labels[other] for name, labels in of.items()}
-            if of.keys() >= {*_PAIR}:
-                of = of | {IN_ONE_STYLE: of["concept"] * len(STYLES) + of["style"]}
             yield images, of
 
     def measure() -> dict[str, np.ndarray]:
-        sums = sums_by_fact(model, kind, batches())
-        fractions = {"facts": np.array(list(sums[0]))}
-        for i, of_layer in enumerate(sums):
-            explained = {name: total.variance_explained() for name, total in of_layer.items()}
-            if IN_ONE_STYLE in explained:
-                explained[IN_ONE_STYLE] = explained[IN_ONE_STYLE] - sum(explained[name] for name in _PAIR)
-            fractions[f"layer{i}"] = torch.stack([*explained.values()]).numpy()
-        return fractions
+        return {f"layer{i}": torch.stack([total.variance_explained() for total in of_layer.values()]).numpy()
+                for i, of_layer in enumerate(sums_by_fact(model, kind, batches()))}
 
     key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
            "facts": {name: labels.tolist() for name, labels in known.items()}}
-    shapes = {f"layer{site.layer}": (None, site.units) for site in find_sites(model)[kind]}
-    stored = cache.made(model, key, "explained", measure, {"facts": str, **shapes})
-    return ExplainedVariance(tuple(stored["facts"].tolist()), [torch.from_numpy(stored[name]) for name in shapes],
+    names = tuple(known) or FACTS
+    shapes = {f"layer{site.layer}": (len(names), site.units) for site in find_sites(model)[kind]}
+    stored = cache.made(model, key, "explained", measure, shapes)
+    return ExplainedVariance(names, [torch.from_numpy(stored[name]) for name in shapes],
                              f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
 
 

@@ -37,7 +37,7 @@ def entry(model: "VisionModel", facts: dict, folder: str) -> Path | None:
 
 
 def made(model: "VisionModel", facts: dict, folder: str, make: Callable[[], dict[str, np.ndarray]],
-         shapes: dict[str, tuple | type], low: float = -_LARGEST, high: float = _LARGEST) -> dict[str, np.ndarray]:
+         shapes: dict[str, tuple], low: float = -_LARGEST, high: float = _LARGEST) -> dict[str, np.ndarray]:
     """The arrays that ``model`` makes from ``facts``: from the cache where they fit (see ``fits``), or else by ``make()``.
 
     Raises:
@@ -54,11 +54,9 @@ def made(model: "VisionModel", facts: dict, folder: str, make: Callable[[], dict
     return arrays
 
 
-def fits(arrays: dict[str, np.ndarray], shapes: dict[str, tuple | type], low: float = -_LARGEST, high: float = _LARGEST) -> bool:
-    """Whether arrays have these names and shapes (None: any length; ``str``: text), all numbers from ``low`` to ``high``."""
-    def fit(array: np.ndarray, shape: tuple | type) -> bool:
-        if shape is str:
-            return array.dtype.kind == "U"
+def fits(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], low: float = -_LARGEST, high: float = _LARGEST) -> bool:
+    """Whether arrays have these names and shapes (None: any length), all numbers from ``low`` to ``high``."""
+    def fit(array: np.ndarray, shape: tuple) -> bool:
         return (array.dtype.kind in "fiub" and len(array.shape) == len(shape)
                 and all(size in (None, length) for length, size in zip(array.shape, shape, strict=True))
                 and bool(((low <= array) & (array <= high)).all()))  # NaN is in no range

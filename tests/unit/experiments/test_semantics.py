@@ -13,7 +13,6 @@ from vitviz_nb.datasets.emoji_world import POSITIONS, ROTATIONS, SIZES, STYLES, 
 from vitviz_nb.experiments import semantics
 from vitviz_nb.experiments.semantics import (
     FACTS,
-    IN_ONE_STYLE,
     across_styles,
     caption_matching,
     image_embeddings,
@@ -59,10 +58,9 @@ def test_each_unit_is_explained_by_the_fact_it_was_planted_to_depend_on(planted)
     world = EmojiWorld("val", concepts=["ant", "cat", "dog", "owl"], size=32)
     found = variance_by_fact(planted, world, n=N)
     share = dict(zip(found.facts, found.fractions[0], strict=True))
-    assert found.facts == (*FACTS, IN_ONE_STYLE)
+    assert found.facts == FACTS
     assert share["concept"][0] == pytest.approx(1, abs=1e-4) and share["style"][1] == pytest.approx(1, abs=1e-4)
     assert share["concept"][2] + share["style"][2] == pytest.approx(1, abs=0.05)  # scenes are not quite evenly spread
-    assert share[IN_ONE_STYLE][2] == pytest.approx(0, abs=0.05) and share[IN_ONE_STYLE][3] > 0.2
     assert share["context"][4] == pytest.approx(1, abs=1e-4)
     for fact in ("concept", "style", "context", "count", "size", "rotation", "position"):
         assert abs(share[fact][5]) < 0.05  # adjusted: a fact of many values explains no noise

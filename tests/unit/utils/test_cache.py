@@ -153,16 +153,16 @@ def test_processes_share_a_cache_that_is_full_all_the_time(tmp_path: Path):
 
 
 def numbers(**changed) -> dict[str, np.ndarray]:
-    return {"layer0": np.array([[0.5, 1.0]], np.float32), "names": np.array(["x"]), **changed}
+    return {"layer0": np.array([[0.5, 1.0]], np.float32), "counts": np.array([3]), **changed}
 
 
-SHAPES = {"layer0": (1, None), "names": str}
+SHAPES = {"layer0": (1, None), "counts": (1,)}
 
 
 @pytest.mark.parametrize("damaged", [
     numbers(layer0=np.array([[np.nan, 1]])), numbers(layer0=np.array([[np.inf, 1]])), numbers(layer0=np.array([[-1, 1]])),
     numbers(layer0=np.array([["a", "b"]])), numbers(layer0=np.array([0.5, 1])), numbers(layer0=np.array([[0.5], [1]])),
-    numbers(names=np.zeros(1)), numbers(layer1=np.zeros((1, 2))), {"names": np.array(["x"])}])
+    numbers(counts=np.array(["x"])), numbers(layer1=np.zeros((1, 2))), {"counts": np.array([3])}])
 def test_an_entry_that_does_not_fit_is_measured_again(damaged):
     model = Model({"weights": "1"})
     cache.write(cache.entry(model, {}, "kinds"), damaged)
