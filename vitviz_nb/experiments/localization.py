@@ -61,18 +61,15 @@ def locality(model: VisionModel, images=None, *, n: int = 256, seed: int = 0) ->
     """
     image_set, sites, grid = _several(model, images, n), _residual(model), patch_grid(model)
     patches = torch.randint(grid[0] * grid[1], (image_set.n,), generator=torch.Generator().manual_seed(seed))
-    own = [[] for _ in sites]
-    for numbers, batch in image_set.batches(f"{model.name}: one patch replaced"):
-        if len(batch) < 2:
-            continue
-        chosen = patches[list(numbers)]
-        for i, shares in enumerate(patch_perturbation(model, batch, chosen)):
-            changed = shares.sum((1, 2)) > 0
-            own[i].append((shares * _at_patch(chosen, grid, shares.shape[1:])).sum((1, 2))[changed])
-    if not sum(map(len, own[0])):
+    parts = [patch_perturbation(model, batch, patches[list(numbers)])
+             for numbers, batch in image_set.batches(f"{model.name}: one patch replaced") if len(batch) > 1]
+    rows = []
+    for site, shares in zip(sites, map(torch.cat, zip(*parts, strict=True)), strict=True):
+        own = (shares * _at_patch(patches[:len(shares)], grid, shares.shape[1:])).sum((1, 2))
+        rows.append({"layer": site.layer, **mean_of(100 * own[shares.sum((1, 2)) > 0])})
+    if not rows[0]["n"]:
         raise VitvizError(f"No token of {model.name} changed with the patches: the images are all the same. Give images that "
                           f"differ.")
-    rows = [{"layer": site.layer, **mean_of(100 * torch.cat(own[i]))} for i, site in enumerate(sites)]
     return Result(f"{model.title}: one patch of the image is replaced ({image_set.name})", "change at the same position (%)",
                   rows, ("evenly spread", 100 / (grid[0] * grid[1])))
 
