@@ -105,11 +105,7 @@ class VisionModel:
         """
         validate.images(f"Images for {self.name}", images, (3, self.image_size, self.image_size))
         with self.lock:
-            logits = self.forward(self.normalize(images.to(self.device)))
-            if self.text:
-                points = self.remember(("class points", self.device),
-                                       lambda: class_points(self.text, self.class_names, self._styles))
-                logits = F.normalize(logits, dim=-1) @ points.T
+            logits = self.logits(self.forward(self.normalize(images.to(self.device))))
         if not isinstance(logits, torch.Tensor):
             return logits
         if self.class_names and logits.shape[-1] != len(self.class_names):
@@ -120,6 +116,14 @@ class VisionModel:
             raise VitvizError(f"The logits of {self.name} for these images contain NaN or infinite numbers, although its weights "
                               f"are finite; run it in a wider precision (model.module.float()).")
         return logits
+
+    def logits(self, output: Any) -> Any:
+        """Logits from what the network returns: a language-supervised model's are scaled cosine similarities to its classes."""
+        output = _output(output)
+        if not self.text:
+            return output
+        points = self.remember(("class points", self.device), lambda: class_points(self.text, self.class_names, self._styles))
+        return F.normalize(output, dim=-1) @ points.T
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""
