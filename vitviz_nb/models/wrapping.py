@@ -51,9 +51,9 @@ def wrap(module: nn.Module, image_size: int | None = None, mean=None, std=None, 
                           "torchvision's weights take ImageNet's mean=(0.485, 0.456, 0.406), std=(0.229, 0.224, 0.225); a "
                           "Hugging Face processor has image_mean and image_std.")
     model = VisionModel(module, **known | {"class_names": class_names})
-    logits = check_runs(model, said.get("image_size"))
-    if class_names is None and logits.shape[1:] == (len(said.get("class_names") or ""),):  # not of a head that was cut off
-        model.class_names = said["class_names"]
+    logits, names = check_runs(model, said.get("image_size")), said.get("class_names")
+    if class_names is None and names and getattr(logits, "shape", ())[1:] == (len(names),):  # else a head was cut off
+        model.class_names = names
     return model
 
 
@@ -90,7 +90,7 @@ def check_runs(model: VisionModel, usual: int | None = None) -> torch.Tensor:
     """The logits of a gray image, from one pass; VitvizError if the network does not take RGB images of this size.
 
     Args:
-        usual: a size that is not questioned; some networks leave a border that is no whole patch unseen.
+        usual: a size that is not questioned; some networks have a border that is no whole patch, which they do not see.
     """
     size, patch = model.image_size, _says(model.module, "patch_embed.patch_size", "patch_size", "config.patch_size")
     patch = patch[0] if isinstance(patch, (tuple, list)) else patch
@@ -103,25 +103,29 @@ def check_runs(model: VisionModel, usual: int | None = None) -> torch.Tensor:
     except VitvizError as error:
         channels = next((part.in_channels for part in model.module.modules() if isinstance(part, nn.Conv2d)), 3)
         tower = next((name for name in ("visual", "vision_model") if _says(model.module, name) is not None), None)
-        hint = (f"It takes images of {channels} channel(s), and the kit's are RGB: wrap nn.Sequential(layer, module), whose "
-                f"layer makes {channels} of 3, as torchvision.transforms.Grayscale() makes 1." if channels != 3 else
-                f"Wrap its image tower alone: vv.wrap(module.{tower})." if tower else "")
-        raise VitvizError(f"{error} {hint}".strip() if "cannot be run" in str(error) else str(error)) from error
+        if "cannot be run" not in str(error) or channels == 3 and not tower:
+            raise
+        raise VitvizError(
+            f"{error} Wrap its image tower alone: vv.wrap(module.{tower})." if channels == 3 else
+            f"{model.name} takes images of {channels} channel(s), and the kit's are RGB: wrap nn.Sequential(layer, module), "
+            f"whose layer makes {channels} of 3, as torchvision.transforms.Grayscale() makes 1.") from error
 
 
 def _unreadable(module: nn.Module) -> str:
     """Why no gradient, or no neuron, of a network can be had, with the way out; or ""."""
     parts, weights = list(module.modules()), [*module.parameters(), *module.buffers()]
-    types = {str(weight.dtype).removeprefix("torch.") for weight in weights}
+    if any(weight.is_meta or isinstance(weight, nn.parameter.UninitializedTensorMixin) for weight in weights):
+        return "its weights are not there yet; load them, or show a lazy module an image, before"
+    types = {str(weight.dtype).removeprefix("torch.") for weight in module.parameters()}
     if any(type(part).__module__.startswith("peft.") for part in parts):
         return "it has adapters of peft; wrap what module.merge_and_unload() returns"
-    if any("quantized" in type(part).__module__ for part in parts) or any(not w.is_floating_point() for w in module.parameters()):
+    if any("quantized" in type(part).__module__ for part in parts) or types & {"int8", "uint8"}:
         return "its weights are quantized, which leaves no gradient; wrap it as it was before"
     if half := types & {"float16", "bfloat16"}:
         return f"its weights are {half.pop()}, too coarse for gradients of pixels; wrap module.float()"
     if any(hasattr(part, "_orig_mod") or getattr(part, "_compiled_call_impl", None) for part in parts):
         return "it is compiled in part; wrap it as it was before"
-    return "its weights are not loaded (device meta)" if any(weight.is_meta for weight in weights) else ""
+    return ""
 
 
 def _says(module: nn.Module, *paths: str) -> Any:
