@@ -15,6 +15,7 @@ from ..utils.memory import release_memory
 from .emoji_world import STYLES, EmojiWorld, Scenes, index_array
 from .image_folder import ImageFolder, check_memory, image_folder
 from .labels import label_indices
+from .photographs import Photos
 from .preprocessing import Preprocessing
 
 if TYPE_CHECKING:  # models are a room above
@@ -74,7 +75,7 @@ class ImageSet:
         self.n = len(self._stack)
         if not self.n:
             raise VitvizError(f"At least one image is needed, got a tensor of shape {tuple(stack.shape)}.")
-        self.name = f"{self.n:,} images"
+        self.name = f"{self.n:,} {'photographs of vv.photos()' if isinstance(source, Photos) else 'images'}"
         known = [self._stack] if self._masks is None else [self._stack, self._masks]
         self.key = hashlib.sha256(b"".join(part.detach().cpu().contiguous().numpy().tobytes() for part in known)).hexdigest()
 

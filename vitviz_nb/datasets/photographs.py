@@ -21,18 +21,22 @@ from ..utils.paths import cache_dir, data_dir
 
 
 class Photos(Dataset):
-    """Cut-out photographs of objects on photographic backgrounds: items (PIL image, (class number, PIL mask)), 224 x 224 px."""
+    """Cut-out photographs of objects on photographic backgrounds: items (PIL image, (class number, PIL mask)), 224 x 224 px.
+
+    Attributes:
+        names, labels, classes: the file and the class of each photograph, and all classes.
+        sha256: of the file that they are read from.
+    """
 
     def __init__(self):
         folder = data_dir() / "photos"
         try:
             with open(folder / "objects.csv", encoding="utf-8", newline="") as file:
-                self.names, labels = zip(*((row["file"], row["class"]) for row in csv.DictReader(file)), strict=True)
-            self._zip = zipfile.ZipFile(folder / "objects.zip")
+                self.names, self.labels = zip(*((row["file"], row["class"]) for row in csv.DictReader(file)), strict=True)
+            self._zip, self.sha256 = zipfile.ZipFile(folder / "objects.zip"), files.sha256(folder / "objects.zip")
         except (OSError, ValueError, KeyError, zipfile.BadZipFile) as error:
             raise VitvizError(f"The photographs in {folder} are damaged or missing ({error}); run vitviz doctor.") from None
-        self.classes = sorted(set(labels))
-        self._class_of = [self.classes.index(label) for label in labels]
+        self.classes = sorted(set(self.labels))
 
     def __len__(self) -> int:
         return len(self.names)
@@ -40,7 +44,7 @@ class Photos(Dataset):
     def __getitem__(self, i: int) -> tuple[Image.Image, tuple[int, Image.Image]]:
         image, mask = (Image.open(BytesIO(self._zip.read(name)))
                        for name in (self.names[i], os.path.splitext(self.names[i])[0] + ".png"))
-        return image, (self._class_of[i], mask)
+        return image, (self.classes.index(self.labels[i]), mask)
 
 
 def photos() -> Photos:

@@ -11,10 +11,11 @@ from ..datasets.image_set import AT_ONCE, default_world, derangement
 from ..models.reading import activations
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..utils import cache, validate
+from ..utils import cache
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from ..utils.statistics import pearson
+from ..visualize.atlas import evenly_spaced
 from ..visualize.parameterization import resized
 from ..visualize.scores import reference_activations
 from ..visualize.visualizer import Visualizer
@@ -150,11 +151,6 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
         natural = torch.stack([recognizer(images).float().mean(0).cpu() for images in top])
     release_memory()
     return pearson(*((logits - logits.mean(0)).T for logits in (shown, natural)))
-
-
-def evenly_spaced(units: int, n: int) -> list[int]:
-    """``n`` of the neurons 0 to ``units`` - 1, or all if there are fewer, evenly spaced."""
-    return torch.linspace(0, units - 1, min(validate.whole("A number of neurons", n, 1), units)).round().long().tolist()
 
 
 def _layers(model: VisionModel) -> list[Site]:

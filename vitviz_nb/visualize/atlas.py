@@ -1,4 +1,4 @@
-"""Pictures made beforehand, whole layers at a time, so that sliders answer at once. Reading them needs no model.
+"""Pictures made beforehand, layer by layer, so that sliders answer at once. Reading them needs no model.
 
 An atlas is a folder: ``manifest.json``, and for each layer a table of numbers (``mlp_05.npz``) and its pictures on one sprite
 sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512), lossy. ``atlas_maker`` makes atlases.
@@ -6,7 +6,7 @@ sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512), lo
 
 import hashlib
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import cache, lru_cache
@@ -20,6 +20,7 @@ import torch
 from PIL import Image
 
 from ..datasets.emoji_world import EmojiWorld
+from ..datasets.photographs import Photos
 from ..models.cards import embedded_names
 from ..models.sites import KINDS, Site, check_neurons
 from ..models.vision_model import VisionModel
@@ -43,14 +44,15 @@ _SHEET = 512 * 64 * 64  # px of a sheet at most, if one row is not more: to see 
 
 @dataclass(frozen=True, eq=False)
 class Atlas:
-    """Finished pictures of every neuron of some layers of a model.
+    """Finished pictures of every neuron, or of some evenly spaced ones, of some layers of a model.
 
     Attributes:
         folder: where it lies.
         facts: its manifest: ``model``, ``weights`` (their hash), ``kind``, ``layers`` (those that are complete), ``recipe``,
             ``seed``, ``size`` (px of a picture), ``reference`` (what percentiles refer to), ``version``, ``chunk`` (neurons that
             were optimized together); not in older atlases: ``sheet`` (pictures on a sheet at most; else a layer has one sheet)
-            and ``files``, the SHA-256 of each, verified when it is read.
+            and ``files``, the SHA-256 of each, verified when it is read. ``neurons``: how many evenly spaced ones of each layer,
+            if not all; ``photos``: the SHA-256 of ``vv.photos()``, if these are the reference and not Emoji World.
     """
 
     folder: Path
@@ -58,8 +60,9 @@ class Atlas:
 
     @classmethod
     def open(cls, folder: str | Path) -> "Atlas":
-        """The atlas in a folder; VitvizError if there is none."""
-        folder = validate.path("An atlas", folder)
+        """The atlas in a folder, or one that ships, by its name in ``data/atlas``; VitvizError if there is none."""
+        given = validate.path("An atlas", folder)
+        folder = given if given.exists() or len(given.parts) != 1 else data_dir() / "atlas" / given
         try:
             facts = json.loads((folder / "manifest.json").read_text(encoding="utf-8"))
             Recipe(**facts["recipe"])
@@ -75,14 +78,14 @@ class Atlas:
                 raise ValueError("its files are not listed with the SHA-256 of each")
             return cls(folder, facts)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise VitvizError(f"{folder} holds no atlas ({error}); `vitviz atlas MODEL --out {folder}` makes one.") from None
+            raise VitvizError(f"{given} holds no atlas ({error}); `vitviz atlas MODEL --out {given}` makes one.") from None
 
     def covers(self, model: VisionModel, kind: str, layer: int) -> bool:
-        """Whether it has a layer of this model as it is now: the same weights, and no hooks or changes in force."""
+        """Whether it has a whole layer of this model as it is now: the same weights, and no hooks or changes in force."""
         facts = self.facts
         size = Recipe(**facts["recipe"]).side(model.image_size)
-        return (kind == facts["kind"] and layer in facts["layers"] and facts["size"] == size and model.unchanged
-                and model.weights_hash == facts["weights"])
+        return (not {"neurons", "photos"} & facts.keys() and kind == facts["kind"] and layer in facts["layers"]
+                and facts["size"] == size and model.unchanged and model.weights_hash == facts["weights"])
 
     def holds(self, model: VisionModel, kind: str, layer: int, recipe: Recipe, seed: int) -> bool:
         """Whether it has these very pictures: of a layer of this model as it is now, by this recipe and seed."""
@@ -91,45 +94,53 @@ class Atlas:
 
     def rendering(self, layer: int, neurons) -> Rendering:
         """The pictures of ``neurons`` (a number, or several) with their scores, as ``Visualizer.render`` would return them."""
-        facts, table = self.facts, self._numbers(layer)
-        recipe, units, layer = Recipe(**facts["recipe"]), len(table["activation"]), int(validate.scalar(layer))
-        neurons = check_neurons(Site(facts["kind"], layer, units, 0, None, "", 0), neurons)
-        pictures = torch.stack([self._picture(layer, neuron, units) for neuron in neurons])
-        scores = Scores(*(table[name][neurons].tolist() for name in ("activation", "percentile", "rank")),
-                        [STATUS[i] for i in table["status"][neurons]], facts["reference"])
+        facts, table, recipe = self.facts, self._numbers(layer), Recipe(**self.facts["recipe"])
+        layer, (neurons, rows) = int(validate.scalar(layer)), self._rows(layer, neurons)
+        pictures = torch.stack([self._picture(layer, row, len(table["activation"])) for row in rows])
+        scores = Scores(*(table[name][rows].tolist() for name in ("activation", "percentile", "rank")),
+                        [STATUS[i] for i in table["status"][rows]], facts["reference"])
         return Rendering(facts["model"], facts["kind"], layer, neurons, pictures.float() / 255, [recipe.steps] * len(neurons),
-                         table["curve_steps"].tolist(), torch.from_numpy(table["curves"][neurons]), recipe, facts["seed"], scores)
+                         table["curve_steps"].tolist(), torch.from_numpy(table["curves"][rows]), recipe, facts["seed"], scores)
+
+    def neurons(self, layer: int) -> list[int]:
+        """The neurons of a layer whose pictures it has."""
+        return self._numbers(layer)["neurons"].tolist()
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
         """The numbers of the reference scenes that activate a neuron most, the strongest first, and its activations for them."""
-        numbers = self._numbers(layer)
-        neuron = validate.whole("neuron", neuron, 0, len(numbers["top"]) - 1)
-        return tuple(numbers[name][neuron].tolist() for name in ("top", "top_activation"))
+        _, [row] = self._rows(layer, validate.whole("neuron", neuron, 0))
+        return tuple(self._numbers(layer)[name][row].tolist() for name in ("top", "top_activation"))
+
+    def maps(self, layer: int, neuron: int) -> torch.Tensor | None:
+        """The neuron's activation at every patch of its strongest reference images, each from 0 (its least) to 1; if stored."""
+        _, [row] = self._rows(layer, validate.whole("neuron", neuron, 0))
+        stored = self._numbers(layer).get("maps")
+        return None if stored is None else torch.from_numpy(stored[row]).float() / 255
 
     def table(self) -> pd.DataFrame:
-        """All neurons, a row each.
+        """Its neurons, a row each.
 
         Columns ``layer``, ``neuron``, ``activation``, ``percentile``, ``rank`` and ``status`` as in ``Scores``, and ``scenes``:
-        the concepts of the reference scenes that activate the neuron most, a tuple, the strongest first.
+        the concepts of the reference images that activate the neuron most, a tuple, the strongest first.
         """
-        world, layers = EmojiWorld("val", size=self.facts["size"]), []
+        (concepts, shows), layers = self._concepts(), []
         for layer in self.facts["layers"]:
             numbers = self._numbers(layer)
-            shown = world.facts(numbers["top"].ravel())["concept"].reshape(numbers["top"].shape)
+            shown = shows(numbers["top"].ravel()).reshape(numbers["top"].shape)
             layers.append(pd.DataFrame({
-                "layer": layer, "neuron": np.arange(len(shown)), "activation": numbers["activation"],
+                "layer": layer, "neuron": numbers["neurons"], "activation": numbers["activation"],
                 "percentile": numbers["percentile"], "rank": numbers["rank"], "status": [STATUS[i] for i in numbers["status"]],
-                "scenes": [tuple(world.concepts[i] for i in row) for row in shown]}))
+                "scenes": [tuple(concepts[i] for i in row) for row in shown]}))
         if not layers:
             raise VitvizError(f"No layer of the atlas in {self.folder} is complete yet; the command that makes it goes on.")
         return pd.concat(layers, ignore_index=True)
 
     def search(self, concept: str) -> pd.DataFrame:
-        """The neurons that scenes of ``concept`` activate most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
+        """The neurons that images of ``concept`` activate most: rows of ``table`` with ``count``, how many of ``scenes`` show it.
 
         Sorted by count, then by the rank of the concept's first scene among them, then by the percentile of the picture.
         """
-        concepts = EmojiWorld("val", size=self.facts["size"]).concepts
+        concepts, _ = self._concepts()
         if not isinstance(concept, str) or concept not in concepts:
             hint = nearest(concept, concepts) if isinstance(concept, str) else ""
             raise VitvizError(f"No reference scene shows {validate.shown(concept)}; they show {len(concepts)} concepts, such as "
@@ -157,6 +168,32 @@ class Atlas:
                  f"below, the most frequent concept of its {STRONGEST} strongest scenes")
         return contact_sheet(tiles, title, side=112, columns=columns)
 
+    def reference_photos(self) -> Photos:
+        """The reference images, where these are ``vv.photos()``; VitvizError if they are others, or have changed since."""
+        photos = Photos()
+        if self.facts.get("photos") != photos.sha256:
+            raise VitvizError(f"The reference images of the atlas in {self.folder} ({self.facts['reference']}) are not the "
+                              f"photographs that vv.photos() gives; load its model, and ask it with the images themselves.")
+        return photos
+
+    def _concepts(self) -> tuple[list[str], Callable[[np.ndarray], np.ndarray]]:
+        """The concepts that reference images show, and which of them the images of given numbers do."""
+        if "photos" in self.facts:
+            photos = self.reference_photos()
+            return photos.classes, np.array([photos.classes.index(label) for label in photos.labels]).__getitem__
+        world = EmojiWorld("val", size=self.facts["size"])
+        return world.concepts, lambda numbers: world.facts(numbers)["concept"]
+
+    def _rows(self, layer: int, neurons) -> tuple[list[int], list[int]]:
+        """Neurons, checked, and the row of each in the layer's table."""
+        table = self._numbers(layer)
+        neurons = check_neurons(Site(self.facts["kind"], layer, int(table["units"]), 0, None, "", 0), neurons)
+        row = {neuron: i for i, neuron in enumerate(table["neurons"].tolist())}
+        if missing := [neuron for neuron in neurons if neuron not in row]:
+            raise VitvizError(f"The atlas in {self.folder} has {len(row)} of the {table['units']} neurons of layer {layer} "
+                              f"({', '.join(map(str, [*row][:3]))}, …), and not {missing[0]}; atlas.neurons({layer}) lists them.")
+        return neurons, [row[neuron] for neuron in neurons]
+
     def _numbers(self, layer: int) -> dict[str, np.ndarray]:
         layer = validate.scalar(layer)
         if isinstance(layer, bool) or not isinstance(layer, Integral) or layer not in self.facts["layers"]:
@@ -165,12 +202,12 @@ class Atlas:
         name = file_name(self.facts["kind"], layer, "npz")
         return _table(self.folder / name, self.facts.get("files", {}).get(name))
 
-    def _picture(self, layer: int, neuron: int, units: int) -> torch.Tensor:
-        sheet = self.facts.get("sheet", units)
-        first = neuron - neuron % sheet
+    def _picture(self, layer: int, row: int, rows: int) -> torch.Tensor:
+        sheet = self.facts.get("sheet", rows)
+        first = row - row % sheet
         name = file_name(self.facts["kind"], layer, "webp", first)
         sha256 = self.facts.get("files", {}).get(name)
-        return cut(self.folder / name, self.facts["size"], min(sheet, units - first), sha256)[neuron - first]
+        return cut(self.folder / name, self.facts["size"], min(sheet, rows - first), sha256)[row - first]
 
 
 def embedded(name: str) -> Atlas | None:
@@ -187,8 +224,13 @@ def embedded_atlases() -> list[str]:
     return [name for name in embedded_names() if embedded(name)]
 
 
+def evenly_spaced(units: int, n: int) -> list[int]:
+    """``n`` of the neurons 0 to ``units`` - 1, or all if there are fewer, evenly spaced: a choice that nobody can tune."""
+    return torch.linspace(0, units - 1, min(validate.whole("A number of neurons", n, 1), units)).round().long().tolist()
+
+
 def file_name(kind: str, layer: int, suffix: str, first: int = 0) -> str:
-    """Of a layer's table, or of the sheet that begins with neuron ``first``."""
+    """Of a layer's table, or of the sheet that begins with its row ``first``."""
     return f"{kind}_{layer:02d}{f'_{first}' if first else ''}.{suffix}"
 
 
@@ -229,9 +271,13 @@ def _table(path: Path, sha256: str | None = None) -> dict[str, np.ndarray]:
     with _verified(path, sha256) as content, np.load(content, allow_pickle=False) as arrays:
         table = dict(arrays)
         n, points = len(table["activation"]), len(table["curve_steps"])
+        table = {"units": np.int64(n), "neurons": np.arange(n)} | table  # of every neuron, unless it says which
+        units = int(table["units"])
         shapes = {"activation": (n,), "percentile": (n,), "rank": (n,), "status": (n,), "curve_steps": (points,),
-                  "curves": (n, points), "top": (n, STRONGEST), "top_activation": (n, STRONGEST)}
-        whole = {"rank": (1, n), "status": (0, len(STATUS) - 1), "curve_steps": (0, MOST_STEPS), "top": (0, _SCENES - 1)}
+                  "curves": (n, points), "top": (n, STRONGEST), "top_activation": (n, STRONGEST), "units": (), "neurons": (n,)}
+        shapes |= {"maps": (n, STRONGEST, None, None)} if "maps" in table else {}
+        whole = {"rank": (1, units), "status": (0, len(STATUS) - 1), "curve_steps": (0, MOST_STEPS), "top": (0, _SCENES - 1),
+                 "units": (n, 10**9), "neurons": (0, units - 1), "maps": (0, 255)}
         for name, shape in shapes.items():
             low, high = {**whole, "percentile": (0, 100)}.get(name, (-_FLOAT, _FLOAT))
             if not fits({name: table[name]}, {name: shape}, low, high) or name in whole and table[name].dtype.kind not in "iu":

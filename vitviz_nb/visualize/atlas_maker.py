@@ -1,4 +1,4 @@
-"""Making an atlas: every neuron of whole layers, on one machine or on many; killed at any moment, the same call continues.
+"""Making an atlas: layer by layer, on one machine or on many; killed at any moment, the same call continues.
 
 A layer is cut into chunks of neurons that are optimized together, as many as fit the memory of the machine asked first. Their
 length is in the manifest before the first picture is made: so rounding, which may depend on the batch, is the same however often
@@ -25,7 +25,10 @@ import torch
 from tqdm import tqdm
 
 from .. import __version__
+from ..datasets.image_set import AT_ONCE, ImageSet
+from ..datasets.photographs import Photos
 from ..models.loading import load
+from ..models.reading import tokens
 from ..models.sites import Site, find_site
 from ..models.vision_model import VisionModel
 from ..utils import cache, files, validate
@@ -33,24 +36,27 @@ from ..utils.cache import FORMAT
 from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
 from . import hardware
-from .atlas import QUALITY, STRONGEST, Atlas, cut, file_name, paste, per_sheet
+from .atlas import QUALITY, STRONGEST, Atlas, cut, evenly_spaced, file_name, paste, per_sheet
 from .recipe import Recipe
 from .rendering import packed
 from .scores import STATUS, reference_activations, score
 from .visualizer import Visualizer
 
 TRIES = 3  # of one chunk, before a worker that dies is more than bad luck
+_ALL = 10**9  # neurons of a layer: as many as there are
 _OUTSTANDING = 128  # chunks given to workers and not yet written: enough to keep 64 busy, few enough to wait in memory
 
 
-def render_chunk(model: VisionModel | tuple, recipe: Recipe, kind: str, seed: int, layer: int, first: int,
+def render_chunk(model: VisionModel | tuple, recipe: Recipe, kind: str, seed: int, count: int, layer: int, first: int,
                  end: int) -> dict[str, np.ndarray]:
-    """Neurons ``first`` to ``end - 1`` of a layer: ``pictures`` uint8 (K, 3, S, S), ``curve_steps`` (n,), ``curves`` (K, n).
+    """Rows ``first`` to ``end - 1`` of a layer: ``pictures`` uint8 (K, 3, S, S), ``curve_steps`` (n,), ``curves`` (K, n).
 
     Args:
         model: for a worker, what it needs to load it: (name, trained, weights' hash).
     """
-    made = Visualizer(_loaded(model), recipe, atlas=False, keep=False).optimize(layer, range(first, end), kind, seed)
+    model = _loaded(model)
+    neurons = evenly_spaced(find_site(model, layer, kind).units, count)[first:end]
+    made = Visualizer(model, recipe, atlas=False, keep=False).optimize(layer, neurons, kind, seed)
     return {"pictures": (made.pictures * 255).round().byte().numpy(), "curve_steps": np.int32(made.curve_steps),
             "curves": made.curves.numpy()}
 
@@ -74,8 +80,9 @@ def _load(name: str, trained: bool, weights: str) -> VisionModel:
 
 
 def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, recipe: Recipe | None = None, seed: int = 0,
-               executor: Executor | Callable[[], Executor] | None = None) -> Atlas:
-    """The atlas of every neuron of ``layers``, of the model's own kind (``mlp``, or ``channel`` of a CNN), made in ``folder``.
+               executor: Executor | Callable[[], Executor] | None = None, neurons: int | None = None, images=None,
+               title: str | None = None) -> Atlas:
+    """The atlas of the neurons of ``layers``, of the model's own kind (``mlp``, or ``channel`` of a CNN), made in ``folder``.
 
     Killed at any moment, the same call continues: a chunk that was finished is never made again, and the atlas is the same, file
     for file. Layers that are complete can be read meanwhile. A call with other layers adds them to the atlas.
@@ -84,6 +91,10 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
         executor: any of ``concurrent.futures``, whose workers then make the pictures: ``Client.get_executor()`` of Dask, or
             mpi4py's ``MPIPoolExecutor()``. A chunk whose worker died is tried again, up to 3 times in all. One that breaks when
             a worker dies is given as a function that makes it: ``functools.partial(ProcessPoolExecutor, 8)``.
+        neurons: how many of each layer, evenly spaced; by default all.
+        images: reference images, anything an ``ImageSet`` takes; by default scenes of Emoji World. The six of them that
+            activate each neuron most are stored, of ``vv.photos()`` with its activation at every patch.
+        title: what captions call the model; by default its own title.
 
     Raises:
         VitvizError: a folder that cannot be written, or in which another process makes an atlas; a full disk; a folder that
@@ -94,12 +105,14 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
     sites = {site.layer: site for site in sorted((find_site(model, layer) for layer in layers), key=lambda site: site.layer)}
     if not sites:
         raise VitvizError("An atlas needs at least one layer; none was named.")
-    visualizer = Visualizer(model, recipe, atlas=False, keep=False)
+    visualizer = Visualizer(model, recipe, images, atlas=False, keep=False)
     size = visualizer.recipe.side(model.image_size)
     _check_unchanged(model)
-    facts = {"model": model.title, "weights": model.weights_hash, "kind": find_site(model).kind, "layers": [],
+    facts = {"model": title or model.title, "weights": model.weights_hash, "kind": find_site(model).kind, "layers": [],
              "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": size,
              "reference": visualizer.reference.name, "format": FORMAT, "version": __version__, "sheet": per_sheet(size)}
+    facts |= {} if neurons is None else {"neurons": validate.whole("neurons", neurons, 1)}
+    facts |= {"photos": visualizer.reference.source.sha256} if isinstance(visualizer.reference.source, Photos) else {}
     with files.locked(files.ready(folder, "The atlas folder"), f"making an atlas of {model.name}"):
         files.tidy(folder, 0)
         facts |= _manifest(folder, facts, sites)
@@ -117,7 +130,7 @@ def _manifest(folder: Path, facts: dict, sites: dict[int, Site]) -> dict:
     """What the folder's manifest says, if it has one; VitvizError if its pictures are not those that ``facts`` asks for."""
     if not (folder / "manifest.json").exists():
         for site in sites.values():
-            for name in [file_name(site.kind, site.layer, "npz"), *_sheets(site, facts["sheet"])]:
+            for name in [file_name(site.kind, site.layer, "npz"), *_sheets(site, facts)]:
                 files.check_target(folder / name, lambda path: False)
         return {}
     try:
@@ -145,8 +158,8 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
         if "chunk" not in facts:
             [(_, facts["chunk"])] = workers.run(partial(chunk_length, *job), [()])
             _write_manifest(folder, facts)
-        calls = [(site.layer, first, min(first + facts["chunk"], site.units))
-                 for site in missing for first in range(0, site.units, facts["chunk"])
+        calls = [(site.layer, first, min(first + facts["chunk"], len(_neurons(site, facts))))
+                 for site in missing for first in range(0, len(_neurons(site, facts)), facts["chunk"])
                  if not _part(folder, facts, site.layer, first).exists()]
         left = Counter(layer for layer, _, _ in calls)
         for site in missing:
@@ -155,7 +168,8 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
                 _complete(visualizer, site, folder, facts)
         with tqdm(total=sum(end - first for _, first, end in calls), unit="picture", desc=f"atlas of {model.name}",
                   leave=False) as bar:
-            for (layer, first, end), chunk in workers.run(partial(render_chunk, *job, facts["kind"], facts["seed"]), calls):
+            render = partial(render_chunk, *job, facts["kind"], facts["seed"], facts.get("neurons", _ALL))
+            for (layer, first, end), chunk in workers.run(render, calls):
                 files.write(_part(folder, facts, layer, first), packed(chunk))
                 bar.update(end - first)
                 left[layer] -= 1
@@ -164,23 +178,28 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
 
 
 def _part(folder: Path, facts: dict, layer: int, first: int = 0) -> Path:
-    """Where the chunk of a layer that begins with neuron ``first`` lies until the layer is complete."""
+    """Where the chunk of a layer that begins with row ``first`` lies until the layer is complete."""
     fixed = {name: value for name, value in facts.items() if name not in ("files", "layers")}
     key = hashlib.sha256(json.dumps(fixed, sort_keys=True).encode()).hexdigest()[:16]
     return folder / f"unfinished-{key}-{layer:02d}" / f"{first}.npz"
 
 
-def _sheets(site: Site, sheet: int) -> dict[str, int]:
-    """The name of each sheet of a layer, and its first neuron."""
-    return {file_name(site.kind, site.layer, "webp", first): first for first in range(0, site.units, sheet)}
+def _neurons(site: Site, facts: dict) -> list[int]:
+    return evenly_spaced(site.units, facts.get("neurons", _ALL))
+
+
+def _sheets(site: Site, facts: dict) -> dict[str, int]:
+    """The name of each sheet of a layer, and its first row."""
+    rows = range(0, len(_neurons(site, facts)), facts["sheet"])
+    return {file_name(site.kind, site.layer, "webp", first): first for first in rows}
 
 
 def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> None:
     """Put a layer's chunks onto sheets, score the pictures as they are stored, and add the layer to the manifest."""
-    model, chunk = visualizer.model, facts["chunk"]
+    model, chunk, neurons = visualizer.model, facts["chunk"], _neurons(site, facts)
     tables, contents = [], {}
-    for name, first in _sheets(site, facts["sheet"]).items():
-        end, start = min(first + facts["sheet"], site.units), first - first % chunk
+    for name, first in _sheets(site, facts).items():
+        end, start = min(first + facts["sheet"], len(neurons)), first - first % chunk
         chunks = [_read(_part(folder, facts, site.layer, begin)) for begin in range(start, end, chunk)]
         pictures, steps = torch.from_numpy(np.concatenate([part["pictures"] for part in chunks])), chunks[0]["curve_steps"]
         sheet = BytesIO()
@@ -188,15 +207,17 @@ def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> 
         contents[name] = sheet.getvalue()
         files.write(folder / name, contents[name])
         stored = cut.__wrapped__(folder / name, facts["size"], end - first).float() / 255
-        scores = score(model, site, list(range(first, end)), stored, visualizer.reference)
+        scores = score(model, site, neurons[first:end], stored, visualizer.reference)
         tables.append({"activation": np.float32(scores.activation), "percentile": np.float32(scores.percentile),
                        "rank": np.int32(scores.rank), "status": np.uint8([STATUS.index(s) for s in scores.status]),
                        "curves": np.concatenate([part["curves"] for part in chunks])[first - start : end - start]})
         release_memory()
     _check_unchanged(model, facts["weights"])
-    best = reference_activations(model, site, visualizer.reference).topk(STRONGEST, dim=0)
+    best = reference_activations(model, site, visualizer.reference)[:, neurons].topk(STRONGEST, dim=0)
     table = {name: np.concatenate([part[name] for part in tables]) for name in tables[0]}
     table |= {"curve_steps": steps, "top": best.indices.T.to(torch.int32).numpy(), "top_activation": best.values.T.numpy()}
+    table |= {"neurons": np.int32(neurons), "units": np.int32(site.units)} if "neurons" in facts else {}
+    table |= {"maps": _maps(model, site, neurons, visualizer.reference, table["top"])} if "photos" in facts and site.grid else {}
     name = file_name(site.kind, site.layer, "npz")
     contents[name] = packed(table)
     files.write(folder / name, contents[name])
@@ -204,6 +225,19 @@ def _complete(visualizer: Visualizer, site: Site, folder: Path, facts: dict) -> 
     facts |= {"layers": sorted([*facts["layers"], site.layer]), "files": dict(sorted((facts.get("files", {}) | digests).items()))}
     _write_manifest(folder, facts)
     _clear(folder, facts)
+
+
+def _maps(model: VisionModel, site: Site, neurons: list[int], reference: ImageSet, top: np.ndarray) -> np.ndarray:
+    """Each neuron's activation at every patch of its strongest images (K, 6, rows, columns), each map from 0 to 255."""
+    wanted, maps = np.unique(top), {}
+    with torch.inference_mode():
+        for some in np.array_split(wanted, -(-len(wanted) // AT_ONCE)):
+            seen = tokens(model, site, model.normalize(reference.batch(some).to(model.device)))[..., neurons].float().cpu()
+            maps |= dict(zip(some.tolist(), seen, strict=True))
+    rows = torch.stack([torch.stack([maps[i][:, k] for i in row]) for k, row in enumerate(top.tolist())])
+    low, high = rows.amin(-1, keepdim=True), rows.amax(-1, keepdim=True)
+    scaled = 255 * (rows - low) / (high - low).clamp_min(1e-12)
+    return scaled.round().byte().view(*top.shape, *site.grid).numpy()
 
 
 def _read(part: Path) -> dict[str, np.ndarray]:

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 import torch
 from PIL import Image
+from torchvision.transforms.functional import to_tensor
 
 from ..models.reading import tokens
 from ..models.sites import check_neurons, find_site
@@ -11,7 +12,7 @@ from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, bundle, contact_sheet, with_map
 from ..utils import validate
 from ..utils.errors import VitvizError
-from .atlas import STRONGEST, embedded
+from .atlas import STRONGEST, Atlas, embedded
 from .scores import reference_activations, reference_set
 
 
@@ -46,11 +47,15 @@ class TopImages:
         return bundle(self.sheet(columns=6), f"{self.title}, with activation maps")
 
 
-def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = None, images=None, k: int = 6) -> TopImages:
+def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | None = None, images=None,
+               k: int = 6) -> TopImages:
     """The ``k`` images that activate one neuron most, with its activation at every patch.
 
-    ``images`` is an ``ImageSet`` or what it takes; by default scenes of Emoji World.
+    ``images`` is an ``ImageSet`` or what it takes; by default scenes of Emoji World. An atlas whose reference images are
+    ``vv.photos()`` answers without its model, with at most 6 of these.
     """
+    if isinstance(model, Atlas):
+        return _of_atlas(model, layer, neuron, validate.whole("k", k, 1, STRONGEST))
     site, k = find_site(model, layer, kind), validate.whole("k", k, 1)
     neuron, *others = check_neurons(site, neuron)
     if others:
@@ -70,3 +75,12 @@ def top_images(model: VisionModel, layer: int, neuron: int, kind: str | None = N
             maps = tokens(model, site, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
         maps = maps.view(len(shown), *site.grid)
     return TopImages(shown, values, maps, numbers, f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")
+
+
+def _of_atlas(atlas: Atlas, layer: int, neuron: int, k: int) -> TopImages:
+    photos, maps = atlas.reference_photos(), atlas.maps(layer, neuron)
+    numbers, values = (row[:k] for row in atlas.strongest(layer, neuron))
+    shown = torch.stack([to_tensor(photos[i][0]) for i in numbers])
+    facts = atlas.facts
+    return TopImages(shown, values, maps if maps is None else maps[:k], numbers,
+                     f"{facts['model']}, {facts['kind']} layer {layer}, neuron {neuron}: strongest of {facts['reference']}")
