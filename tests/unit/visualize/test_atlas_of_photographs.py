@@ -94,7 +94,7 @@ def test_its_table_and_search_speak_of_the_photographs_classes(atlas):
 
 def test_a_neuron_it_does_not_have_is_refused_with_those_it_has(atlas):
     for ask in (lambda: atlas.rendering(1, 1), lambda: atlas.strongest(1, 1), lambda: vv.top_images(atlas, 1, 1)):
-        with pytest.raises(VitvizError, match=r"5 of the 48 neurons of layer 1 \(0, 9, 19, …\), and not 1; atlas.neurons"):
+        with pytest.raises(VitvizError, match=r"5 of the 48 neurons of layer 1 \(0, 12, 24, …\), and not 1; atlas.neurons"):
             ask()
 
 
