@@ -81,12 +81,14 @@ def _parser() -> argparse.ArgumentParser:
         sub.set_defaults(run=run)
         return sub
 
-    device, force, how = (_Parser(add_help=False) for _ in range(3))
+    device, force, how, network = (_Parser(add_help=False) for _ in range(4))
     device.add_argument("--device", help="cpu, cuda or mps (default: the fastest there is)")
     force.add_argument("--force", action="store_true", help="replace files at --out that this command did not make")
     how.add_argument("--recipe", default="quick", choices=["quick", "fourier", "paper"],
                      help="quick (default: what suits the model), fourier or paper")
     how.add_argument("--seed", type=int, default=0, help="of the random start and augmentation (default 0)")
+    network.add_argument("--checkpoint", type=_path, help="file of your own weights for the timm name")
+    network.add_argument("--image-size", type=int, help="side of a timm model's input in px (default: the model's own)")
 
     command("doctor", _doctor, "say what this machine has, what is missing, and which files of the kit are damaged")
     sub = command("cache", _cache, "say how much the cache holds, and where")
@@ -94,7 +96,7 @@ def _parser() -> argparse.ArgumentParser:
     sub = command("models", _models, "list the models that can be loaded by name")
     sub.add_argument("pattern", nargs="?", help="also list timm's pretrained models that match, such as '*clip*'")
 
-    sub = command("render", _render, "render feature visualizations of neurons", parents=[how, device, force],
+    sub = command("render", _render, "render feature visualizations of neurons", parents=[network, how, device, force],
                   epilog="examples:\n  vitviz render emoji-vit --layer -1 --neurons 0-15 --out pictures\n"
                          "  vitviz render vit_base_patch16_224 --layer 10 --neurons 0-3 --images photos --out pictures\n\n"
                          "writes sheet.png (all pictures with captions), neuron_N.png, pictures.npz and manifest.json.")
@@ -114,7 +116,8 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--out", type=_path, default=Path("trained"),
                      help="folder for weights, card and checkpoint (default: trained); the kit's own are in data/models")
 
-    sub = command("atlas", _atlas, "render every neuron of whole layers, for sliders that answer at once", parents=[how, device],
+    sub = command("atlas", _atlas, "render the neurons of whole layers, for sliders that answer at once",
+                  parents=[network, how, device],
                   epilog="example:\n  vitviz atlas emoji-swin --layers -1 --out data/atlas/emoji-swin\n\n"
                          "writes manifest.json, and sprite sheets and a table for each layer.\n"
                          "Killed at any moment, the same command goes on, and the atlas becomes the same, file for file; other\n"
@@ -122,6 +125,9 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="an embedded model, or any timm name")
     sub.add_argument("--layers", default="all", type=_layers,
                      help="all (default), or numbers and ranges: 0-3 or 2,5; -1 is the last")
+    sub.add_argument("--count", type=int, help="so many evenly spaced neurons of each layer (default: all)")
+    sub.add_argument("--photos", action="store_true", help="score against the kit's photographs (default: Emoji World)")
+    sub.add_argument("--title", help="what captions call the network (default: its name)")
     sub.add_argument("--out", type=_path, required=True, help="folder for the atlas; made if missing")
 
     sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
@@ -211,7 +217,7 @@ def _render(options) -> int:
     if options.images and options.images.resolve() in (options.out.resolve(), *options.out.resolve().parents):
         raise VitvizError(f"--out {options.out} is in the folder of --images, so that the pictures would be reference images the "
                           f"next time; name a folder outside of {options.images}.")
-    model = load(options.model, pretrained=not options.untrained, device=options.device)
+    model = load(options.model, not options.untrained, options.device, options.checkpoint, image_size=options.image_size)
     recipe = Recipe.named(options.recipe, model)
     if options.steps is not None:
         recipe = replace(recipe, steps=options.steps)
@@ -244,17 +250,21 @@ def _percent(accuracy: dict) -> str:
 
 
 def _atlas(options) -> None:
+    from .datasets.image_set import ImageSet
+    from .datasets.photographs import photos
     from .models.loading import load
     from .models.sites import find_site
     from .visualize.atlas_maker import make_atlas
     from .visualize.recipe import Recipe
 
-    model = load(options.model, device=options.device)
+    model = load(options.model, True, options.device, options.checkpoint, image_size=options.image_size)
     ranges = [range(find_site(model).layer + 1)] if options.layers == "all" else options.layers
     layers = [find_site(model, layer).layer for layer in chain.from_iterable(ranges)]
-    atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed)
+    images = ImageSet(model, photos(), 10**7) if options.photos else None
+    atlas = make_atlas(model, layers, options.out, Recipe.named(options.recipe, model), options.seed, neurons=options.count,
+                       images=images, title=options.title)
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
-    count = sum(find_site(model, layer).units for layer in atlas.facts["layers"])
+    count = sum(len(atlas.neurons(layer)) for layer in atlas.facts["layers"])
     print(f"{count} pictures of {model.title} in {options.out} ({size:.1f} MB)")
 
 

@@ -288,7 +288,27 @@ def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.C
             assert rendering.pictures.shape == (128, 3, 32, 32) and len(rendering.scores.rank) == 128
 
 
+def test_an_atlas_of_some_neurons_of_ones_own_weights_at_a_size_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
+    import timm
+    from safetensors.torch import save_file
+
+    from vitviz_nb.visualize.atlas import Atlas
+
+    weights, out = tmp_path / "mine.safetensors", tmp_path / "atlas"
+    save_file(timm.create_model("test_vit").state_dict(), weights)
+    arguments = ["atlas", "test_vit", "--checkpoint", weights, "--image-size", "32", "--layers", "0", "--count", "2", "--photos",
+                 "--title", "Mine", "--device", "cpu", "--out", out]
+    assert code(arguments) == 0 and "2 pictures of test_vit" in capsys.readouterr().out
+    atlas = Atlas.open(out)
+    assert (atlas.facts["model"], atlas.facts["reference"]) == ("Mine", "319 photographs of vv.photos()")
+    assert len(atlas.neurons(0)) == 2 and atlas.rendering(0, 0).pictures.shape == (1, 3, 32, 32)
+    assert code(["render", "test_vit", "--checkpoint", weights, "--image-size", "32", "--layer", "0", "--neurons", "0", "--steps",
+                 "1", "--out", tmp_path / "pictures"]) == 0
+
+
 @pytest.mark.parametrize(("change", "says"), [
+    (["--count", "0"], "neurons is a whole number from 1"),
+    (["--image-size", "48"], "are for timm's models"),
     (["--layers", "2"], "emoji-vit has no mlp layer 2; its layers are 0 to 1"),
     (["--layers", "0-5"], "no mlp layer 2"),
     (["--layers", "last"], "argument --layers: 'last' is not a list of numbers and ranges"),
