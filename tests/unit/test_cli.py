@@ -301,7 +301,7 @@ def test_an_atlas_of_some_neurons_of_ones_own_weights_at_a_size_of_ones_own(tmp_
     assert code(arguments) == 0 and "2 pictures of test_vit" in capsys.readouterr().out
     atlas = Atlas.open(out)
     assert (atlas.facts["model"], atlas.facts["reference"]) == ("Mine", "319 photographs of vv.photos()")
-    assert len(atlas.neurons(0)) == 2 and atlas.rendering(0, 0).pictures.shape == (1, 3, 32, 32)
+    assert len(atlas.neurons(0)) == 2 and atlas.rendering(0, 0).pictures.shape == (1, 3, 55, 55)  # larger than the input
     assert code(["render", "test_vit", "--checkpoint", weights, "--image-size", "32", "--layer", "0", "--neurons", "0", "--steps",
                  "1", "--out", tmp_path / "pictures"]) == 0
 
