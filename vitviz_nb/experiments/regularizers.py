@@ -37,11 +37,6 @@ def most_selective(model: VisionModel, n: int = 16) -> list[int]:
     return strength.topk(validate.whole("n", n, 1, len(strength))).indices.tolist()
 
 
-def reference_images(model: VisionModel, images=None, n: int = 256) -> torch.Tensor:
-    """The first n reference images (N, 3, S, S), by default scenes of Emoji World, read few at a time to save memory."""
-    return torch.cat([batch.cpu() for _, batch in ImageSet(model, images, n).batches(f"{model.name}: reference images")])
-
-
 def _stack(name: str, images: torch.Tensor) -> torch.Tensor:
     """``images`` if they are floats (K, channels, S, S); else VitvizError."""
     if not (isinstance(images, torch.Tensor) and images.is_floating_point() and images.dim() == 4 and len(images)
@@ -128,7 +123,7 @@ def ablation(model: VisionModel, images=None, *, recipe: Recipe | None = None, l
         release_memory()
     reference = visualizer.reference
     stacks = {name: resized(made.pictures, model.image_size) for name, made in pictures.items()}
-    stacks["scenes"] = reference_images(model, reference.source, min(256, reference.n))
+    stacks["scenes"] = reference.batch(range(min(256, reference.n))).cpu()
     for name, stack in stacks.items():
         artifacts.append({"regularizers": name, "share": "variance in high frequencies", **mean_of(high_frequencies(stack))})
         if patch:

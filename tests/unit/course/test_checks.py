@@ -127,9 +127,8 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     scene = 0.5 + 0.1 * (0.95**0.5 * torch.cos(2 * math.pi * 3 * line / 32) + 0.05**0.5 * torch.cos(2 * math.pi * 12 * line / 32))
     monkeypatch.setattr(nb01, "Visualizer", render)
     monkeypatch.setattr(nb01.regularizers, "most_selective", lambda model, n=16: [7] * n)
-    monkeypatch.setattr(nb01.regularizers, "reference_images", lambda model: scene.expand(9, 3, 32, 32))
     monkeypatch.setattr(nb01, "reference_set", lambda model: SimpleNamespace(
-        batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
+        n=9, batch=lambda numbers: scene.expand(len(numbers), 3, 32, 32)))
     monkeypatch.setattr(nb01.regularizers, "adversarial_example", lambda model, scene, neuron, distance: SimpleNamespace(
         percentiles=(50.0, 99.0 if distance >= 0.5 else 98.9)))
 

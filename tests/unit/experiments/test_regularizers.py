@@ -19,7 +19,6 @@ from vitviz_nb.experiments.regularizers import (
     high_frequencies,
     patch_borders,
     patch_size,
-    reference_images,
     sensitivity,
 )
 from vitviz_nb.models.vision_model import VisionModel
@@ -289,15 +288,3 @@ def test_it_shows_itself_with_the_size_of_the_perturbation(red: VisionModel):
     data, _ = adversarial_example(red, REDS[3], neuron=0, images=REDS)._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert data["text/plain"].startswith("units, mlp layer 0, neuron 0: a perturbation of 1.00 (L2), percentiles among 8 images")
-
-
-# Neurons and images
-
-
-def test_reference_images_are_the_first_of_them_in_order(tiny_vit: VisionModel):
-    images = torch.rand(40, 3, SIDE, SIDE)
-    for n, found in ((20, reference_images(tiny_vit, images, 20)), (40, reference_images(tiny_vit, images)),
-                     (7, reference_images(tiny_vit, images, torch.tensor(7)))):
-        assert torch.equal(found, images[:n])
-    with pytest.raises(VitvizError, match="n is a whole number from 1"):
-        reference_images(tiny_vit, images, 2.5)

@@ -37,7 +37,8 @@ def exercise_2(answer, model):
     rendering = Visualizer(model, replace(short_recipe(model), tv=tv)).render(-1, neuron).require_finished()
     picture, percentile = resized(rendering.pictures, model.image_size), rendering.scores.percentile[0]
     own = regularizers.high_frequencies(picture).item()
-    scenes = regularizers.high_frequencies(regularizers.reference_images(model)).mean().item()
+    reference = reference_set(model)
+    scenes = regularizers.high_frequencies(reference.batch(range(min(256, reference.n)))).mean().item()
     return verdict(0.8 * scenes <= own <= 1.2 * scenes and percentile > 99,
                    f"the picture has {own:.1f} % of its variance in high frequencies, scenes {scenes:.1f} %; it is at percentile "
                    f"{percentile:.1f} of neuron {neuron}", "come within a fifth of the scenes, above 99 %")
