@@ -131,10 +131,7 @@ def default_world(model: "VisionModel") -> EmojiWorld:
 
 
 def derangement(n: int, seed: int) -> torch.Tensor:
-    """A random derangement, int64 (n,): the label-shuffle control, in which no image keeps its own label.
-
-    In a plain shuffle one would on average: in batches of 16, one image in 16.
-    """
+    """A random derangement, int64 (n,): the label-shuffle control, in which no image keeps its own label."""
     n, seed = validate.whole("n", n, 2, _MOST), validate.whole("seed", seed)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(seed))
     return torch.empty_like(order).scatter_(0, order, order.roll(1))

@@ -79,7 +79,7 @@ def paper_table(models: list[VisionModel], folder: str | Path, boxes: str | Path
     Args:
         folder: a subfolder a class, named by ImageNet's number (n01440764) or as the models name the class.
         boxes: CSV, as ``boxes.Boxes`` reads it; images without a box are left out.
-        per_class: so many images of each class, the first by name; all of them by default.
+        per_class: the first so many images of each class; by default all.
     """
     root, known, left_out = validate.path("folder", folder), Boxes(boxes), []  # ImageNet's boxes are half a million lines
     folders = sorted(sub for sub in root.glob("*") if sub.is_dir() and not sub.name.startswith("."))
@@ -162,8 +162,7 @@ def context_consistency(model: VisionModel, images: EmojiWorld | None = None, *,
 
 def context_selectivity(model: VisionModel, images: EmojiWorld | None = None, *, kind: str | None = None,
                         n: int = 2048) -> list[torch.Tensor]:
-    """Selectivity of every unit for each context, in standard deviations (``statistics.class_selectivity``): a layer each
-    (contexts, units).
+    """Selectivity of every unit for each context, in standard deviations: a layer each (contexts, units).
 
     Contexts are random here, so that a unit selective for a concept gains nothing from the concept's usual context. By chance,
     the largest of a unit's twelve numbers is about 0.13 for 2,048 scenes.

@@ -50,11 +50,8 @@ def statistics(images: torch.Tensor) -> torch.Tensor:
 
 
 class Detector(nn.Module):
-    """Logistic regression on ``statistics`` that separates what activation maximization passes through from scenes.
-
-    Attributes:
-        center, scale, weight: (features,), of the standardized statistics.
-        bound: the logit from which an image counts as synthetic: no scene that the detector was fitted on reaches it.
+    """Logistic regression on ``statistics``, standardized by ``center`` and ``scale``, that separates what activation
+    maximization passes through from scenes. No scene that it was fitted on reaches ``bound``, the logit of a synthetic image.
     """
 
     def __init__(self, center: torch.Tensor, scale: torch.Tensor, weight: torch.Tensor, bound: torch.Tensor):

@@ -68,9 +68,8 @@ def _by_cutoff(model: VisionModel, images: ImageSet, passes: str) -> dict[int, t
 
 
 def at_equal_accuracy(models: list[VisionModel], images=None, *, n: int | None = None, passes: str = "low") -> Result:
-    """Top-1 accuracy of several models against the cutoff, over those images only that all of them classify correctly unfiltered.
-
-    There every model begins at 100 %, so that none keeps more because it was more accurate, or knew other images, from the start.
+    """Top-1 accuracy of several models against the cutoff, over those images only that all of them classify correctly unfiltered:
+    there every model begins at 100 %, so that none keeps more because it was more accurate from the start.
     """
     models = _models(models)
     images = default_world(models[0]) if images is None else images  # the same for all
@@ -90,10 +89,9 @@ def at_equal_accuracy(models: list[VisionModel], images=None, *, n: int | None =
 
 def cutoff_needed(models: list[VisionModel], images=None, *, n: int | None = None, passes: str = "low",
                   keep: float = 0.9) -> Result:
-    """The cutoff at which a low-pass or high-pass filter leaves the proportion ``keep`` of a model's top-1 accuracy.
-
-    The larger that of the low-pass, the higher the frequencies that the model relies on. Between the cutoffs of
-    ``accuracy_by_cutoff`` the curve is linear. The interval is of 1,000 bootstrap samples of the images, the same for all models.
+    """The cutoff at which a filter leaves the proportion ``keep`` of a model's top-1 accuracy: of a low-pass, the larger, the
+    higher the frequencies that the model relies on. Between the cutoffs of ``accuracy_by_cutoff`` the curve is linear; the
+    interval is of 1,000 bootstrap samples of the images, the same for all models.
     """
     keep, rows = validate.real("keep", keep, 0.01, 0.99), []
     for model in _models(models):

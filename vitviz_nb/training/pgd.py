@@ -10,10 +10,8 @@ from ..visualize.optimize import gradient_of
 @torch.inference_mode(False)
 @torch.enable_grad()
 def pgd(loss: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor, radius: float, steps: int) -> torch.Tensor:
-    """Adversarial examples of images (N, 3, H, W) in [0, 1], each within ``radius`` (L2) of its own, that increase ``loss``.
-
-    Projected gradient ascent (Madry et al. 2018) from the images themselves, in steps of 2.5 / ``steps`` of the radius, of the
-    whole radius at most.
+    """Adversarial examples of images (N, 3, H, W) in [0, 1], each within ``radius`` (L2) of its own, that increase ``loss``:
+    projected gradient ascent (Madry et al. 2018) in steps of 2.5 / ``steps`` of the radius, of the whole radius at most.
 
     Args:
         loss: from images to what is summed up, a number (a mean or sum of losses) or one an image, which are independent.

@@ -68,10 +68,8 @@ class ClassSums:
 
 
 def class_selectivity(activations: torch.Tensor, labels: torch.Tensor, classes: int) -> torch.Tensor:
-    """Class selectivity in standard deviations: (classes, units), float32.
-
-    The mean activation on a class minus the mean on all images, divided by the standard deviation over all images. A unit that
-    does not vary has 0; a class of fewer than four images has minus infinity. Arguments as of ``ClassSums``.
+    """Class selectivity (classes, units), float32: the mean activation on a class minus that on all images, in standard
+    deviations over all images. A unit that does not vary has 0; a class of fewer than four images has minus infinity.
     """
     return ClassSums(classes, activations.shape[1]).add(activations, labels).selectivity()
 

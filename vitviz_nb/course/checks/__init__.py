@@ -16,11 +16,7 @@ EXERCISES = ("00.1", *(f"{notebook:02}.{number}" for notebook in range(1, 12) fo
 
 
 def check(exercise: str, answer: Any, model: VisionModel | None = None) -> None:
-    """Print whether an answer to an exercise is right, and the number that decides.
-
-    Raises:
-        VitvizError: no such exercise, an answer of the wrong kind, or no model.
-    """
+    """Print whether an answer to an exercise is right, and the number that decides; VitvizError for one of the wrong kind."""
     notebook, number = validate.choice("An exercise", exercise, EXERCISES).split(".")
     if not isinstance(model, VisionModel):
         raise VitvizError(f"The check needs the model as its third argument, as in vv.check({exercise!r}, answer, model).")
