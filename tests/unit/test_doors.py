@@ -126,6 +126,8 @@ DOORS = {  # one argument of each public function that takes anything
     "render, neurons": lambda x: VIEWER.render(-1, x),
     "render, kind": lambda x: VIEWER.render(-1, 0, kind=x),
     "render, seed": lambda x: VIEWER.render(-1, 0, seed=x),
+    "render, variants": lambda x: VIEWER.render(-1, 0, variants=x) if not isinstance(x, int) or x < 9 else None,
+    "render, directions": lambda x: VIEWER.render(-1, x if not isinstance(x, torch.Tensor) else x.float()),
     "stream, every": lambda x: exhausted(VIEWER.stream(-1, 0, every=x)),
     "Recipe.named": lambda x: Recipe.named(x),
     "Recipe.paper": lambda x: Recipe.paper(x),

@@ -26,12 +26,14 @@ class Rendering:
 
     Attributes:
         model: the model's title ("… (untrained)" for random weights).
-        kind, layer, neurons: what was pictured.
+        kind, layer, neurons: what was pictured, a neuron's number for each picture; of a direction, a number made from it.
         pictures: float32 (K, 3, S, S), RGB in [0, 1], on the CPU.
         steps: (K,), updates done; fewer than ``recipe.steps`` where it was stopped.
         curve_steps, curves: the activation without augmentation after so many steps: (n,) and (K, n), NaN where not read.
         recipe, seed: how they were made.
         scores: measured afterwards; None in the frames of a stream.
+        labels: what captions call the K neurons; None for their numbers.
+        directions: float32 (K, units), the weights of the neurons' sum that was pictured; None for single neurons.
     """
 
     model: str
@@ -45,6 +47,8 @@ class Rendering:
     recipe: Recipe
     seed: int
     scores: Scores | None = None
+    labels: list[str] | None = None
+    directions: torch.Tensor | None = None
 
     @property
     def finished(self) -> bool:
@@ -67,7 +71,7 @@ class Rendering:
 
     def caption(self, k: int) -> list[str]:
         """Two short lines on picture ``k``."""
-        lines = [f"neuron {self.neurons[k]}"]
+        lines = [self.labels[k] if self.labels else f"neuron {self.neurons[k]}"]
         if self.scores:
             score = f"{self.scores.activation[k]:.3g}, above {self.scores.percentile[k]:.1f} %"
             lines.append(score if self.scores.status[k] == "alive" else f"{self.scores.status[k]}: {score}")
@@ -82,7 +86,7 @@ class Rendering:
         return contact_sheet(tiles, self.title)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.sheet(), f"Pictures of neurons {', '.join(map(str, self.neurons))}: {self.title}")
+        return bundle(self.sheet(), f"Pictures of {', '.join(self.labels or map(str, self.neurons))}: {self.title}")
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write ``manifest.json``, ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
@@ -95,11 +99,13 @@ class Rendering:
                 were changed since, unless ``force``. Nothing is overwritten then.
         """
         folder = validate.path("folder", folder)
+        names = [f"neuron_{n}{f'_{k}' * (len(set(self.neurons)) < len(self.neurons))}.png" for k, n in enumerate(self.neurons)]
         self.check_folder(folder, self.neurons, force)
-        arrays = packed({"pictures": self.pictures.numpy(), "curves": self.curves.numpy()})
-        facts = {name: value for name, value in vars(self).items() if name not in ("pictures", "curves")}
+        tensors = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        arrays = packed({name: value.numpy() for name, value in tensors.items()})
+        facts = {name: value for name, value in vars(self).items() if name not in tensors}
         contents = {"pictures.npz": arrays, "sheet.png": png(self.sheet())}
-        contents |= {f"neuron_{n}.png": png(to_image(picture)) for n, picture in zip(self.neurons, self.pictures, strict=True)}
+        contents |= {name: png(to_image(picture)) for name, picture in zip(names, self.pictures, strict=True)}
         earlier = {path.name: files.sha256(path) for path in _written(folder)}
         # With what each file replaces, so that files of both renderings are known where this is interrupted.
         digests = {name: [hashlib.sha256(content).hexdigest(), *filter(None, [earlier.get(name)])]
@@ -131,7 +137,7 @@ class Rendering:
             if digest != facts.pop("files", {"pictures.npz": [older or digest]})["pictures.npz"][0]:
                 raise ValueError("its pictures are not the manifest's")
             with np.load(BytesIO(content), allow_pickle=False) as arrays:
-                facts |= {name: torch.from_numpy(arrays[name]) for name in ("pictures", "curves")}
+                facts |= {name: torch.from_numpy(array) for name, array in arrays.items()}
             del facts["version"]
             facts |= {"recipe": Recipe(**facts["recipe"]), "scores": facts["scores"] and Scores(**facts["scores"])}
             if len({len(facts[name]) for name in ("pictures", "curves", "neurons", "steps")}) > 1:
@@ -154,7 +160,7 @@ def _written(folder: Path) -> list[Path]:
     """The files in a folder that a rendering wrote beside its manifest, and nobody changed since."""
     listed = _manifest(folder).get("files")
     return [path for name, digests in (listed.items() if isinstance(listed, dict) else ())
-            if re.fullmatch(r"pictures\.npz|sheet\.png|neuron_\d+\.png", name) and isinstance(digests, list)
+            if re.fullmatch(r"pictures\.npz|sheet\.png|neuron_\d+(_\d+)?\.png", name) and isinstance(digests, list)
             and (path := folder / name).is_file() and files.sha256(path) in digests]
 
 

@@ -67,10 +67,11 @@ def _read_or_measure(model: VisionModel, kind: str, reference: ImageSet) -> list
     return [torch.from_numpy(stored[name]) for name in shapes]
 
 
-def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Tensor, reference: ImageSet) -> Scores:
-    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]``; VitvizError where one is not finite.
+def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Tensor, reference: ImageSet,
+          directions: torch.Tensor | None = None) -> Scores:
+    """Scores of pictures (K, 3, S, S) in [0, 1], picture k made for ``neurons[k]`` or ``directions[k]`` (K, units).
 
-    Pictures larger than the network's input are measured resized to it.
+    Pictures larger than the network's input are measured resized to it. VitvizError where one is not finite.
     """
     pictures = resized(pictures, model.image_size)
     validate.images(f"Pictures for {model.name}", pictures, (3, model.image_size, model.image_size))
@@ -81,14 +82,18 @@ def score(model: VisionModel, site: Site, neurons: list[int], pictures: torch.Te
     release_memory()
     if not values.isfinite().all():
         raise VitvizError(f"The {site} of {model.name} has NaN or infinite activations for its pictures; check its weights.")
-    rows = torch.arange(len(neurons))
+    rows, units, length = torch.arange(len(neurons)), known.shape[1], torch.ones(len(neurons))
+    if directions is not None:  # as further columns, of weights of length 1, for how large a neuron's are decides what is dead
+        length = directions.norm(dim=1)
+        known, values = (torch.cat([part, part @ (directions / length[:, None]).T], 1) for part in (known, values))
+        neurons = list(range(units, units + len(directions)))
     own = values[rows, neurons]
     percentile = 100 * (known[:, neurons] < own).float().mean(0)
     deviation = known.std(0, correction=0)  # 0, not NaN, for a reference of one image
-    typical = deviation.median().clamp_min(1e-12)
+    typical = deviation[:units].median().clamp_min(1e-12)
     z = (values - known.mean(0)) / deviation.clamp_min(0.01 * typical)
-    rank = 1 + (z > z[rows, neurons][:, None]).sum(1)
+    rank = 1 + (z[:, :units] > z[rows, neurons][:, None]).sum(1)
     dead = (deviation[neurons] < 0.01 * typical) & (z[rows, neurons] < 1)
     dead &= len(known) >= ENOUGH  # a few similar images do not show that a neuron never varies
     status = ["dead" if d else "alive" if p >= WEAK_BELOW else "weak" for d, p in zip(dead, percentile, strict=True)]
-    return Scores(own.tolist(), percentile.tolist(), rank.tolist(), status, reference.name)
+    return Scores((own * length).tolist(), percentile.tolist(), rank.tolist(), status, reference.name)

@@ -1,7 +1,7 @@
 """Activation maximization: gradient ascent on images, many neurons at once."""
 
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
 
@@ -11,9 +11,9 @@ from tqdm import tqdm
 
 from ..datasets.image_set import ImageSet
 from ..models.reading import tokens
-from ..models.sites import KINDS, Site, check_neurons, find_site
+from ..models.sites import Site, find_site
 from ..models.vision_model import VisionModel, check_finite
-from ..utils import cache, random_streams, validate
+from ..utils import cache, validate
 from ..utils.errors import VitvizError
 from . import hardware
 from .atlas import embedded
@@ -22,32 +22,10 @@ from .optimize import Adam, check_weights, no_gradient
 from .parameterization import parameterization, resized
 from .recipe import Recipe
 from .rendering import Rendering
+from .request import Image, Progress, Request, images_of
 from .scores import reference_set, score
 
 _READ_EVERY = 10  # steps between two points of a curve
-
-
-@dataclass(frozen=True, eq=False)
-class _Progress:
-    """The optimization of K images and their activations (K,) at the steps at which they were read. Never changed in place."""
-
-    adam: Adam
-    curve: dict[int, torch.Tensor]
-
-
-@dataclass(frozen=True, eq=False)
-class _Request:
-    """What one call asks for, and how far each neuron's image is; ``state`` is the model's when the call began."""
-
-    site: Site
-    neurons: list[int]
-    seed: int
-    state: dict | None
-    unfinished: dict[tuple, _Progress]  # of this and earlier calls with the same state
-    progress: dict[int, _Progress] = field(default_factory=dict)
-
-    def random_key(self, neuron: int) -> np.ndarray:
-        return random_streams.keys(self.seed, list(KINDS).index(self.site.kind), self.site.layer, neuron)
 
 
 class Visualizer:
@@ -97,7 +75,7 @@ class Visualizer:
         return (f"Nothing is cached or taken from a cache: {self.model.name} has hooks or replaced functions that are not this "
                 f"kit's, so what it computes cannot be known.")
 
-    def render(self, layer: int, neurons, kind: str | None = None, seed: int = 0) -> Rendering:
+    def render(self, layer: int, neurons, kind: str | None = None, seed: int = 0, variants: int = 1) -> Rendering:
         """Feature visualizations of ``neurons`` of one layer, scored.
 
         Interrupted (the Stop button of Jupyter, or Ctrl-C), it returns the pictures so far; the same call then continues. Code
@@ -105,16 +83,19 @@ class Visualizer:
 
         Args:
             layer: counted from 0 in forward order; -1 is the last.
-            neurons: a number, or several.
+            neurons: a number, or several; of kind "logit" also names of classes. Or directions: floats (K, units), a weight for
+                each neuron, whose weighted sum is maximized (several ones for several neurons at once).
             kind: one of ``sites.KINDS`` that the model has; None for its own.
             seed: of the random numbers; another gives another picture of the same neuron.
+            variants: pictures of each neuron, side by side, from ``seed`` and those that follow: a polysemantic neuron shows
+                different objects.
 
         Raises:
             VitvizError: an address the model does not have; a cache folder that cannot be written; a network without a gradient
                 or with NaN; one that changed while its pictures formed.
         """
-        request = self._request(layer, neurons, kind, seed)
-        with tqdm(total=len(request.neurons) * self.recipe.steps, unit="step", leave=False, delay=1,
+        request = self._request(layer, neurons, kind, seed, variants)
+        with tqdm(total=len(request.images) * self.recipe.steps, unit="step", leave=False, delay=1,
                   desc=f"{self.model.name} {request.site}") as bar:
             try:
                 for frame in self._stream(request, _READ_EVERY):
@@ -146,18 +127,20 @@ class Visualizer:
     def score(self, rendering: Rendering) -> Rendering:
         """The rendering with its scores measured."""
         site = find_site(self.model, rendering.layer, rendering.kind)
-        return replace(rendering, scores=score(self.model, site, rendering.neurons, rendering.pictures, self.reference))
+        return replace(rendering, scores=score(self.model, site, rendering.neurons, rendering.pictures, self.reference,
+                                               rendering.directions))
 
-    def _request(self, layer, neurons, kind, seed) -> _Request:
+    def _request(self, layer, neurons, kind, seed, variants=1) -> Request:
         site = find_site(self.model, layer, kind)
-        neurons, seed, state = check_neurons(site, neurons), validate.whole("A seed", seed), self.model.state()
+        asked, state = images_of(self.model, site, neurons, seed, variants), self.model.state()
         if state is None or state != self._state:  # no other network's pictures are continued
             self._state, self._unfinished = state, {}
-        return _Request(site, neurons, seed, state, self._unfinished)
+        return Request(site, *asked, state, self._unfinished)
 
-    def _stream(self, request: _Request, every: int) -> Iterator[Rendering]:
-        if self.in_atlas(request.site.layer, request.site.kind, request.seed):
-            yield self._atlas.rendering(request.site.layer, request.neurons)
+    def _stream(self, request: Request, every: int) -> Iterator[Rendering]:
+        (numbers, seeds), site = zip(*request.images, strict=True), request.site
+        if not request.labels and self.in_atlas(site.layer, site.kind, seeds[0]):
+            yield self._atlas.rendering(site.layer, numbers)
             return
         if self._keep:
             cache.ready()
@@ -169,16 +152,16 @@ class Visualizer:
         yield scored
 
     @torch.inference_mode(False)  # in which nothing has a gradient
-    def _ascend(self, request: _Request, every: int) -> Iterator[Rendering]:
+    def _ascend(self, request: Request, every: int) -> Iterator[Rendering]:
         """Optimize the images that are not finished, batch by batch; what is left unfinished is kept for the next call."""
         check_weights(self.model)
         try:
-            waiting = [n for n in request.neurons if self._progress(request, n).adam.step < self.recipe.steps]
-            waiting.sort(key=lambda n: request.progress[n].adam.step)
+            waiting = [image for image in request.images if self._progress(request, image).adam.step < self.recipe.steps]
+            waiting.sort(key=lambda image: request.progress[image].adam.step)
             batch_size = hardware.batch_size(self.model, self.recipe.copies)
             while waiting:
                 step = request.progress[waiting[0]].adam.step
-                batch = [n for n in waiting[:batch_size] if request.progress[n].adam.step == step]
+                batch = [image for image in waiting[:batch_size] if request.progress[image].adam.step == step]
                 try:
                     for _ in self._ascend_together(request, batch, every):
                         yield self._frame(request)
@@ -190,29 +173,31 @@ class Visualizer:
                                           f"{self.model.image_size} px; use fewer copies or a smaller model.") from None
                     batch_size = len(batch) // 2
                     continue
-                waiting = [n for n in waiting if n not in batch]  # after a halving, a batch need not be the first of them
+                waiting = [image for image in waiting if image not in batch]  # after a halving, not the first of them
                 self._check_same(request)
-                for n in batch:
-                    self._write(request, n)
+                for image in batch:
+                    self._write(request, image)
         finally:
             same = self.model.state() == request.state
-            for neuron, progress in request.progress.items():
-                request.unfinished.pop((request.site, neuron, request.seed), None)
+            for image, progress in request.progress.items():
+                request.unfinished.pop((request.site, image), None)
                 if same and progress.adam.step < self.recipe.steps:
-                    request.unfinished[request.site, neuron, request.seed] = progress
+                    request.unfinished[request.site, image] = progress
 
-    def _ascend_together(self, request: _Request, neurons: list[int], every: int) -> Iterator[None]:
-        """Finish the images of ``neurons``, which are at the same step, in one batch; yields every ``every`` steps."""
+    def _ascend_together(self, request: Request, images: list[Image], every: int) -> Iterator[None]:
+        """Finish ``images``, which are at the same step, in one batch; yields every ``every`` steps."""
         model, recipe, device = self.model, self.recipe, self.model.device
-        parts = [request.progress[n] for n in neurons]
+        parts = [request.progress[image] for image in images]
         # Of images at step 0, some may have been read before an interrupt and others not.
         read = [step for step in parts[0].curve if all(step in part.curve for part in parts)]
-        progress = _Progress(Adam.join([part.adam for part in parts]).to(device),
+        progress = Progress(Adam.join([part.adam for part in parts]).to(device),
                              {step: torch.cat([part.curve[step] for part in parts]) for step in read})
-        keys = np.concatenate([request.random_key(n) for n in neurons])
+        keys = np.concatenate([request.random_key(image) for image in images])
         augmentation = Augmentation(recipe, keys, model.image_size, model.mean, model.std, device)
-        own = torch.tensor(neurons, device=device)
-        each, each_view = (replace(request.site, own=units) for units in (own, own.repeat_interleave(recipe.copies)))
+        own, weights = torch.tensor([number for number, _ in images], device=device), request.weights(images)
+        if weights is not None:
+            own = weights.to(device)
+        each, each_view = (replace(request.site, own=units) for units in (own, own.repeat_interleave(recipe.copies, 0)))
         network = hardware.rounded(model, hardware.ascent_precision(device))
         try:
             while progress.adam.step < recipe.steps:
@@ -221,13 +206,13 @@ class Visualizer:
                         progress = replace(progress, curve={0: self._activation(each, progress.adam)})
                     progress = self._step(network, each, each_view, progress, augmentation)
                 if progress.adam.step % every == 0 and progress.adam.step < recipe.steps:
-                    self._store(request, neurons, progress)
+                    self._store(request, images, progress)
                     yield
         finally:
-            self._store(request, neurons, progress)
+            self._store(request, images, progress)
 
-    def _step(self, network: VisionModel, each: Site, each_view: Site, progress: _Progress,
-              augmentation: Augmentation) -> _Progress:
+    def _step(self, network: VisionModel, each: Site, each_view: Site, progress: Progress,
+              augmentation: Augmentation) -> Progress:
         """One update; ``each`` and ``each_view`` say which unit each image, and each of its views, is of."""
         recipe, precision, reached = self.recipe, hardware.ascent_precision(self.model.device), []
 
@@ -235,7 +220,7 @@ class Visualizer:
             images = self._made.images(values)
             views = augmentation(images, progress.adam.step, precision)
             views.moved.register_hook(lambda gradient: reached.append(True))
-            activation = tokens(network, each_view, views, recipe.leak).float().mean((1, 2))
+            activation = _own(network, each_view, views, recipe.leak)
             return loss(activation, images, recipe)
 
         adam = progress.adam.update(losses, recipe.steps, recipe.lr, partial(blurred, recipe=recipe, step=progress.adam.step),
@@ -243,14 +228,14 @@ class Visualizer:
         if not reached:  # total variation has a gradient of its own
             raise no_gradient(f"The activation at {each} of {self.model.name}")
         if adam.step % _READ_EVERY and adam.step < recipe.steps:
-            return _Progress(adam, progress.curve)
-        return _Progress(adam, {**progress.curve, adam.step: self._activation(each, adam)})
+            return Progress(adam, progress.curve)
+        return Progress(adam, {**progress.curve, adam.step: self._activation(each, adam)})
 
     @torch.no_grad()
     def _activation(self, each: Site, adam: Adam) -> torch.Tensor:
         """Activation (K,) on the images without augmentation: what scores measure, and what a curve can be compared with."""
         images = resized(self._made.images(adam.images), self.model.image_size)
-        values = tokens(self.model, each, unchanged(images, self.model.mean, self.model.std)).float().mean((1, 2))
+        values = _own(self.model, each, unchanged(images, self.model.mean, self.model.std))
         if not (values.isfinite() & images.flatten(1).isfinite().all(1)).all():
             check_finite(self.model.module, self.model.name)
             raise VitvizError(f"A picture of {each} of {self.model.name} became NaN or infinite after {adam.step} steps, "
@@ -258,50 +243,57 @@ class Visualizer:
         return values
 
     @torch.inference_mode(False)
-    def _progress(self, request: _Request, neuron: int) -> _Progress:
-        """How far one neuron's image is: finished (also by an earlier session), begun, or not begun."""
-        if neuron not in request.progress:
-            request.progress[neuron] = (
-                request.unfinished.get((request.site, neuron, request.seed)) or self._read(request, neuron) or
-                _Progress(Adam.of(self._made.start(request.random_key(neuron))), {}))
-        return request.progress[neuron]
+    def _progress(self, request: Request, image: Image) -> Progress:
+        """How far one image is: finished (also by an earlier session), begun, or not begun."""
+        if image not in request.progress:
+            request.progress[image] = (request.unfinished.get((request.site, image)) or self._read(request, image) or
+                                       Progress(Adam.of(self._made.start(request.random_key(image))), {}))
+        return request.progress[image]
 
-    def _store(self, request: _Request, neurons: list[int], progress: _Progress) -> None:
+    def _store(self, request: Request, images: list[Image], progress: Progress) -> None:
         adam = progress.adam.to(torch.device("cpu"))
         curve = {step: values.cpu() for step, values in progress.curve.items()}
-        for k, neuron in enumerate(neurons):
-            request.progress[neuron] = _Progress(adam[k], {step: values[k : k + 1] for step, values in curve.items()})
+        for k, image in enumerate(images):
+            request.progress[image] = Progress(adam[k], {step: values[k : k + 1] for step, values in curve.items()})
 
-    def _check_same(self, request: _Request) -> None:
+    def _check_same(self, request: Request) -> None:
         if request.state is not None and self.model.state() != request.state:
             raise VitvizError(f"{self.model.name} was changed (weights, hooks or contexts) while pictures of its {request.site} "
                               f"formed, so they are of no single network; render them again.")
 
-    def _frame(self, request: _Request) -> Rendering:
-        parts = [self._progress(request, n) for n in request.neurons]
+    def _frame(self, request: Request) -> Rendering:
+        parts = [self._progress(request, image) for image in request.images]
         read = sorted({step for part in parts for step in part.curve})
         curves = torch.tensor([[float(part.curve.get(step, "nan")) for step in read] for part in parts])
-        return Rendering(self.model.title, request.site.kind, request.site.layer, request.neurons,
-                         torch.cat([self._made.images(part.adam.images) for part in parts]),
-                         [part.adam.step for part in parts], read, curves, self.recipe, request.seed)
+        pictures = torch.cat([self._made.images(part.adam.images) for part in parts])
+        return Rendering(self.model.title, request.site.kind, request.site.layer, [number for number, _ in request.images],
+                         pictures, [part.adam.step for part in parts], read, curves, self.recipe, request.images[0][1],
+                         labels=request.labels, directions=request.directions)
 
-    def _path(self, request: _Request, neuron: int) -> Path | None:
+    def _path(self, request: Request, image: Image) -> Path | None:
         if not self._keep or request.state is None:
             return None
-        return cache.path_of({"model": request.state, "kind": request.site.kind, "layer": request.site.layer, "neuron": neuron,
-                              "recipe": asdict(self.recipe), "seed": request.seed}, "renderings")
+        return cache.path_of({"model": request.state, "kind": request.site.kind, "layer": request.site.layer, "neuron": image[0],
+                              "recipe": asdict(self.recipe), "seed": image[1]}, "renderings")
 
-    def _read(self, request: _Request, neuron: int) -> _Progress | None:
-        stored, (low, high) = cache.read(self._path(request, neuron)), self._made.bounds
+    def _read(self, request: Request, image: Image) -> Progress | None:
+        stored, (low, high) = cache.read(self._path(request, image)), self._made.bounds
         shapes = {"picture": self._made.shape, "curve_steps": (None,), "curve": (None,)}
         if not (stored and cache.fits(stored, shapes) and len(stored["curve"]) == len(stored["curve_steps"])
                 and low <= stored["picture"].min() <= stored["picture"].max() <= high):
             return None
         curve = {int(s): torch.tensor([v]) for s, v in zip(stored["curve_steps"], stored["curve"], strict=True)}
-        return _Progress(replace(Adam.of(torch.from_numpy(stored["picture"]).float()[None]), step=self.recipe.steps), curve)
+        return Progress(replace(Adam.of(torch.from_numpy(stored["picture"]).float()[None]), step=self.recipe.steps), curve)
 
-    def _write(self, request: _Request, neuron: int) -> None:
-        progress = request.progress[neuron]
-        cache.write(self._path(request, neuron), {
+    def _write(self, request: Request, image: Image) -> None:
+        progress = request.progress[image]
+        cache.write(self._path(request, image), {
             "picture": progress.adam.images[0].numpy(), "curve_steps": np.array(list(progress.curve), np.int64),
             "curve": np.array([float(value) for value in progress.curve.values()], np.float32)})
+
+
+def _own(model: VisionModel, each: Site, inputs: torch.Tensor, leak: float = 0.0) -> torch.Tensor:
+    """Activation (N,), mean over patch tokens, of each input's own unit or direction: ``each.own`` (N,) or (N, units)."""
+    if not each.own.is_floating_point():
+        return tokens(model, each, inputs, leak).float().mean((1, 2))
+    return (tokens(model, replace(each, own=None), inputs, leak).float().mean(1) * each.own).sum(1)

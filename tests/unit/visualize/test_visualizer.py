@@ -918,3 +918,74 @@ def test_each_setting_of_a_fourier_recipe_is_part_of_the_cache_key(vit, gray, pa
     Visualizer(vit, replace(FOURIER, steps=1), gray).render(1, 7)
     Visualizer(vit, replace(FOURIER, steps=1, **change), gray).render(1, 7)
     assert len(passes) == 2
+
+
+# Directions, and several pictures of one neuron
+
+
+def test_a_direction_of_one_neuron_is_activated_and_scored_as_that_neuron(vit, speckles):
+    viewer, one = Visualizer(vit, RECIPE, speckles), torch.zeros(1, 128)
+    one[0, 31] = 1
+    neuron, direction = viewer.render(1, 31), viewer.render(1, one)
+    assert direction.scores.activation == pytest.approx(neuron.scores.activation, rel=0.2)  # from another random stream
+    again = viewer.score(replace(direction, pictures=neuron.pictures)).scores
+    assert again.activation == pytest.approx(neuron.scores.activation, abs=1e-4)
+    assert (again.percentile, again.rank, again.status) == (neuron.scores.percentile, neuron.scores.rank, neuron.scores.status)
+
+
+def test_a_direction_is_maximized_and_scored_as_the_weighted_sum_of_its_neurons(vit, speckles):
+    weights = torch.zeros(2, 128)
+    weights[0, [3, 50]], weights[1, [7, 9]] = 1.0, torch.tensor([2.0, -2.0])
+    viewer = Visualizer(vit, Recipe(steps=STEPS, copies=2, tv=0, color=0, jitter=0), speckles)
+    rendering = viewer.render(1, weights)
+    sums = (activations(vit, "mlp", rendering.pictures)[1] * weights).sum(1)
+    assert rendering.scores.activation == pytest.approx(sums.tolist(), abs=1e-3)
+    assert torch.allclose(rendering.curves[:, -1], sums, atol=1e-3) and (sums > rendering.curves[:, 0] + 1).all()
+    known = activations(vit, "mlp", speckles)[1] @ weights.T
+    assert rendering.scores.percentile == pytest.approx((100 * (known < sums).float().mean(0)).tolist())
+    assert viewer.render(1, 2 * weights[:1]).neurons != rendering.neurons[:1] != rendering.neurons[1:]
+    assert rendering.caption(0)[0].startswith("direction ") and torch.equal(rendering.directions, weights)
+
+
+def test_a_direction_is_the_same_alone_batched_from_the_cache_and_saved(vit, gray, passes, tmp_path):
+    weights = torch.randn(3, 128, generator=torch.Generator().manual_seed(0))
+    together = Visualizer(vit, SHORT, gray).render(1, weights)
+    done = len(passes)
+    again = Visualizer(vit, SHORT, gray).render(1, weights.numpy())
+    assert torch.equal(again.pictures, together.pictures) and len(passes) == done
+    alone = Visualizer(vit, SHORT, gray, keep=False).render(1, weights[1:2])
+    assert (alone.pictures[0] - together.pictures[1]).abs().max() < TOLERANCE and alone.neurons == together.neurons[1:2]
+    loaded = Rendering.load(together.save(tmp_path / "saved"))
+    assert torch.equal(loaded.directions, weights) and loaded.labels == together.labels and loaded.scores == together.scores
+
+
+@pytest.mark.parametrize(("weights", "said"), [
+    (torch.ones(1, 127), r"Directions are floats of shape \(K, 128\)"), (torch.ones(128), r"shape \(K, 128\)"),
+    (torch.ones(0, 128), r"shape \(K, 128\)"), (torch.zeros(1, 128), "at least one of them is not 0"),
+    (torch.full((1, 128), math.nan), "are finite"), (torch.ones(2, 128), "same direction is named twice")])
+def test_what_is_no_direction_is_refused(vit, gray, weights, said):
+    with pytest.raises(VitvizError, match=said):
+        Visualizer(vit, SHORT, gray).render(1, weights)
+
+
+def test_variants_are_the_pictures_of_the_seeds_that_follow(vit, gray, passes, tmp_path):
+    viewer = Visualizer(vit, SHORT, gray)
+    rendering = viewer.render(1, [7, 9], seed=4, variants=3)
+    assert rendering.neurons == [7, 7, 7, 9, 9, 9] and passes == [6] * 10 and len(rendering.scores.rank) == 6
+    assert [rendering.caption(k)[0] for k in (0, 5)] == ["neuron 7, variant 1", "neuron 9, variant 3"]
+    for variant in range(3):
+        own = viewer.render(1, [7, 9], seed=4 + variant)
+        assert torch.equal(own.pictures, rendering.pictures[variant::3])
+    assert len(passes) == 10  # from the cache
+    assert len({picture.numpy().tobytes() for picture in rendering.pictures}) == 6
+    folder = rendering.save(tmp_path / "saved")
+    assert len(list(folder.glob("neuron_*.png"))) == 6 and rendering.save(folder) == folder
+    with pytest.raises(VitvizError, match="variants is a whole number from 1"):
+        viewer.render(1, 7, variants=0)
+
+
+def test_an_interrupted_variant_goes_on(fresh, fail_at, passes):
+    viewer = fresh()
+    fail_at(17, KeyboardInterrupt())
+    assert viewer.render(-1, 7, variants=2).steps == [16, 16]
+    assert viewer.render(-1, 7, variants=2).finished and len(passes) == STEPS + 1
