@@ -86,7 +86,8 @@ class Rendering:
         return contact_sheet(tiles, self.title)
 
     def _repr_mimebundle_(self, include=None, exclude=None):
-        return bundle(self.sheet(), f"Pictures of {', '.join(self.labels or map(str, self.neurons))}: {self.title}")
+        named = ", ".join(self.labels or [f"neurons {self.neurons[0]}", *map(str, self.neurons[1:])])
+        return bundle(self.sheet(), f"Pictures of {named}: {self.title}")
 
     def save(self, folder: str | Path, force: bool = False) -> Path:
         """Write ``manifest.json``, ``pictures.npz``, ``sheet.png`` and ``neuron_N.png`` for each; returns the folder.
