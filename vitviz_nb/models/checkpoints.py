@@ -34,18 +34,18 @@ def load_checkpoint(name: str, path: Path, make: Callable[..., nn.Module]) -> nn
         VitvizError: no such file; none that can be read safely; weights that are missing, of another shape, or left over, but
             for masks, losses and self-supervised heads.
     """
-    module = make()
+    module, problem = make(), ""
     weights, others = _network(_read(path), module, path)
-    classifier = module.pretrained_cfg.get("classifier") or "head"
-    head = weights.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight")
-    module = make(num_classes=0 if head is None else len(head))
     convert = getattr(sys.modules[type(module).__module__], "checkpoint_filter_fn", lambda weights, module: weights)
     try:
         converted = convert(dict(weights), module)
     except Exception as error:  # of a file of another network, in any way there is
         converted, problem = {}, f"{type(error).__name__}: {error}"
-    else:
-        problem = _misfit(module.state_dict(), weights, converted)
+    classifier = module.pretrained_cfg.get("classifier") or "head"
+    head = converted.get(f"{classifier if isinstance(classifier, str) else classifier[0]}.weight", ())
+    if len(head) != module.num_classes:
+        module = make(num_classes=len(head))
+    problem = problem or _misfit(module.state_dict(), weights, converted)
     if not problem:
         lacks, extra = module.load_state_dict(converted, strict=False)
         extra = [key for key in [*extra, *others] if not _LEFT_OVER.search(key)]

@@ -60,6 +60,7 @@ WRAPPINGS = {  # what is around the weights in a file
     "a mask token and a decoder": lambda weights: weights | {
         "mask_token": torch.zeros(1, 64), "decoder_pos_embed": torch.zeros(1), "decoder_blocks.0.norm1.weight": torch.ones(4)},
     "NumPy scalars": lambda weights: {"state_dict": weights, "best": np.float64(0.5), "epoch": np.int64(3), "f1": np.float32(1)},
+    "an early timm": lambda weights: weights | {"patch_embed.proj.weight": weights["patch_embed.proj.weight"].flatten(1)},
     "half precision": lambda weights: {key: value.half() for key, value in weights.items()},
 }
 
