@@ -56,7 +56,7 @@ def evaluating(module: nn.Module) -> Iterator[None]:
     Gradient checkpointing, which runs a part again in the backward pass, is off: a pass that has ended at a site cannot be.
     """
     training = [part for part in module.modules() if part.training]
-    checkpointed = [part for part in module.modules() if getattr(part, "grad_checkpointing", False) is True]
+    checkpointed = [part for part in module.modules() if vars(part).get("grad_checkpointing") is True]
     for part in training:
         part.training = False
     for part in checkpointed:
