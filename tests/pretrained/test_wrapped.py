@@ -131,9 +131,7 @@ CASES = {
     "transformers Swinv2Model": Case(lambda: transformers.Swinv2Model(transformers.Swinv2Config(
         image_size=32, patch_size=4, embed_dim=16, depths=[1, 1], num_heads=[2, 2], window_size=4)), [64, 128], 0,
         [(8, 8), (4, 4)]),
-    "torchvision vit": Case(lambda: torchvision.models.VisionTransformer(
-        image_size=32, patch_size=8, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=48, num_classes=5), [48, 48], classes=5),
-    "torchvision vit_b_16": Case(lambda: torchvision.models.vit_b_16(), 12 * [3072], grid=(14, 14), classes=1000),
+    "torchvision vit_b_16": Case(lambda: torchvision.models.vit_b_16(image_size=64), 12 * [3072], classes=1000),
     "torchvision swin_t": Case(lambda: torchvision.models.swin_t(), [384] * 2 + [768] * 2 + [1536] * 6 + [3072] * 2, 0,
                                [(16, 16)] * 2 + [(8, 8)] * 2 + [(4, 4)] * 6 + [(2, 2)] * 2, size=64, classes=1000),
     "torchvision convnext_tiny": Case(lambda: torchvision.models.convnext_tiny(),
