@@ -115,8 +115,12 @@ def clip_tower() -> nn.Module:
 
 def lora() -> nn.Module:
     config = peft.LoraConfig(target_modules=["query", "dense"], r=2)
-    model = peft.get_peft_model(transformers.ViTModel(transformers.ViTConfig(**TINY)), config)
-    return model.merge_and_unload()
+    return peft.get_peft_model(transformers.ViTModel(transformers.ViTConfig(**TINY)), config)
+
+
+def checkpointing(model: nn.Module) -> nn.Module:
+    model.gradient_checkpointing_enable()
+    return model
 
 
 CASES = {
@@ -142,7 +146,8 @@ CASES = {
                                   1000),
     "open_clip's tower": Case(clip_tower, [128, 128]),
     "the official DINOv2": Case(Official, [40, 40], 5),
-    "LoRA, merged": Case(lora, [48, 48]),
+    "LoRA, merged": Case(lambda: lora().merge_and_unload(), [48, 48]),
+    "gradient checkpointing": Case(lambda: checkpointing(transformers.ViTModel(transformers.ViTConfig(**TINY))), [48, 48]),
     "compiled": Case(lambda: torch.compile(Official()), [40, 40], 5),
     "double precision": Case(lambda: Official().double(), [40, 40], 5),
 }
@@ -201,3 +206,17 @@ def test_two_steps_change_the_activation_and_the_most_activating_image_comes_fir
     assert best.activations == sorted(best.activations, reverse=True)
     assert torch.allclose(torch.tensor(best.activations), by_hand[best.indices].float(), rtol=1e-4, atol=1e-6)
     assert best.maps.shape[1:] == find_site(model).grid
+
+
+def test_adapters_are_merged_by_who_made_them():
+    with pytest.raises(vv.VitvizError, match=r"adapters of peft; wrap what module\.merge_and_unload\(\) returns"):
+        vv.wrap(lora(), **HALF)
+
+
+def test_a_whole_clip_is_wrapped_by_its_image_tower():
+    text = {"num_hidden_layers": 1, "hidden_size": 16, "num_attention_heads": 2, "intermediate_size": 16, "vocab_size": 50,
+            "bos_token_id": 0, "eos_token_id": 1}
+    whole = transformers.CLIPModel(transformers.CLIPConfig(text_config=text, vision_config=TINY))
+    with pytest.raises(vv.VitvizError, match=r"Wrap its image tower alone: vv\.wrap\(module\.vision_model\)"):
+        vv.wrap(whole, image_size=32, **HALF)
+    assert vv.wrap(whole.vision_model, image_size=32, **HALF)(torch.rand(1, 3, 32, 32)).shape == (1, 32)
