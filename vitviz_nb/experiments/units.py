@@ -72,8 +72,9 @@ def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int =
     with four images or more in both halves, on the first of which unit and direction are chosen, and on the second measured.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
-    classes, half, rows = len(model.class_names), image_set.n // 2, []
+    half, rows = image_set.n // 2, []
     train, test = image_set.labels(range(image_set.n)).split([half, image_set.n - half])
+    classes = len(model.class_names)  # known, or there were no labels
     concepts = [c for c in range(classes) if min((train == c).sum(), (test == c).sum()) >= FEWEST]
     if not concepts:
         raise VitvizError(f"No class has {FEWEST} of the {image_set.name} in each half; use more images.")

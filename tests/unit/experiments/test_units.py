@@ -183,6 +183,13 @@ def test_before_the_activation_function_is_what_goes_into_it(tiny_vit):
     assert torch.equal(found["before"], found["mlp"])
 
 
+@pytest.mark.parametrize("measure", [axis_alignment, linear_readout])
+def test_a_network_without_class_names_is_refused_with_the_reason(measure, tiny_vit):
+    tiny_vit.class_names = None  # as of DINOv2
+    with pytest.raises(VitvizError, match="a model whose class names are known"):
+        measure(tiny_vit, vv.photos(), n=8)
+
+
 def test_a_cnn_has_no_kinds_to_compare():
     cnn = VisionModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "cnn", 32)
     for experiment in (layer_activations, axis_alignment, effective_dimension, linear_readout):
