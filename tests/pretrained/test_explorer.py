@@ -21,7 +21,9 @@ def nb(hub, tmp_path_factory):
         pytest.skip("no Chromium: install Debian's `chromium`, or set VITVIZ_CHROMIUM to a browser")
     folder: Path = tmp_path_factory.mktemp("lab") / "mine"
     folder.mkdir()
-    notebook = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(cell) for cell in CELLS])
+    kernel = {"name": "python3", "display_name": "Python 3 (ipykernel)", "language": "python"}
+    cells = [nbformat.v4.new_code_cell(cell) for cell in CELLS]
+    notebook = nbformat.v4.new_notebook(cells=cells, metadata={"kernelspec": kernel})
     nbformat.write(notebook, folder / "real.ipynb")
     with Chromium() as browser, Lab([folder]) as lab, lab.open("mine/real.ipynb", browser) as opened:
         opened.run_all(timeout=RUN)
