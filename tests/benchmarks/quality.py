@@ -1,11 +1,13 @@
 """How soon the quick recipe of emoji-vit reaches what the published one reaches: ``python tests/benchmarks/quality.py``.
 
-Both recipes are run by this kit's visualizer, so that the table is about recipes; what the visualizer itself saves is
-``visualizer.py``'s table. Scores are of the picture as it is, without augmentation.
+With ``--recipes quick fourier``, the quick recipe beside the best Fourier-parameterized one. All are run by this kit's
+visualizer, so that the table is about recipes; what the visualizer itself saves is ``visualizer.py``'s table. Scores are of the
+picture as it is, without augmentation.
 """
 
 import argparse
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -19,6 +21,10 @@ from vitviz_nb.plotting.image_grid import Tile, contact_sheet
 from vitviz_nb.utils.statistics import wilson
 from vitviz_nb.visualize.rendering import Rendering
 from vitviz_nb.visualize.scores import reference_activations
+
+# Of those tried the best for Emoji World's scenes, which show one object on a background.
+FOURIER = replace(vv.Recipe.fourier(), steps=96, lr=0.1, copies=1, tv=0.02, jitter=0.0, color=0.1, canvas=1.5, crops=(0.7, 1.0),
+                  power=1.3, grain=0.1)
 
 
 def made(model: VisionModel, recipe: vv.Recipe, layer: int, neurons: list[int], busy: bool) -> tuple[Rendering, float]:
@@ -48,28 +54,33 @@ def main() -> None:
     ask.add_argument("--units", type=int, default=32, help="of each layer, evenly spaced (default 32)")
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, with OMP_NUM_THREADS=1")
-    ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of both recipes go, side by side")
+    ask.add_argument("--recipes", nargs="+", default=["paper", "quick"], choices=["paper", "quick", "fourier"],
+                     help="the first is what the others are compared with")
+    ask.add_argument("--judges", nargs="+", default=["emoji-swin-robust"], help="models that name pictures")
+    ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of the recipes go, one above the other")
     given = ask.parse_args()
-    model, judge = vv.load("emoji-vit", device=given.device), vv.load("emoji-swin-robust", device=given.device)
+    model, *judges = (vv.load(name, device=given.device) for name in ("emoji-vit", *given.judges))
     last = len(find_sites(model)["mlp"]) - 1
     print(f"{given.units} units a layer on {model.device}, {torch.get_num_threads()} threads, "
           f"{'processor' if given.busy else 'wall-clock'} time; intervals are 95 %\n")
     head = ["layer", "recipe", "s/picture", "activation (SD over scenes, median)", "percentile (median)",
-            "% at least as active as published", "s to published activation (median)", "% named", "% named as another's"]
+            f"% at least as active as {given.recipes[0]}", f"s to {given.recipes[0]}'s activation (median)",
+            *(f"% {what} {judge.name}" for judge in judges for what in ("named by", "named as another's by"))]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for layer in given.layers or (0, last // 2, last):
         place = find_site(model, layer)
         neurons = torch.linspace(0, place.units - 1, given.units).round().long().tolist()
         concept = selectivity(model, place).concept[neurons]
         known = reference_activations(model, place, vv.Visualizer(model).reference)[:, neurons]
-        results = {name: made(model, vv.Recipe.named(name, model), layer, neurons, given.busy) for name in ("paper", "quick")}
-        goal = torch.tensor(results["paper"][0].scores.activation)
+        results = {name: made(model, FOURIER if name == "fourier" else vv.Recipe.named(name, model), layer, neurons, given.busy)
+                   for name in given.recipes}
+        goal = torch.tensor(results[given.recipes[0]][0].scores.activation)
         for name, (found, took) in results.items():
             reached = torch.tensor(found.scores.activation)
             sd = ((reached - known.mean(0)) / known.std(0).clamp_min(1e-12)).median()
             when = steps_to(found, goal).median().item() / found.recipe.steps * took
             names = [share(recognition(found.pictures, whose, judge))
-                     for whose in (concept, concept[derangement(len(concept), 0)])]
+                     for judge in judges for whose in (concept, concept[derangement(len(concept), 0)])]
             cells = [str(layer), f"{name}: {found.recipe.work}", f"{took:.2f}", f"{sd:.1f}",
                      f"{torch.tensor(found.scores.percentile).median():.1f}", share(reached >= goal), f"{when:.2f}", *names]
             print("| " + " | ".join(cells) + " |", flush=True)
@@ -77,7 +88,7 @@ def main() -> None:
             given.sheets.mkdir(parents=True, exist_ok=True)
             shown = range(min(8, given.units))
             tiles = [Tile(found.pictures[k], found.caption(k)) for found, _ in results.values() for k in shown]
-            contact_sheet(tiles, f"{model.name} layer {layer}: published recipe above, quick below", columns=len(shown)).save(
+            contact_sheet(tiles, f"{model.name} layer {layer}, from above: {', '.join(given.recipes)}", columns=len(shown)).save(
                 given.sheets / f"layer_{layer}.png")
 
 

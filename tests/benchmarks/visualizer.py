@@ -203,6 +203,15 @@ def elsewhere(model: VisionModel, turns: int) -> None:
         line([model.name, str(copies), *(f"{statistics.median(t):.1f} ({min(t):.1f} to {max(t):.1f})" for t in found), chosen])
 
 
+def fourier(model: VisionModel, clock: Clock) -> None:
+    """Seconds of the fourier recipe in the last layer: to a first preview, and for a finished picture alone and of 4 together."""
+    viewer = vv.Visualizer(model, vv.Recipe.fourier(), atlas=False, keep=False)
+    previews = (clock.seconds(lambda seed=seed: next(viewer.stream(-1, 3, seed=seed, every=1))) for seed in range(5))
+    alone, four = (clock.seconds(lambda n=n: viewer.optimize(-1, range(n), seed=9)) for n in (1, 4))
+    print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a picture alone {alone:.1f} s, "
+          f"of 4 together {four / 4:.1f} s")
+
+
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
@@ -211,6 +220,7 @@ def main() -> None:
     ask.add_argument("--steps", type=int, default=4, help="in each turn (default 4)")
     ask.add_argument("--turns", type=int, default=5, help="of which medians are taken (default 5)")
     ask.add_argument("--growth", action="store_true", help="instead, how cost grows with neurons, steps and renderings before")
+    ask.add_argument("--fourier", metavar="CHECKPOINT", help="instead, the fourier recipe on a ViT-S/14 of these weights")
     ask.add_argument("--elsewhere", action="store_true", help="instead, what a step costs in another thread than the main one")
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, where others use the machine, too "
                                                          "(CPU only, with OMP_NUM_THREADS=1)")
@@ -220,6 +230,10 @@ def main() -> None:
     if given.growth:
         model = load("emoji-vit", given.device)
         growth(model, Clock(model.device, given.busy))
+        return
+    if given.fourier:
+        model = vv.load("vit_small_patch14_dinov2.lvd142m", device=given.device, checkpoint=given.fourier, image_size=112)
+        fourier(model, Clock(model.device, given.busy))
         return
     if given.elsewhere:
         head = ["model", "copies", "ms a step: main thread", "another, all cores", "another, one core", "which is taken there"]
