@@ -38,11 +38,11 @@ def hooked(modules: dict[str, nn.Module], after: Callable | None = None, before:
 
 @contextmanager
 def watch(modules: dict[str, nn.Module], keep: Callable) -> Iterator[list[tuple]]:
-    """Record (path, call number, ``keep(path, call number, output)``) of each call of ``modules``, in order."""
+    """Record (path, call number, ``keep(path, call number, arguments, output)``) of each call of ``modules``, in order."""
     calls, counts = [], dict.fromkeys(modules, 0)
 
     def record(path: str, module: nn.Module, arguments: tuple, output) -> None:
-        calls.append((path, counts[path], keep(path, counts[path], output)))
+        calls.append((path, counts[path], keep(path, counts[path], arguments, output)))
         counts[path] += 1
 
     with hooked(modules, after=record):

@@ -1,23 +1,22 @@
 """Sites: where activations of a model can be read, found by watching one forward pass.
 
-Nothing here depends on a model family: MLP neurons are the outputs of the ``act`` of every ``timm.layers.Mlp``, in the order
-of their calls; queries, keys and values are the outputs of their linear layers; a block is the module that owns an Mlp. Prefix
-tokens (class, distillation, registers) are those by which the tokens outnumber a square, at each site.
+Nothing here depends on a model family (see ``trace`` and ``positions``): a neuron of an MLP is an input of the linear layer, or
+1x1 convolution, that closes the MLP. Attention pooling, class attention, token-mixing and relative-position MLPs are left out,
+so the last layer is the trunk's.
 """
 
-import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from numbers import Integral
 
 import torch
-from timm.layers import GELU, GELUTanh, GlobalResponseNormMlp, Mlp, QuickGELU
+from timm.layers import GELU, GELUTanh, QuickGELU
 from torch import nn
 
 from ..utils import validate
 from ..utils.errors import VitvizError, nearest
-from .hooks import watch
+from .positions import places
 from .vision_model import VisionModel
 
 KINDS = {  # the order is part of every picture's random stream
@@ -28,16 +27,11 @@ KINDS = {  # the order is part of every picture's random stream
     "attention": "output of the attention layer, as it is added to the residual stream",
     "residual": "residual stream after the block",
     "channel": "channels of a CNN, after each activation function",
+    "logit": "logits of the classes",
+    "cls": "hidden neurons of the MLP, at the class token alone",
 }
-# Query, key and value projections by timm's names: what each equal share of their output is.
-_PROJECTIONS = {
-    "qkv": ("query", "key", "value"), "qk": ("query", "key"), "kv": ("key", "value"), "q": ("query",), "k": ("key",),
-    "v": ("value",), "q_proj": ("query",), "k_proj": ("key",), "v_proj": ("value",),
-}
-_MOST_PREFIX = 8  # class, distillation and up to a handful of register tokens
-_ACTIVATIONS = (nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.PReLU, nn.Tanh)
 # Activation functions that act on each unit alone, and on all in the same way.
-ELEMENTWISE = {*_ACTIVATIONS, GELU, GELUTanh, QuickGELU} - {nn.PReLU}
+ELEMENTWISE = {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Tanh, GELU, GELUTanh, QuickGELU}
 
 
 @dataclass(frozen=True)
@@ -49,9 +43,14 @@ class Site:
         units: number of scalars that can be read: neurons, channels or dimensions.
         prefix: tokens before the patch tokens (0 for CNNs and windows).
         grid: (rows, columns) of the patch tokens, in raster order over the image; None where they are not in that order.
-        path: the module's name in the timm model; ``call`` says which of its calls (CoaT calls one Mlp several times).
-        part: (index, of how many) equal shares of the module's output the units are.
-        last: whether units are the last dimension of the output (False for NCHW).
+        path: the module's name in the network ("" is the network); ``call`` says which of its calls (CoaT calls one Mlp several
+            times).
+        part: (index, of how many) equal shares of the tensor that the units are.
+        last: whether units are the last dimension of the tensor (False for NCHW).
+        given: whether the tensor is what the module is given, as an MLP's closing layer its hidden units; else what it returns.
+        act: paths of the linear layer and of the elementwise activation function that make the units; () for gates and others.
+        why: why there is no grid.
+        order: int64 (patch tokens,), the tensor's tokens in raster order, where they are in another.
         own: int64 (N,), where only one unit of each input is wanted, which it is; None for all of them.
     """
 
@@ -64,6 +63,10 @@ class Site:
     call: int
     part: tuple[int, int] = (0, 1)
     last: bool = True
+    given: bool = False
+    act: tuple[str, ...] = ()
+    why: str = ""
+    order: torch.Tensor | None = field(default=None, compare=False)
     own: torch.Tensor | None = field(default=None, compare=False)
 
     def __str__(self) -> str:
@@ -77,11 +80,12 @@ def find_sites(model: VisionModel) -> dict[str, list[Site]]:
     return model.remember(("sites", model.image_size), lambda: _find(model), weights=False)
 
 
-def find_site(model: VisionModel, layer: int = -1, kind: str | None = None) -> Site:
+def find_site(model: VisionModel, layer: int | str = -1, kind: str | None = None) -> Site:
     """The site at an address.
 
     Args:
-        layer: counted from 0 in forward order within the kind; negative ones from the end, as in Python.
+        layer: counted from 0 in forward order within the kind; negative ones from the end, as in Python. Or a module's path, such
+            as "blocks.3" or "blocks.3.mlp.act".
         kind: one of ``KINDS``; None for the model's own: "mlp" where it has MLPs, else "channel".
 
     Raises:
@@ -91,14 +95,31 @@ def find_site(model: VisionModel, layer: int = -1, kind: str | None = None) -> S
     if kind is not None and (not isinstance(kind, str) or kind not in by_kind):
         hint = nearest(kind, KINDS) if isinstance(kind, str) and kind not in KINDS else ""
         raise VitvizError(f"{model.name} has no sites of kind {validate.shown(kind)}; it has {', '.join(by_kind)}.{hint}")
+    if isinstance(layer, str):
+        return _at_path(model, layer, [kind] if kind else list(by_kind))
     kind = kind or next(iter(by_kind))
     layers, number = by_kind[kind], validate.scalar(layer)
     if isinstance(number, bool) or not isinstance(number, Integral):
-        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, got {validate.shown(layer)}.")
+        raise VitvizError(f"A layer is a whole number, 0 to {len(layers) - 1}, or a module's path such as {layers[-1].path!r}, "
+                          f"got {validate.shown(layer)}.")
     if not -len(layers) <= number < len(layers):
         raise VitvizError(f"{model.name} has no {kind} layer {validate.shown(number)}; its layers are 0 to {len(layers) - 1} "
                           f"(or -1 for the last).")
     return layers[number]
+
+
+def _at_path(model: VisionModel, path: str, kinds: list[str]) -> Site:
+    """The one site at or below a module, of the first kind that has one there."""
+    sites = find_sites(model)
+    for kind in kinds:
+        there = [site for site in sites[kind] if path in (site.path, *site.act) or f"{site.path}.".startswith(f"{path}.")]
+        if len(there) == 1:
+            return there[0]
+        if there:
+            raise VitvizError(f"There are {len(there)} {kind} layers in {path!r} of {model.name}, {there[0].layer} to "
+                              f"{there[-1].layer}; name one by its number.")
+    known = [site.path for kind in kinds for site in sites[kind]]
+    raise VitvizError(f"{model.name} has no {' or '.join(kinds)} layer at {validate.shown(path)}.{nearest(path, known)}")
 
 
 def check_neurons(site: Site, neurons) -> list[int]:
@@ -125,54 +146,36 @@ def check_neurons(site: Site, neurons) -> list[int]:
     return numbers
 
 
-@torch.inference_mode()
+@torch.inference_mode(False)
+@torch.no_grad()
 def _find(model: VisionModel) -> dict[str, list[Site]]:
-    named = dict(model.module.named_modules())
-    candidates: dict[str, str] = {}  # path: role
-    width: dict[str, int] = {}  # units expected at a path, which tells NHWC from NCHW
-    for path, module in named.items():
-        parent, _, name = path.rpartition(".")
-        if isinstance(module, (Mlp, GlobalResponseNormMlp)):  # the second is ConvNeXt V2's, no subclass of the first
-            candidates[f"{path}.act"] = "mlp"
-            width[f"{path}.act"] = module.fc1.weight.shape[0]
-            if parent and not isinstance(named[parent], (nn.Sequential, nn.ModuleList)):
-                candidates.setdefault(parent, "residual")
-                width[parent] = module.fc2.weight.shape[0]
-        elif name in _PROJECTIONS and isinstance(module, nn.Linear) and hasattr(named[parent], "proj"):
-            candidates[path] = "projection"
-            candidates.setdefault(parent, "attention")
-    if "mlp" not in candidates.values():
-        candidates = {path: "channel" for path, module in named.items() if isinstance(module, _ACTIVATIONS)}
-    size = model.image_size
-    with model.lock, watch({path: named[path] for path in candidates}, lambda path, call, output: output) as calls:
-        model.forward(torch.zeros(1, 3, size, size, device=model.device))
+    with model.lock:
+        found, output = places(model)
     sites: dict[str, list[Site]] = {}
-    for path, call, output in calls:
-        if not isinstance(output, torch.Tensor):  # CoaT's parallel blocks return one tensor a scale
-            continue
-        kinds = _PROJECTIONS[path.rpartition(".")[2]] if candidates[path] == "projection" else (candidates[path],)
-        for part, kind in enumerate(kinds):
-            site = _describe(kind, len(sites.get(kind, [])), path, call, output, (part, len(kinds)), width.get(path))
-            if site:
-                sites.setdefault(kind, []).append(site)
+    for each, place in found:
+        units = each.shape[place.axis] // each.part[1]
+        why = "" if place.grid else ("its tokens are in windows" if each.shape[0] > 1 else
+                                     "no order of its tokens agrees with the changes that they show")
+        layers = sites.setdefault(each.kind, [])
+        site = Site(each.kind, len(layers), units, place.prefix, place.grid, each.path, each.call, each.part, place.axis == -1,
+                    each.given, each.act if each.act and each.given else (), why, place.order)
+        layers.append(site)
+        if site.kind == "mlp" and place.prefix and getattr(model.module, "cls_token", True) is not None:
+            sites.setdefault("cls", []).append(replace(site, kind="cls", layer=len(sites.get("cls", [])), prefix=0, grid=None,
+                                                           why="the class token has no position"))
+    classes = len(model.class_names) if model.text else _classes(model, output)
+    if classes:
+        sites["logit"] = [Site("logit", 0, classes, 0, None, "", 0, why="logits are of the whole image")]
     if not sites:
-        raise VitvizError(f"{model.name} has no neurons this kit can read: it looks for timm.layers.Mlp modules (transformers) "
-                          f"or activation functions (CNNs), and {type(model.module).__name__} has neither.")
+        returned = type(output).__name__ + (f" of shape {tuple(output.shape[1:])}" if isinstance(output, torch.Tensor) else "")
+        raise VitvizError(f"{model.name} has no neurons this kit can read: in a forward pass no linear layer closed an MLP over "
+                          f"tokens of the image, no module returned an activation function's output over it, and the network "
+                          f"returns no logits, but a {returned}.")
     return {kind: sites[kind] for kind in KINDS if kind in sites}
 
 
-def _describe(kind, layer, path, call, output, part, width) -> Site | None:
-    """The site an output belongs to, or None for one that does not hold tokens that lie on the image."""
-    if output.dim() < 3:
-        return None
-    if output.dim() == 4 and (kind == "channel" or output.shape[-1] != width == output.shape[1]):  # NCHW
-        return Site(kind, layer, output.shape[1], 0, tuple(output.shape[2:]), path, call, part, last=False)
-    prefix, grid = 0, None  # windows have none: their tokens are in another order than the image's
-    if output.dim() == 4 and len(output) == 1:  # NHWC
-        grid = tuple(output.shape[1:3])
-    elif output.dim() == 3 and len(output) == 1 and kind != "channel":
-        side = math.isqrt(output.shape[1])
-        prefix, grid = output.shape[1] - side * side, (side, side)
-    if prefix > _MOST_PREFIX:  # MLP-Mixer's token mixing: its units are not read at patches
-        return None
-    return Site(kind, layer, output.shape[-1] // part[1], prefix, grid, path, call, part)
+def _classes(model: VisionModel, output) -> int:
+    """The number of logits; 0 where the network returns features."""
+    logits = getattr(output, "logits", output)
+    features = getattr(model.module, "num_classes", None) == 0 or not isinstance(logits, torch.Tensor) or logits.dim() != 2
+    return 0 if features else logits.shape[1]

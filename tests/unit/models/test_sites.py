@@ -107,9 +107,8 @@ def hooks(module: nn.Module) -> int:
 
 
 def mlps(model: VisionModel) -> list[nn.Module]:
-    """What follows the activation in each MLP: it is given the hidden units, so they are read in another way than by the kit."""
-    found = [m for m in model.module.modules() if isinstance(m, (Mlp, GlobalResponseNormMlp))]
-    return [m.grn if isinstance(m, GlobalResponseNormMlp) else m.fc2 for m in found]
+    """What closes each MLP: it is given the hidden units, so they are read in another way than by the kit."""
+    return [m.fc2 for m in model.module.modules() if isinstance(m, (Mlp, GlobalResponseNormMlp))]
 
 
 # Where the sites are
@@ -126,10 +125,11 @@ def test_mlp_layers_have_their_number_units_prefix_and_grid(name: str, family_mo
 def test_attention_sites_exist_where_the_family_has_attention(name: str, family_models):
     found, layers = find_sites(family_models[name]), len(FAMILIES[name].mlp)
     attention = {"query", "key", "value", "attention"}
+    others = {"mlp", "residual", "logit"} | ({"cls"} if any(prefix for _, prefix, _ in FAMILIES[name].mlp) else set())
     if name not in _ATTENTIVE:
-        assert found.keys() == {"mlp", "residual"}
+        assert found.keys() == others
         return
-    assert found.keys() == {"mlp", "residual"} | attention
+    assert found.keys() == others | attention
     for kind in attention:
         assert len(found[kind]) == layers
     # CoaT's parallel blocks hand on three scales at once, so only its four serial blocks have one residual stream.
@@ -138,7 +138,7 @@ def test_attention_sites_exist_where_the_family_has_attention(name: str, family_
 
 def test_coats_shared_mlp_is_a_layer_for_each_of_its_calls(family_models):
     found = find_sites(family_models["coat"])["mlp"][4:]
-    assert [(s.path, s.call) for s in found] == [(f"parallel_blocks.{i}.mlp2.act", call) for i in (0, 1) for call in (0, 1, 2)]
+    assert [(s.path, s.call) for s in found] == [(f"parallel_blocks.{i}.mlp2.fc2", call) for i in (0, 1) for call in (0, 1, 2)]
 
 
 def test_windows_have_no_grid_because_their_tokens_are_in_another_order(family_models):
@@ -149,7 +149,7 @@ def test_windows_have_no_grid_because_their_tokens_are_in_another_order(family_m
 
 def test_a_cnn_has_a_channel_site_for_each_activation(resnet_model: VisionModel):
     found = find_sites(resnet_model)
-    assert found.keys() == {"channel"}
+    assert found.keys() == {"channel", "logit"}
     assert [s.path for s in found["channel"]][:5] == ["act1", "layer1.0.act1", "layer1.0.act2", "layer1.0.act3", "layer2.0.act1"]
     assert [(s.units, s.prefix, s.grid) for s in found["channel"]][:4] == [
         (64, 0, (16, 16)), (8, 0, (8, 8)), (8, 0, (8, 8)), (32, 0, (8, 8))]
@@ -315,7 +315,7 @@ def test_the_forward_pass_ends_at_the_site(name: str, family_models):
     for site in find_sites(model)["mlp"]:
         with spied([*mlps(model), model.module.head]) as calls:
             tokens(model, site, inputs(model, 1))
-        assert len(calls) == site.layer  # the MLPs before it are finished; its own and the head are not
+        assert len(calls) == site.layer + 1  # the MLPs before it are finished; its own last layer is begun; the head is not
 
 
 def test_a_cnns_forward_pass_ends_at_the_site(resnet_model: VisionModel):
@@ -361,7 +361,7 @@ def test_hooks_and_lock_are_gone_after_an_error_or_an_interrupt_in_the_network(e
 def test_a_site_that_is_no_longer_called_is_an_error_not_a_wrong_picture(tiny_vit: VisionModel):
     site = find_site(tiny_vit, 1)
     tiny_vit.module.blocks[1].forward = lambda x, *_, **__: x
-    with pytest.raises(VitvizError, match=r"blocks\.1\.mlp\.act of tiny-vit was called 0 times, not 1 .*load it again"):
+    with pytest.raises(VitvizError, match=r"blocks\.1\.mlp\.fc2 of tiny-vit was called 0 times, not 1 .*load it again"):
         tokens(tiny_vit, site, inputs(tiny_vit))
     assert hooks(tiny_vit.module) == 0
 
@@ -381,9 +381,9 @@ def test_a_layer_out_of_range_is_told_the_range(layer: int, tiny_vit: VisionMode
 
 
 def test_a_kind_the_model_lacks_is_told_which_it_has(tiny_vit: VisionModel, resnet_model: VisionModel):
-    with pytest.raises(VitvizError, match=r"'channel'; it has mlp, query, key, value, attention, residual\.$"):
+    with pytest.raises(VitvizError, match=r"'channel'; it has mlp, query, key, value, attention, residual, logit, cls\.$"):
         find_site(tiny_vit, 0, "channel")
-    with pytest.raises(VitvizError, match=r"resnet has no sites of kind 'mlp'; it has channel\.$"):
+    with pytest.raises(VitvizError, match=r"resnet has no sites of kind 'mlp'; it has channel, logit\.$"):
         find_site(resnet_model, 0, "mlp")
     with pytest.raises(VitvizError, match=r"'querry'.*Did you mean query"):
         find_site(tiny_vit, 0, "querry")
@@ -406,8 +406,8 @@ def test_neurons_may_be_a_number_or_any_list_of_numbers(tiny_vit: VisionModel):
 
 
 def test_a_model_without_readable_units_says_so():
-    model = VisionModel(nn.Sequential(nn.Flatten(), nn.Linear(3 * 8 * 8, 5)), "plain", 8)
-    with pytest.raises(VitvizError, match=r"plain has no neurons this kit can read: .*Sequential has neither"):
+    model = VisionModel(nn.Sequential(nn.Conv2d(3, 4, 3)), "plain", 8)
+    with pytest.raises(VitvizError, match=r"plain has no neurons this kit can read: .*no logits, but a Tensor of shape"):
         find_sites(model)
     assert hooks(model.module) == 0
 

@@ -1,0 +1,205 @@
+"""The sweep: in one small network of each of timm's model modules, are units, positions and prefix tokens what the kit says?
+
+``python tests/pretrained/families.py [module ...]`` prints one line a module; without arguments it also writes families.md.
+Weights are random (seed 0), so nothing is downloaded. What a site reads is compared with what hooks of this file's own see, and
+where it lies with a probe of this file's own: one square of an image is replaced, and the tokens that change most must be there.
+"""
+
+import sys
+import time
+import warnings
+from collections import Counter
+from pathlib import Path
+
+import timm
+import torch
+from torch import Tensor, nn
+
+from vitviz_nb.models.reading import at_sites
+from vitviz_nb.models.sites import Site, find_site, find_sites
+from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils.errors import VitvizError
+
+SIZES = (128, 160, 192, 224, 240, 256, 299, 331, 384)
+SQUARES = 8
+_DEPTH = {"depth": 2}
+MEMBERS = {
+    "beit": ("beit_base_patch16_224", _DEPTH), "byoanet": ("halonet_h1", {}), "byobnet": ("mobileone_s1", {}),
+    "cait": ("cait_xxs24_224", _DEPTH), "coat": ("coat_tiny", {}), "convit": ("convit_tiny", {}),
+    "convmixer": ("convmixer_768_32", {}), "convnext": ("convnextv2_atto", {}), "cpubone": ("cpubone_nano", {}),
+    "crossvit": ("crossvit_tiny_240", {}), "csatv2": ("csatv2", {}), "cspnet": ("cs3darknet_focus_s", {}),
+    "cspnext": ("cspnext_tiny", {}), "davit": ("davit_tiny", {}), "deepseek_vit": ("deepseek_vit_412m", _DEPTH),
+    "deit": ("deit_tiny_distilled_patch16_224", {}), "densenet": ("densenet121", {}), "dla": ("dla46x_c", {}),
+    "dpn": ("dpn48b", {}), "edgenext": ("edgenext_xx_small", {}), "efficientformer": ("efficientformer_l1", {}),
+    "efficientformer_v2": ("efficientformerv2_s0", {}), "efficientnet": ("mobilenetv2_035", {}),
+    "efficientvim": ("efficientvim_m1", {}), "efficientvit_mit": ("efficientvit_b0", {}),
+    "efficientvit_msra": ("efficientvit_m0", {}), "eva": ("eva02_tiny_patch14_224", {}), "fasternet": ("fasternet_t0", {}),
+    "fastvit": ("fastvit_t8", {}), "focalnet": ("focalnet_tiny_srf", {}), "gcvit": ("gcvit_xxtiny", {}),
+    "gemma4_vit": ("gemma4_vit_167m", _DEPTH), "ghostnet": ("ghostnet_050", {}), "hardcorenas": ("hardcorenas_a", {}),
+    "hgnet": ("hgnetv2_b0", {}), "hiera": ("hiera_tiny_224", {}), "hieradet_sam2": ("sam2_hiera_tiny", {}),
+    "hrnet": ("hrnet_w18_small", {}), "iformer": ("iformer_t", {}), "inception_next": ("inception_next_atto", {}),
+    "inception_resnet_v2": ("inception_resnet_v2", {}), "inception_v3": ("inception_v3", {}),
+    "inception_v4": ("inception_v4", {}),
+    "lcnetv2": ("lcnetv2_small", {}), "levit": ("levit_128s", {}), "lowformer": ("lowformer_b0", {}),
+    "mambaout": ("mambaout_femto", {}), "maxxvit": ("maxvit_rmlp_pico_rw_256", {}), "metaformer": ("poolformer_s12", {}),
+    "mlp_mixer": ("mixer_s32_224", {}), "mobilenetv3": ("mobilenetv3_small_050", {}),
+    "mobilenetv5": ("mobilenetv5_base", {}), "mobilevit": ("mobilevitv2_050", {}), "mvitv2": ("mvitv2_tiny", {}),
+    "naflexvit": ("naflexvit_base_patch16_gap", _DEPTH), "nasnet": ("nasnetalarge", {}), "nest": ("nest_tiny", {}),
+    "nextvit": ("nextvit_small", {}), "nfnet": ("nfnet_l0", {}), "pit": ("pit_ti_distilled_224", {}),
+    "pnasnet": ("pnasnet5large", {}), "pvt_v2": ("pvt_v2_b0", {}), "qwen3_vit": ("qwen3_vit_base", _DEPTH),
+    "rdnet": ("rdnet_tiny", {}), "regnet": ("regnety_002", {}), "repghost": ("repghostnet_050", {}),
+    "repvit": ("repvit_m0_9", {}), "res2net": ("res2net50_48w_2s", {}), "resnest": ("resnest14d", {}),
+    "resnet": ("resnet10t", {}), "resnetv2": ("resnetv2_18", {}), "rexnet": ("rexnet_100", {}), "selecsls": ("selecsls42", {}),
+    "senet": ("legacy_seresnet18", {}), "sequencer": ("sequencer2d_s", {}), "shvit": ("shvit_s1", {}),
+    "sknet": ("skresnet18", {}), "starnet": ("starnet_s050", {}), "swiftformer": ("swiftformer_xs", {}),
+    "swin_transformer": ("swin_tiny_patch4_window7_224", {}), "swin_transformer_v2": ("swinv2_tiny_window8_256", {}),
+    "swin_transformer_v2_cr": ("swinv2_cr_tiny_224", {}), "tiny_vit": ("tiny_vit_5m_224", {}),
+    "tnt": ("tnt_s_patch16_224", {}), "tresnet": ("tresnet_m", {}), "twins": ("twins_svt_small", {}), "vgg": ("vgg11", {}),
+    "visformer": ("visformer_tiny", {}), "vision_transformer": ("vit_tiny_patch16_224", {}),
+    "vision_transformer_hybrid": ("vit_tiny_r_s16_p8_224", {}),
+    "vision_transformer_relpos": ("vit_relpos_small_patch16_224", _DEPTH),
+    "vision_transformer_sam": ("samvit_base_patch16", _DEPTH), "vitamin": ("vitamin_small_224", {}), "volo": ("volo_d1_224", {}),
+    "vovnet": ("vovnet39a", {}), "xception": ("legacy_xception", {}), "xception_aligned": ("xception41", {}),
+    "xcit": ("xcit_nano_12_p16_224", {}),
+}
+
+
+def build(name: str, arguments: dict) -> VisionModel:
+    """The network with random weights at the smallest of ``SIZES`` that it takes."""
+    native = timm.get_pretrained_cfg(name)
+    for size in SIZES if not native or not native.fixed_input_size or "vit" in name else (native.input_size[-1],):
+        for more in ({"img_size": size}, {}):
+            torch.manual_seed(0)
+            try:
+                model = VisionModel(timm.create_model(name, **arguments, **more), name, size)
+                with torch.no_grad():
+                    model.forward(torch.rand(1, 3, size, size))
+                return model
+            except (TypeError, VitvizError, AssertionError, RuntimeError, ValueError):
+                continue
+    raise RuntimeError(f"{name} takes none of the sizes {SIZES}")
+
+
+def squares(size: int, side: int) -> list[tuple[int, int, int]]:
+    """(top, left, side) of the squares that are replaced, the corners of the image among them."""
+    places = torch.randint(0, size - side + 1, (SQUARES, 2), generator=torch.Generator().manual_seed(5))
+    places[:4] = torch.tensor([[0, 0], [0, size - side], [size - side, 0], [size - side, size - side]])
+    return [(*place, side) for place in places.tolist()]
+
+
+def probe(model: VisionModel, sites: list[Site], side: int) -> dict[Site, str]:
+    """What is wrong with the position of each site that claims one ("" for nothing), by squares of ``side`` pixels."""
+    size, random = model.image_size, torch.Generator().manual_seed(6)
+    images = torch.rand(1, 3, size, size, generator=random).repeat(1 + SQUARES, 1, 1, 1)
+    for image, (top, left, _) in zip(images[1:], squares(size, side), strict=True):
+        image[:, top:top + side, left:left + side] = torch.rand(3, side, side, generator=random)
+    changes: dict[Site, list[Tensor]] = {}
+    for part in images[1:].split(4):
+        read = at_sites(model, sites, torch.cat([images[:1], part]), lambda site, tokens: tokens.clone())
+        for site, tokens in zip(sites, read, strict=True):
+            changes.setdefault(site, []).append((tokens[1:] - tokens[:1]).norm(dim=2))
+    return {site: _misplaced(site, torch.cat(each), size, side) for site, each in changes.items() if site.grid}
+
+
+def _misplaced(site: Site, changes: Tensor, size: int, side: int) -> str:
+    rows, columns = site.grid
+    if changes.shape[1] != rows * columns:
+        return f"{changes.shape[1]} tokens, not {rows} x {columns}"
+    weights = (changes - changes.amax(1, keepdim=True) / 2).clamp_min(0).view(-1, rows, columns)
+    weights /= weights.sum((1, 2), keepdim=True).clamp_min(1e-20)
+    offsets = []
+    for weight, (top, left, _) in zip(weights, squares(size, side), strict=True):
+        found = [(torch.arange(n) + 0.5) @ weight.sum(1 - axis) for axis, n in enumerate((rows, columns))]
+        offsets.append([found[0] - (top + side / 2) / size * rows, found[1] - (left + side / 2) / size * columns])
+    offsets = torch.tensor(offsets)
+    hits = (offsets.abs().amax(1) <= 1.5).sum().item()
+    mean = offsets.median(0).values.abs().max().item()
+    if hits < 0.75 * SQUARES or mean > 0.7:
+        return f"{hits} of {SQUARES} squares of {side} px found, off by {mean:.1f} tokens"
+    return ""
+
+
+def values(model: VisionModel, sites: list[Site]) -> dict[Site, str]:
+    """What is wrong with what is read at each site that reads a layer's input: other values than the layer is given."""
+    given: dict[tuple[str, int], Tensor] = {}
+    counts: Counter[str] = Counter()
+
+    def keep(path: str, x: Tensor) -> None:
+        given[path, counts[path]] = x.clone()
+        counts[path] += 1
+
+    handles = [model.module.get_submodule(path).register_forward_pre_hook(lambda _, given, path=path: keep(path, given[0]))
+               for path in {site.path for site in sites}]
+    images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(7))
+    try:
+        with torch.no_grad():
+            model.forward(model.normalize(images))
+    finally:
+        for handle in handles:
+            handle.remove()
+    wrong = {}
+    for site, tokens in zip(sites, at_sites(model, sites, images, lambda site, tokens: tokens.clone(), prefix=True), strict=True):
+        layer, x = model.module.get_submodule(site.path), given[site.path, site.call]
+        convolution = isinstance(layer, nn.Conv2d)
+        x = (x.movedim(1, -1) if convolution else x).reshape(2, -1, layer.weight.shape[1])
+        same = x.shape == tokens.shape and torch.allclose(x.sort(1).values, tokens.sort(1).values, atol=1e-5)
+        wrong[site] = "" if same and site.units == layer.weight.shape[1] else "other values than the closing layer is given"
+    return wrong
+
+
+def check(module: str) -> tuple[str, str]:
+    """(result, remarks) of a module's member."""
+    name, arguments = MEMBERS[module]
+    model = build(name, arguments)
+    try:
+        found = find_sites(model)
+        own = find_site(model).kind
+    except VitvizError as error:
+        return "refused", str(error)
+    sites = [site for kind, some in found.items() if kind not in ("logit", "cls", "attention") for site in some]
+    fine = [site for site in sites if site.order is not None]
+    faults = [f"{site} ({site.path}): {fault}" for site, fault in [
+        *probe(model, sites, model.image_size // 16).items(), *values(model, [site for site in sites if site.given]).items(),
+        *(probe(model, fine, model.image_size // max(site.grid[0] for site in fine)).items() if fine else ())] if fault]
+    shown = ", ".join(f"{len(some)} {kind}" for kind, some in found.items())
+    trunk = [site for kind in ("mlp", "channel", "residual") for site in found.get(kind, [])]
+    lost = [str(site) for site in trunk if not site.grid]
+    orders = {"reordered" for site in trunk if site.order is not None}
+    remarks = [f"{model.image_size} px: {shown}", *orders]
+    if faults:
+        return "WRONG", "; ".join([*remarks, f"{len(faults)} faults", *faults[:4]])
+    if own == "logit":
+        return "refused", "; ".join([*remarks, "only logits"])
+    if lost:
+        return "partly", "; ".join([*remarks, f"no grid in {len(lost)} of {len(trunk)} layers: {', '.join(lost[:3])}"])
+    return "sound", "; ".join(remarks)
+
+
+def main(modules: list[str]) -> None:
+    torch.set_num_threads(1)
+    warnings.simplefilter("ignore")
+    rows, total = [], time.time()
+    for module in modules or sorted(MEMBERS):
+        start = time.time()
+        try:
+            result, remarks = check(module)
+        except Exception as error:  # what the sweep is there to find
+            result, remarks = "CRASH", f"{type(error).__name__}: {str(error)[:200]}"
+        rows.append(f"| {module} | `{MEMBERS[module][0]}` | {result} | {remarks} |")
+        print(f"{time.time() - start:5.1f} s {rows[-1]}", flush=True)
+    counts = Counter(row.split(" | ")[2] for row in rows)
+    print(dict(counts), f"{time.time() - total:.0f} s")
+    if not modules:
+        head = Path(__file__).with_name("families.md")
+        head.write_text("\n".join(["# One small network of each of timm's model modules", "", _INTRODUCTION, "",
+                                   ", ".join(f"**{n} {result}**" for result, n in counts.most_common()) + ".", "",
+                                   "| module | network | result | sites |", "|---|---|---|---|", *rows, ""]))
+
+
+_INTRODUCTION = (
+    f"Written by `python tests/pretrained/families.py` with timm {timm.__version__}: random weights, the smallest image size "
+    f"that each takes. *Sound*: at every site units, values and positions are what a probe and hooks of the sweep's own find. "
+    f"*Partly*: some layers are read without a grid. *Refused*: the kit says that it cannot read the network.")
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
