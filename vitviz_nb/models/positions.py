@@ -5,7 +5,7 @@ the changes of their own squares, with random weights, too, because residual con
 """
 
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
@@ -15,7 +15,7 @@ from .vision_model import VisionModel
 
 _TRUNK = ("mlp", "residual", "channel")  # each a layer of patch tokens, whose order must be known
 _MOST_PREFIX = 17  # class, distillation and up to sixteen register tokens
-_CERTAIN, _LEAST_AGREEMENT = 0.5, 0.25  # rank correlations of changes and responses: without comparison; if it is the best
+_CERTAIN, _LEAST_AGREEMENT = 0.5, 0.2  # rank correlations of changes and responses: without comparison; if it is the best
 
 
 @dataclass(frozen=True, eq=False)
@@ -26,6 +26,7 @@ class Place:
     prefix: int = 0
     grid: tuple[int, int] | None = None
     order: torch.Tensor | None = None  # indices of the patch tokens in raster order, where they are in another
+    levels: tuple = ()  # sides of the windows within windows of that other order, and which come first
 
 
 def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
@@ -44,20 +45,22 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
     def same(each: Found) -> Place | None:
         return next((known[shape] for axis in each.responses if (shape := _shape(each, axis)) in known), None)
 
+    def layouts(each: Found) -> list[Place]:
+        return _layouts(each, model, size) + _reordered(each, model, size)
+
     def settle(each: Found, place: Place | None) -> Place | None:
         return known.setdefault(_shape(each, place.axis), place) and place if place else None
 
     settled = []
     for each in found:
-        layouts = _layouts(each, model, size)
-        place = _proven(each, fields, layouts, _CERTAIN) or same(each)
+        place = _proven(each, fields, _layouts(each, model, size), _CERTAIN) or same(each)
         if not place:
-            place = _proven(each, fields, layouts + _reordered(each, model, size), _LEAST_AGREEMENT)
+            place = _proven(each, fields, layouts(each), _LEAST_AGREEMENT)
             if place and place.order is not None and each.kind not in _TRUNK:
                 place = None  # windows of queries and keys stay as they are
         settled.append(settle(each, place))
     for i, each in enumerate(found):
-        settled[i] = settled[i] or settle(each, same(each) or _like(each, fields, known, _layouts(each, model, size)))
+        settled[i] = settled[i] or settle(each, same(each) or _like(each, fields, known, layouts(each)))
     return _trunk(found, settled), watch.output
 
 
@@ -128,23 +131,24 @@ def _at(grid: tuple[int, int], fields: torch.Tensor) -> torch.Tensor:
 
 
 def _proven(found: Found, fields: torch.Tensor, layouts: list[Place], least: float) -> Place | None:
-    """The layout that responses agree with: better than chance, better than with the others, and than shifted by a token."""
-    agreement = {place: _agreement(place, found.responses, fields) for place in layouts}
-    best = max(agreement, key=agreement.get, default=None)
-    if not best or agreement[best] < max(least, 3 / (len(fields) * best.grid[0] * best.grid[1]) ** 0.5):
+    """The layout that responses agree with, better than chance and than with any other."""
+    ranked = sorted(((_agreement(place, found.responses, fields), i) for i, place in enumerate(layouts)), reverse=True)
+    if not ranked:
         return None
-    if best.order is None:
-        return best
-    shifted = [replace(best, order=best.order.view(best.grid).roll(by, axis).flatten()) for by in (1, -1) for axis in (0, 1)]
-    return best if all(_agreement(place, found.responses, fields) < agreement[best] for place in shifted) else None
+    best, second = layouts[ranked[0][1]], ranked[1][0] if ranked[1:] else 0
+    chance = 3 / (len(fields) * best.grid[0] * best.grid[1]) ** 0.5
+    return best if ranked[0][0] >= max(least, chance, second + (0.05 if best.levels else 0)) else None
 
 
 def _like(found: Found, fields: torch.Tensor, known: dict[tuple, Place], layouts: list[Place]) -> Place | None:
-    """The layout of a site too coarse for a proof of its own, in a network whose finer sites are in raster order."""
-    for place in layouts if found.shape[0] == 1 else ():  # windows are in an order of their own
+    """The layout of a site too coarse for a proof of its own, in a network whose finer sites have it."""
+    for place in layouts:
         patches = place.grid[0] * place.grid[1]
-        finer = [p.grid[0] * p.grid[1] for shape, p in known.items() if p.order is None and len(shape) == len(found.shape) and
-                 p.prefix == place.prefix and (p.axis == place.axis or len(found.responses) == 1) and p.grid[0] >= place.grid[0]]
+        if found.shape[0] > 1 and (not place.levels or found.kind not in _TRUNK):  # windows are in an order of their own
+            continue
+        finer = [p.grid[0] * p.grid[1] for shape, p in known.items()
+                 if (p.levels, p.prefix, len(shape)) == (place.levels, place.prefix, len(found.shape))
+                 and (p.axis == place.axis or len(found.responses) == 1) and p.grid[0] >= place.grid[0]]
         # One token is a stage of its own after 2 x 2 or 3 x 3, and a class or pooling token after more.
         if finer and (min(finer) <= 9 if patches == 1 else
                       patches <= 64 or _agreement(place, found.responses, fields) > _LEAST_AGREEMENT / 2):
@@ -154,15 +158,18 @@ def _like(found: Found, fields: torch.Tensor, known: dict[tuple, Place], layouts
 
 def _reordered(found: Found, model: VisionModel, size: tuple[int, int]) -> list[Place]:
     """How the tokens may lie on the image, if they are in windows within windows, the outermost or the innermost first."""
-    return [Place(axis, prefix, grid, order) for axis, responses in found.responses.items() for prefix in _prefixes(model)
-            if (grid := _grid(responses.shape[1] - prefix, size)) and grid[0] == grid[1] > 1 for order in _orders(grid[0])]
+    grids = [(axis, prefix, _grid(responses.shape[1] - prefix, size))
+             for axis, responses in found.responses.items() for prefix in _prefixes(model)]
+    return [Place(axis, prefix, grid, order, levels)
+            for axis, prefix, grid in grids if grid and grid[0] == grid[1] > 1 for levels, order in _orders(grid[0])]
 
 
-def _orders(side: int) -> Iterator[torch.Tensor]:
+def _orders(side: int) -> Iterator[tuple[tuple, torch.Tensor]]:
     for sides in _factorizations(side)[1:]:
         cells, levels = torch.arange(side**2).view(*sides, *sides), range(len(sides))
         for ordered in (levels, levels[::-1]):
-            yield cells.permute([axis for level in ordered for axis in (level, len(sides) + level)]).flatten().argsort()
+            order = cells.permute([axis for level in ordered for axis in (level, len(sides) + level)]).flatten().argsort()
+            yield (*sides[1:], ordered[0]), order
 
 
 def _factorizations(n: int) -> list[list[int]]:

@@ -150,7 +150,7 @@ class Watch(TorchDispatchMode):
             return
         if origin.raw:
             self._acts[path] = self._calls[min(origin.layers)].path
-        closing = self._linear.get(path)
+        closing = self._linear.get(path) if path.rpartition(".")[2] not in _PROJECTIONS else None
         if closing and origin.nonlinear and not (closing.convolution and origin.mixed) and closing.given >= closing.made and any(
                 self._calls[i].given == closing.made and self._calls[i].made in (closing.given, 2 * closing.given)
                 for i in origin.layers):
