@@ -4,6 +4,7 @@
 - ``wrapping``: ``wrap`` (any ``nn.Module``); ``checkpoints``: weights from files of any making
 - ``vision_model``: ``VisionModel``, one door for every forward pass, which knows what it computes at this moment
 - ``sites``: ``find_sites``, ``find_site``, ``KINDS``: where activations can be read
+- ``trace``, ``positions``: what one forward pass shows of MLPs and attention; where tokens lie, proven by a probe
 - ``reading``: ``tokens`` and ``activations`` at those sites
 - ``cards``, ``hub``: the embedded models' cards; trained weights from the Hugging Face hub
 - ``hooks``: forward hooks that only their own thread sees

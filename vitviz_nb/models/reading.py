@@ -23,10 +23,7 @@ def tokens(model: VisionModel, site: Site, inputs: torch.Tensor, leak: float = 0
     input n being ``site.own[n]``.
     The forward pass ends at the site, and the hooks are gone when this returns, however it returns.
     """
-    outputs, before, calls = [], [], 0
-    module = model.module.get_submodule(site.path)
-    opening, act = _separable(model, site)
-    leaky = bool(leak and not act and (site.act or site.kind == "channel" and not list(module.children())))
+    outputs, before, calls, leaky, act = [], [], 0, False, None
 
     def is_the_sites_call() -> bool:
         nonlocal calls
@@ -53,6 +50,9 @@ def tokens(model: VisionModel, site: Site, inputs: torch.Tensor, leak: float = 0
             raise Stop
 
     with model.lock, ExitStack() as hooks:
+        module = model.module.get_submodule(site.path)
+        opening, act = _separable(model, site)  # under the lock, else another thread's hooks of this kit count as changes
+        leaky = bool(leak and not act and (site.act or site.kind == "channel" and not list(module.children())))
         if act:
             hooks.enter_context(hooked({site.act[0]: opening}, before=read_own))
         else:
