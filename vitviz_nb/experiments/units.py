@@ -35,8 +35,8 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
         raise NotApplicable(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
     image_set = ImageSet(model, images, n)
     sites = {kind: find_site(model, layer, kind) for kind in (*COMPARED, "residual") if kind in find_sites(model)}
-    if "mlp" in sites:
-        sites["before"] = replace(sites["mlp"], path=sites["mlp"].path.removesuffix("act") + "fc1")
+    if "mlp" in sites and sites["mlp"].act:
+        sites["before"] = replace(sites["mlp"], path=sites["mlp"].act[0], given=False)
 
     def measure() -> dict[str, np.ndarray]:
         parts = [at_sites(model, list(sites.values()), batch, lambda site, tokens: tokens.mean(1))

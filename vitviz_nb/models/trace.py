@@ -151,7 +151,7 @@ class Watch(TorchDispatchMode):
         if origin.raw:
             self._acts[path] = self._calls[min(origin.layers)].path
         closing = self._linear.get(path) if path.rpartition(".")[2] not in _PROJECTIONS else None
-        if closing and origin.nonlinear and not (closing.convolution and origin.mixed) and closing.given >= closing.made and any(
+        if closing and origin.nonlinear and not (closing.convolution and origin.mixed) and any(
                 self._calls[i].given == closing.made and self._calls[i].made in (closing.given, 2 * closing.given)
                 for i in origin.layers):
             self._note("mlp", path, x, (1,) if closing.convolution else (-1,), given=True, act=origin.act, made=closing.made,
@@ -181,7 +181,8 @@ class Watch(TorchDispatchMode):
             return
         if path in self._acts:
             opening = self._acts.pop(path)
-            origin = origin._replace(act=(opening, path) if origin.nonlinear else origin.act)
+            if origin.nonlinear or isinstance(module, nn.Identity):  # in an activation function's stead
+                origin = origin._replace(nonlinear=True, act=(opening, path))
         if origin.fresh == 2:
             self._note("channel", path, x, (1, -1) if x.dim() == 4 else (-1,), act=origin.act, owner=path)
         self._origins[_storage(x)] = origin._replace(fresh=0)

@@ -319,7 +319,7 @@ def test_class_names_of_another_number_than_logits_are_refused(tiny_vit: VisionM
 
 
 def test_a_network_that_cannot_run_on_its_inputs_says_so(tiny_vit: VisionModel):
-    with pytest.raises(VitvizError, match=r"cannot be run on inputs of shape \(1, 3, 64, 64\)"):
+    with pytest.raises(VitvizError, match=r"cannot be run on inputs of shape \(11, 3, 64, 64\)"):
         find_sites(VisionModel(tiny_vit.module, "tiny", 64))
 
 
