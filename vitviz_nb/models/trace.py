@@ -152,7 +152,8 @@ class Watch(TorchDispatchMode):
             self._acts[path] = self._calls[min(origin.layers)].path
         closing = self._linear.get(path) if path.rpartition(".")[2] not in _PROJECTIONS else None
         if closing and origin.nonlinear and not (closing.convolution and origin.mixed) and any(
-                self._calls[i].given == closing.made and self._calls[i].made in (closing.given, 2 * closing.given)
+                self._calls[i].made in (closing.given, 2 * closing.given)
+                and (self._calls[i].given == closing.made or not closing.convolution)
                 for i in origin.layers):
             self._note("mlp", path, x, (1,) if closing.convolution else (-1,), given=True, act=origin.act, made=closing.made,
                        owner=path)
