@@ -106,9 +106,8 @@ class Watch(TorchDispatchMode):
         name = full.rstrip("_")
         known = {_storage(leaf): leaf for leaf in given}
         operands = [leaf for leaf in given if _storage(leaf) in self._origins]
-        for made in tree_leaves(outputs):
-            new = full.endswith("_") or name == "lift_fresh" or _storage(made) not in known  # views stay as they are
-            if isinstance(made, torch.Tensor) and new:
+        for made in (leaf for leaf in tree_leaves(outputs) if isinstance(leaf, torch.Tensor)):
+            if full.endswith("_") or name == "lift_fresh" or _storage(made) not in known:  # views stay as they are
                 if operands and name != "lift_fresh":
                     pooled = (name in _POOLING and made.shape[-2:].numel() == 1 < operands[0].shape[-2:].numel() or
                               all(self._origins[_storage(operand)].pooled for operand in operands))
