@@ -36,7 +36,7 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
     is (in the last layers of a trained network all tokens may respond alike). Where neither is possible the grid is None.
     """
     size = model.image_size if isinstance(model.image_size, (tuple, list)) else (model.image_size,) * 2
-    fields = _fields(max(3, min(12, 700 // max(size))), *size)
+    fields = _fields(max(3, min(40, 700 // max(size))), *size)
     watch = Watch(model, 1 + len(fields))
     watch.run(_images(model, fields).to(model.device))
     found = _worth(watch)
@@ -61,7 +61,7 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
         settled.append(settle(each, place))
     for i, each in enumerate(found):
         settled[i] = settled[i] or settle(each, same(each) or _like(each, fields, known, layouts(each)))
-    return _trunk(found, settled), watch.output
+    return _trunk(found, settled, model), watch.output
 
 
 def _worth(watch: Watch) -> list[Found]:
@@ -176,7 +176,7 @@ def _factorizations(n: int) -> list[list[int]]:
     return [[n], *([factor, *rest] for factor in range(2, n) if n % factor == 0 for rest in _factorizations(n // factor))]
 
 
-def _trunk(found: list[Found], settled: list[Place | None]) -> list[tuple[Found, Place]]:
+def _trunk(found: list[Found], settled: list[Place | None], model: VisionModel) -> list[tuple[Found, Place]]:
     """Without what no patch tokens have (attention pooling, class attention) and what mixes them (MLP-Mixer's other MLP)."""
     few = [min(r.shape[1] for r in each.responses.values()) <= 1 for each in found]
     pooling = {each.owner for each, place, one in zip(found, settled, few, strict=True)
@@ -185,5 +185,11 @@ def _trunk(found: list[Found], settled: list[Place | None]) -> list[tuple[Found,
     widths, tokens = {each.shape[axis] for each, axis in placed}, {each.responses[axis].shape[1] for each, axis in placed}
     mixing = [not place and each.made in tokens and any(r.shape[1] in widths for r in each.responses.values())
               for each, place in zip(found, settled, strict=True)]
-    return [(each, place or Place([*each.responses][0])) for each, place, mixes in zip(found, settled, mixing, strict=True)
+    declared = getattr(model.module, "num_prefix_tokens", 0)
+
+    def unproven(each: Found) -> Place:
+        axis = [*each.responses][0]
+        return Place(axis, declared if axis == -1 and len(each.shape) == 3 and each.shape[0] == 1 else 0)
+
+    return [(each, place or unproven(each)) for each, place, mixes in zip(found, settled, mixing, strict=True)
             if each.owner not in pooling and not mixes]

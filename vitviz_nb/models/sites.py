@@ -119,7 +119,8 @@ def _at_path(model: VisionModel, path: str, kinds: list[str]) -> Site:
             raise VitvizError(f"There are {len(there)} {kind} layers in {path!r} of {model.name}, {there[0].layer} to "
                               f"{there[-1].layer}; name one by its number.")
     known = [site.path for kind in kinds for site in sites[kind]]
-    raise VitvizError(f"{model.name} has no {' or '.join(kinds)} layer at {validate.shown(path)}.{nearest(path, known)}")
+    raise VitvizError(f"{model.name} has no layer at {validate.shown(path)}; a layer is a number, such as -1, or the path of a "
+                      f"module that holds one, such as {known[0]!r}.{nearest(path, known)}")
 
 
 def check_neurons(site: Site, neurons) -> list[int]:

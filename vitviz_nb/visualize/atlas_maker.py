@@ -52,7 +52,7 @@ def render_chunk(model: VisionModel | tuple, recipe: Recipe, kind: str, seed: in
     """Rows ``first`` to ``end - 1`` of a layer: ``pictures`` uint8 (K, 3, S, S), ``curve_steps`` (n,), ``curves`` (K, n).
 
     Args:
-        model: for a worker, what it needs to load it: (name, trained, weights' hash).
+        model: for a worker, what it needs to load it: (name, trained, weights' hash, size if it is a timm model's).
     """
     model = _loaded(model)
     neurons = evenly_spaced(find_site(model, layer, kind).units, count)[first:end]
@@ -71,8 +71,8 @@ def _loaded(model: VisionModel | tuple) -> VisionModel:
 
 
 @lru_cache(maxsize=1)
-def _load(name: str, trained: bool, weights: str) -> VisionModel:
-    loaded = load(name, pretrained=trained)
+def _load(name: str, trained: bool, weights: str, image_size: int | None) -> VisionModel:
+    loaded = load(name, pretrained=trained, image_size=image_size)
     if loaded.weights_hash != weights:
         raise VitvizError(f"Workers load {name} by its name, and theirs has other weights than yours. An executor needs a model "
                           f"that vv.load({name!r}) gives on every machine; make other atlases without one.")
@@ -102,12 +102,13 @@ def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, re
             used, or fails three times at one chunk.
     """
     folder, layers = validate.path("folder", folder), layers if isinstance(layers, Iterable) else [layers]
+    if isinstance(model, VisionModel):  # what else it is, find_site refuses; hooks would change what it finds
+        _check_unchanged(model)
     sites = {site.layer: site for site in sorted((find_site(model, layer) for layer in layers), key=lambda site: site.layer)}
     if not sites:
         raise VitvizError("An atlas needs at least one layer; none was named.")
     visualizer = Visualizer(model, recipe, images, atlas=False, keep=False)
     size = visualizer.recipe.side(model.image_size)
-    _check_unchanged(model)
     facts = {"model": title or model.title, "weights": model.weights_hash, "kind": find_site(model).kind, "layers": [],
              "recipe": asdict(visualizer.recipe), "seed": validate.whole("A seed", seed), "size": size,
              "reference": visualizer.reference.name, "format": FORMAT, "version": __version__, "sheet": per_sheet(size)}
@@ -153,7 +154,8 @@ def _make_missing(visualizer: Visualizer, sites: dict[int, Site], folder: Path, 
     missing = [site for layer, site in sites.items() if layer not in facts["layers"]]
     if not missing:
         return
-    job = (model if executor is None else (model.name, model.trained, facts["weights"])), visualizer.recipe
+    size = None if model.card else model.image_size
+    job = (model if executor is None else (model.name, model.trained, facts["weights"], size)), visualizer.recipe
     with closing(_Workers(executor)) as workers:
         if "chunk" not in facts:
             [(_, facts["chunk"])] = workers.run(partial(chunk_length, *job), [()])

@@ -50,6 +50,9 @@ class Rendering:
     labels: list[str] | None = None
     directions: torch.Tensor | None = None
 
+    def __repr__(self) -> str:
+        return f"Rendering({self.title}: {len(self.neurons)} pictures of {self.pictures.shape[-1]} px)"
+
     @property
     def finished(self) -> bool:
         return all(done == self.recipe.steps for done in self.steps)

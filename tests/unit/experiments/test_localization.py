@@ -38,6 +38,9 @@ SIZE, PATCH = 16, 4
 RED, FIRST, DEAD = [1.0, 0, 0, 0, 0, 0], [0.1, 0, 0, 10, 0, 0], [0.0] * 6
 
 
+SHUFFLED = torch.randperm(16, generator=torch.Generator().manual_seed(3))
+
+
 class Block(nn.Module):
     def __init__(self, rows: list[list[float]], windows: bool = False):
         super().__init__()
@@ -64,7 +67,8 @@ class Patches(nn.Module):
         color = self.color * F.avg_pool2d(images, PATCH).flatten(2).transpose(1, 2)
         x = torch.cat([color, self.place.expand(len(images), -1, -1)], 2)
         for i, block in enumerate(self.blocks):
-            x = block(x.reshape(-1, 4, 6)).view(-1, 16, 6) if i < self.windows else block(x)
+            hidden = i < self.windows  # the order of its tokens, in windows of four
+            x = block(x[:, SHUFFLED].reshape(-1, 4, 6)).view(-1, 16, 6)[:, SHUFFLED.argsort()] if hidden else block(x)
         return x.mean(1)
 
 
@@ -273,12 +277,17 @@ def test_every_experiment_of_the_notebook_runs_on_models_of_timm(family: str, mo
 # Probes
 
 
-@pytest.mark.parametrize(("knows", "position", "color"), [("rgbyx", 100, 100), ("yx", 100, 0), ("rgb", 0, 100)])
+@pytest.mark.parametrize(("knows", "position", "color"), [("rgbyx", 100, 100), ("rgb", 0, 100)])
 def test_a_probe_reads_what_tokens_hold_and_nothing_else(knows: str, position: float, color: float):
     table = linear_probes(make([RED], [RED], knows=knows), torch.rand(65, 3, SIZE, SIZE)).table
     assert table["layer"].tolist() == [0, 0, 1, 1] and set(table["n"]) == {33}  # the second half
     assert table["probe"].tolist() == ["position", "color"] * 2
     assert table["value"].tolist() == pytest.approx([position, color] * 2, abs=3)  # 3 weights from 512 tokens: chance is about -1
+
+
+def test_tokens_that_ignore_the_image_are_no_residual_stream():
+    with pytest.raises(NotApplicable, match="no residual stream"):
+        linear_probes(make([RED], [RED], knows="yx"), torch.rand(65, 3, SIZE, SIZE))
 
 
 def test_the_share_explained_is_what_it_is_by_hand():

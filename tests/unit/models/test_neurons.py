@@ -314,7 +314,7 @@ def test_layers_have_paths_too(tiny_vit: VisionModel):
     assert find_site(tiny_vit, "blocks.1.attn").kind == "query"
     with pytest.raises(VitvizError, match=r"2 mlp layers in 'blocks' of tiny-vit, 0 to 1"):
         find_site(tiny_vit, "blocks")
-    with pytest.raises(VitvizError, match=r"no mlp layer at 'block.1.mlp.fc2'.*Did you mean blocks\.1\.mlp\.fc2"):
+    with pytest.raises(VitvizError, match=r"no layer at 'block.1.mlp.fc2'; a layer is a number.*mean blocks\.1\.mlp\.fc2"):
         find_site(tiny_vit, "block.1.mlp.fc2", "mlp")
 
 
@@ -323,3 +323,19 @@ def test_coarse_stages_of_one_token_are_layers_of_the_trunk(size: int):
     module = nn.Sequential(*(part for i in range(4) for part in (nn.Conv2d(3 if i == 0 else 4, 4, 3, 2, 1), nn.ReLU())))
     model = VisionModel(nn.Sequential(module, nn.Flatten()), "coarse", size)
     assert [site.grid for site in find_sites(model)["channel"]] == [(8, 8), (4, 4), (2, 2), (1, 1)]
+
+
+class Shuffled(VisionTransformer):
+    """A ViT whose patches are in an order of their own."""
+
+    def _pos_embed(self, x: Tensor) -> Tensor:
+        x, order = super()._pos_embed(x), torch.randperm(16, generator=torch.Generator().manual_seed(0))
+        return torch.cat([x[:, :1], x[:, 1:][:, order]], 1)
+
+
+def test_tokens_in_no_order_have_no_map_but_the_class_token_is_left_out_of_the_mean():
+    torch.manual_seed(0)
+    model = VisionModel(Shuffled(img_size=32, patch_size=8, embed_dim=24, depth=2, num_heads=2, num_classes=3), "shuffled", 32)
+    site = find_site(model)
+    assert site.prefix == 1 and site.grid is None and "no order" in site.why
+    assert tokens(model, site, torch.rand(2, 3, 32, 32)).shape == (2, 16, 96)

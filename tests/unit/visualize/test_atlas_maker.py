@@ -335,7 +335,7 @@ def test_a_changed_model_gets_no_atlas(passes, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"layers": []}, "at least one layer"), ({"layers": [7]}, "no mlp layer 7"), ({"layers": "a"}, "A layer is a whole number"),
+    ({"layers": []}, "at least one layer"), ({"layers": [7]}, "no mlp layer 7"), ({"layers": "a"}, "no layer at 'a'; a layer is a number"),
     ({"layers": None}, "A layer is a whole number"), ({"seed": -1}, "A seed is a whole number"), ({"folder": ""}, "is a path"),
     ({"folder": 3}, "is a path"), ({"recipe": "quick"}, "a Recipe"), ({"model": "tiny"}, "model"),
 ])
@@ -370,7 +370,8 @@ class Here(Executor):
 @pytest.fixture
 def workers_here(model, monkeypatch) -> None:
     """Workers in this process find the model by its name."""
-    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained: {("tiny", True): model}[name, pretrained])
+    known = {("tiny", True, model.image_size): model}
+    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained, image_size: known[name, pretrained, image_size])
 
 
 def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path):
@@ -408,7 +409,7 @@ def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, workers_
 
 
 def test_a_worker_whose_model_has_other_weights_is_told_so(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained: make_model(1))
+    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained, image_size: make_model(1))
     atlas_maker._load.cache_clear()
     with pytest.raises(VitvizError, match=r"theirs has other weights than yours.*vv.load\('tiny'\)"):
         make(model, tmp_path, executor=Here())

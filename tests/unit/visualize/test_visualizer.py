@@ -711,7 +711,7 @@ def test_weights_that_became_nan_are_named(vit, gray):
 def test_a_picture_that_becomes_nan_is_refused(planted, gray, own_cache):
     class Root(nn.Module):
         def forward(self, x):
-            return (0 * x).sqrt()  # whose gradient is 0 * infinity
+            return (0 * x).relu().sqrt()  # whose gradient is 0 * infinity
 
     model = VisionModel(deepcopy(planted.module), "root", SIZE)
     model.module.mlp.act = Root()
@@ -750,9 +750,9 @@ def test_neurons_may_be_a_number_or_several(vit, gray):
     ({"layer": 0, "neurons": []}, "none was named"),
     ({"layer": 0, "neurons": [1, 1]}, "the same neuron twice"),
     ({"layer": 0, "neurons": 0, "kind": "channel"}, "no sites of kind 'channel'; it has mlp, "),
-    ({"layer": "0", "neurons": 0}, "A layer is a whole number"),
+    ({"layer": "0", "neurons": 0}, "no layer at '0'; a layer is a number"),
     ({"layer": 0, "neurons": "7"}, "neurons 0 to 127"),
-    ({"layer": 0, "neurons": torch.tensor([0.5])}, "neurons 0 to 127"),
+    ({"layer": 0, "neurons": torch.tensor([0.5])}, "Directions are floats of shape .K, 128."),
     ({"layer": 0, "neurons": 0, "seed": -1}, "A seed is a whole number from 0"),
     ({"layer": 0, "neurons": range(10**9)}, "neurons 0 to 127"),
 ])
