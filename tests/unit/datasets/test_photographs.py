@@ -14,8 +14,8 @@ from torchvision import datasets
 import vitviz_nb as vv
 from vitviz_nb.datasets import photographs
 from vitviz_nb.datasets.image_set import ImageSet
-from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.utils.paths import cache_dir, data_dir
 

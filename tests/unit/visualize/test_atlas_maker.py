@@ -335,7 +335,7 @@ def test_a_changed_model_gets_no_atlas(passes, tmp_path):
 
 
 @pytest.mark.parametrize(("arguments", "message"), [
-    ({"layers": []}, "at least one layer"), ({"layers": [7]}, "no mlp layer 7"), ({"layers": "a"}, "no layer at 'a'; a layer is a number"),
+    ({"layers": []}, "at least one layer"), ({"layers": [7]}, "no mlp layer 7"), ({"layers": "a"}, "a layer is a number"),
     ({"layers": None}, "A layer is a whole number"), ({"seed": -1}, "A seed is a whole number"), ({"folder": ""}, "is a path"),
     ({"folder": 3}, "is a path"), ({"recipe": "quick"}, "a Recipe"), ({"model": "tiny"}, "model"),
 ])
