@@ -25,7 +25,7 @@ class VisionModel:
         module: any ``nn.Module`` from normalized images (N, 3, H, W) to logits (N, classes); it is frozen in place.
         name: what the model is called in captions and caches.
         image_size: side of its square input, px.
-        mean, std: per-channel normalization of RGB in [0, 1].
+        mean, std: per-channel normalization of RGB in [0, 1]; by default what a timm module says of itself, else 0.5.
         class_names: one name per logit, where known.
         license: of the weights.
         trained: False for random weights; every caption then says "untrained".
@@ -41,7 +41,7 @@ class VisionModel:
         VitvizError: weights that are not finite; arguments of the wrong type or range.
     """
 
-    def __init__(self, module: nn.Module, name: str, image_size: int, mean=(0.5, 0.5, 0.5), std=(0.5, 0.5, 0.5),
+    def __init__(self, module: nn.Module, name: str, image_size: int, mean=None, std=None,
                  class_names: list[str] | None = None, license: str = "unknown", trained: bool = True,
                  card: dict | None = None, text: TextTower | None = None, styles: tuple[str, ...] = (),
                  crop_pct: float = 1.0, interpolation: str = "bicubic", crop_mode: str = "center"):
@@ -57,7 +57,10 @@ class VisionModel:
             raise VitvizError(f"styles is a list of names, got {validate.shown(styles)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
-        self.mean, self.std = _channels("mean", mean), _channels("std", std)
+        says = getattr(module, "pretrained_cfg", None)
+        says = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | (says if isinstance(says, dict) else {})
+        self.mean = _channels("mean", says["mean"] if mean is None else mean)
+        self.std = _channels("std", says["std"] if std is None else std)
         self.module = module.eval().requires_grad_(False)
         self.text, self._styles = text and text.eval().requires_grad_(False), tuple(dict.fromkeys(styles))
         plain_attention(module, self.device)

@@ -39,6 +39,16 @@ def test_a_timm_module_says_its_own_size_normalization_and_name():
     assert not any(p.requires_grad for p in net.parameters()) and not net.training
 
 
+def test_a_model_made_without_the_door_is_normalized_as_its_module_says_too():
+    says = timm.create_model("test_vit")
+    says.pretrained_cfg = says.pretrained_cfg | {"mean": (0.1, 0.2, 0.3), "std": (0.4, 0.5, 0.6)}
+    model = vv.VisionModel(says, "test_vit", 160)
+    assert model.mean.flatten().tolist() == pytest.approx([0.1, 0.2, 0.3])
+    assert model.std.flatten().tolist() == pytest.approx([0.4, 0.5, 0.6])
+    given = vv.VisionModel(says, "test_vit", 160, mean=(0.7,) * 3)
+    assert given.mean.flatten().tolist() == pytest.approx([0.7] * 3) and given.std.flatten()[0] == pytest.approx(0.4)
+
+
 def test_what_a_module_does_not_say_is_asked_for():
     with pytest.raises(VitvizError, match=r"Means does not say its image_size, mean, std: .*mean=\(0\.485, .*image_mean"):
         vv.wrap(Means())
