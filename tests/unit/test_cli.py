@@ -243,7 +243,9 @@ def test_an_interrupted_training_exits_with_130(capsys: pytest.CaptureFixture, m
 
 @pytest.mark.skipif(os.name == "nt", reason="Windows has no SIGINT to send")
 def test_an_interruption_while_torch_loads_exits_with_130_and_one_line():
-    code = "import signal, sys, vitviz_nb.cli\nsignal.signal(signal.SIGINT, signal.default_int_handler)\nclass Stop:\n    def find_spec(self, name, *_):\n" \
+    code = "import signal, sys, vitviz_nb.cli\n" \
+           "signal.signal(signal.SIGINT, signal.default_int_handler)\n" \
+           "class Stop:\n    def find_spec(self, name, *_):\n" \
            "        if name == 'torch':\n            try:\n                signal.raise_signal(signal.SIGINT)\n" \
            "            except BaseException:\n                raise ImportError('as numpy and torch do') from None\n" \
            "sys.meta_path.insert(0, Stop())\nsys.exit(vitviz_nb.cli.main(['models']))"
