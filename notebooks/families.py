@@ -19,7 +19,7 @@ import vitviz_nb as vv
 from vitviz_nb.experiments.background import context_consistency
 from vitviz_nb.experiments.class_token import cls_isolation, depth, head_on_tokens
 from vitviz_nb.experiments.classification import accuracy_rows, correct_predictions
-from vitviz_nb.experiments.faithfulness import evenly_spaced, recognition, selectivity
+from vitviz_nb.experiments.faithfulness import recognition, selectivity
 from vitviz_nb.experiments.families import COLUMNS, stored
 from vitviz_nb.experiments.frequency import cutoff_needed
 from vitviz_nb.experiments.localization import locality
@@ -32,6 +32,7 @@ from vitviz_nb.models.sites import find_site
 from vitviz_nb.utils import files, validate
 from vitviz_nb.utils.errors import NotApplicable, VitvizError
 from vitviz_nb.utils.paths import data_dir
+from vitviz_nb.visualize.atlas import evenly_spaced
 
 _SCENES, _NEURONS, _SELECTIVE = 512, 128, 3.0  # the last: selectivity from which on a unit has a concept to show
 

@@ -103,7 +103,7 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("model", help="an embedded model, or any timm name (its weights are downloaded)")
     sub.add_argument("--layer", type=int, required=True, help="counted from 0 in forward order; -1 is the last")
     sub.add_argument("--neurons", required=True, type=_ranges, help="numbers and ranges: 0-15 or 2,5,7-9")
-    sub.add_argument("--kind", help="mlp, channel, logit, cls, query, key, value, attention or residual (default: the model's own)")
+    sub.add_argument("--kind", help="mlp, channel, logit, cls, query, key, value, attention, residual (default: the model's)")
     sub.add_argument("--steps", type=int, help="instead of the recipe's number of steps")
     sub.add_argument("--images", type=_path, help="folder of reference images for the scores (default: Emoji World)")
     sub.add_argument("--untrained", action="store_true", help="random weights, to see what training changes")

@@ -15,9 +15,10 @@ from ..models.vision_model import VisionModel
 from ..utils import cache
 from ..utils.errors import NotApplicable, VitvizError
 from ..utils.statistics import FEWEST, class_selectivity, variance_explained
+from ..visualize.atlas import evenly_spaced
 from ..visualize.rendering import Rendering
 from ..visualize.visualizer import Visualizer
-from .faithfulness import check_recognizer, evenly_spaced, recognition
+from .faithfulness import check_recognizer, recognition
 from .result import Result, mean_of, proportion
 
 COMPARED = ("query", "key", "value", "mlp")

@@ -98,6 +98,13 @@ def test_a_neuron_it_does_not_have_is_refused_with_those_it_has(atlas):
             ask()
 
 
+def test_other_images_or_neurons_than_an_atlas_has_are_asked_of_the_model(atlas):
+    for more in ({"images": torch.rand(8, 3, 16, 16)}, {"kind": "residual"}):
+        with pytest.raises(VitvizError, match="its own reference images, at neurons of kind mlp; for others give the model"):
+            vv.top_images(atlas, 1, 0, **more)
+    assert vv.top_images(atlas, 1, 0, "mlp").indices == vv.top_images(atlas, 1, 0).indices
+
+
 def test_other_photographs_than_it_was_made_with_are_not_shown_for_them(atlas, monkeypatch):
     monkeypatch.setitem(atlas.facts, "photos", "0" * 64)
     with pytest.raises(VitvizError, match="are not the photographs"):

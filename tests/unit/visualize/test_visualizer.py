@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -218,15 +219,15 @@ NEURONS = [7, 0, 100, 31, 64]
 
 
 @pytest.fixture
-def fresh(vit: VisionModel, gray: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Visualizer]:
+def fresh(vit: VisionModel, gray: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Visualizer]:
     """Each call gives a visualizer with an empty cache."""
     find_site(vit)  # found by a pass, once
     made = []
 
-    def make() -> Visualizer:
+    def make(recipe: Recipe = RECIPE) -> Visualizer:
         made.append(1)
         monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / f"cache_{len(made)}"))
-        return Visualizer(vit, RECIPE, gray)
+        return Visualizer(vit, recipe, gray)
 
     return make
 
@@ -857,16 +858,8 @@ FOURIER = replace(Recipe.fourier(), steps=12, canvas=1.5)
 
 
 @pytest.fixture
-def fourier(vit: VisionModel, gray: Tensor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[], Visualizer]:
-    """Each call gives a visualizer with an empty cache."""
-    made = []
-
-    def make() -> Visualizer:
-        made.append(1)
-        monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / f"cache_{len(made)}"))
-        return Visualizer(vit, FOURIER, gray)
-
-    return make
+def fourier(fresh: Callable[..., Visualizer]) -> Callable[[], Visualizer]:
+    return partial(fresh, FOURIER)
 
 
 def test_a_planted_color_is_found_by_the_fourier_recipe(planted, gray):
