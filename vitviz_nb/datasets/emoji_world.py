@@ -13,7 +13,7 @@ import torch
 
 from ..plotting.image_grid import Tile, bundle, contact_sheet
 from ..utils import random_streams, validate
-from ..utils.errors import VitvizError, nearest
+from ..utils.errors import VitvizError, first_line, nearest
 from .backgrounds import CONTEXTS, TILE, tiles
 from .drawing import draw
 from .sprites import SPRITE, STYLES, concept_table, sprites
@@ -201,8 +201,7 @@ class EmojiWorld:
         try:
             masks = torch.empty(n, self.size, self.size, device=device)
         except (RuntimeError, TypeError, ValueError, AssertionError) as error:
-            raise VitvizError(f"{n} scenes cannot be drawn on the device {validate.shown(device)} "
-                              f"({str(error).splitlines()[0]}).") from None
+            raise VitvizError(f"{n} scenes cannot be drawn on {validate.shown(device)} ({first_line(error)}).") from None
         images = masks.new_empty(n, 3, self.size, self.size)
         pyramid, backgrounds = _assets(self.styles, self._rows, len(SPLITS) * self.seed + SPLITS.index(self.split), masks.device)
         for i in range(0, n, _CHUNK):

@@ -11,7 +11,7 @@ import torch
 from timm.models import load_state_dict
 from torch import nn
 
-from ..utils.errors import VitvizError
+from ..utils.errors import VitvizError, first_line
 
 # Entries of a file that hold a network, averages first (timm itself knows state_dict_ema, model_ema, state_dict and model).
 _ENTRIES = ("ema_state_dict", "ema", "teacher", "model_state_dict", "state_dict", "model", "net", "network", "weights", "module")
@@ -66,7 +66,7 @@ def _read(path: Path) -> dict:
         with torch.serialization.safe_globals(numbers):  # accuracies and the like, which hold nothing that runs
             content = load_state_dict(str(path), weights_only=True)
     except Exception as error:  # a file of another kind fails in any way there is
-        raise VitvizError(f"{path} is no checkpoint that can be read safely ({str(error).splitlines()[0]}); save its weights "
+        raise VitvizError(f"{path} is no checkpoint that can be read safely ({first_line(error)}); save its weights "
                           f"alone: safetensors.torch.save_file(model.state_dict(), path).") from None
     while isinstance(content, dict) and not any(isinstance(value, torch.Tensor) for value in content.values()):
         inside = [entry for entry in _ENTRIES if isinstance(content.get(entry), dict)]

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from torch import nn
 
 from ..utils import validate
-from ..utils.errors import VitvizError, nearest
+from ..utils.errors import VitvizError, first_line, nearest
 from . import cards
 from .cards import build, check_embedded, embedded_names, read_card
 from .checkpoints import load_checkpoint
@@ -46,7 +46,7 @@ def usable_device(device: str | None) -> str:
         device = default_device() if device is None else str(torch.device(device))
         (torch.ones(1, device=device) + 1).item()
     except Exception as error:  # torch raises anything for a device that is not there: ImportError for hpu
-        raise VitvizError(f"The device {validate.shown(device)} cannot be used here ({str(error).partition(chr(10))[0]}); "
+        raise VitvizError(f"The device {validate.shown(device)} cannot be used here ({first_line(error)}); "
                           f"this machine has {default_device()}.") from None
     return device
 
@@ -110,7 +110,7 @@ def load_from(folder: Path, name: str, pretrained: bool = True) -> VisionModel:
             whole = nn.ModuleDict({"image": module, "text": text}) if text else module
             whole.load_state_dict(load_file(folder / f"{name}.safetensors"))  # float16 on disk, float32 in the module
     except (KeyError, TypeError, ValueError, RuntimeError, SafetensorError, OSError) as error:
-        raise VitvizError(f"The weights of {name} in {folder} do not fit its card ({str(error).splitlines()[0][:200]}); both are "
+        raise VitvizError(f"The weights of {name} in {folder} do not fit its card ({first_line(error)[:200]}); both are "
                           f"written by one `vitviz train`.") from None
     return VisionModel(module, name, card["image_size"], card["mean"], card["std"], card["class_names"], card["license"],
                        trained=pretrained, card=card, text=text, styles=card["recipe"].get("styles", ()))

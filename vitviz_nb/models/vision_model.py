@@ -12,7 +12,7 @@ from timm.layers import use_fused_attn
 from torch import nn
 
 from ..utils import validate
-from ..utils.errors import VitvizError
+from ..utils.errors import VitvizError, first_line
 from .fingerprint import changes, settings, structure
 from .hooks import evaluating
 from .text_tower import TextTower, class_points
@@ -57,10 +57,9 @@ class VisionModel:
             raise VitvizError(f"styles is a list of names, got {validate.shown(styles)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
-        says = getattr(module, "pretrained_cfg", None)
-        says = {"mean": (0.5,) * 3, "std": (0.5,) * 3} | (says if isinstance(says, dict) else {})
-        self.mean = _channels("mean", says["mean"] if mean is None else mean)
-        self.std = _channels("std", says["std"] if std is None else std)
+        says = says if isinstance(says := getattr(module, "pretrained_cfg", None), dict) else {}
+        self.mean = _channels("mean", says.get("mean", (0.5,) * 3) if mean is None else mean)
+        self.std = _channels("std", says.get("std", (0.5,) * 3) if std is None else std)
         self.module = module.eval().requires_grad_(False)
         self.text, self._styles = text and text.eval().requires_grad_(False), tuple(dict.fromkeys(styles))
         plain_attention(module, self.device)
@@ -141,7 +140,7 @@ class VisionModel:
                 if isinstance(error, torch.OutOfMemoryError) or "memory" in str(error):
                     raise
                 raise VitvizError(f"{self.name} cannot be run on inputs of shape {tuple(inputs.shape)} "
-                                  f"({type(error).__name__}: {str(error).partition(chr(10))[0][:200]}).") from error
+                                  f"({type(error).__name__}: {first_line(error)[:200]}).") from error
 
     @property
     def structure(self) -> str:

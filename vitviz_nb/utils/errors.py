@@ -23,3 +23,8 @@ def nearest(word: str, allowed: Iterable[str], n: int = 3) -> str:
     """'Did you mean a, b?' with the up to ``n`` names closest to ``word``, or '' when none is close."""
     close = difflib.get_close_matches(word, list(allowed), n=n, cutoff=0.5)
     return f" Did you mean {', '.join(close)}?" if close else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an error of another library says, in one line: the name of its type where it says nothing."""
+    return str(error).strip().partition("\n")[0] or type(error).__name__

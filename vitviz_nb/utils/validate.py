@@ -40,11 +40,12 @@ def real(name: str, value: Any, low: float, high: float) -> float:
 
 
 def choice(name: str, value: Any, allowed: Iterable[str]) -> str:
-    """``value`` if it is one of ``allowed``; else VitvizError with all of them and the nearest."""
+    """``value`` if it is one of ``allowed``; else VitvizError with them, the first few of very many, and the nearest."""
     allowed = list(allowed)
     if not isinstance(value, str) or value not in allowed:
         hint = nearest(value, allowed) if isinstance(value, str) else ""
-        raise VitvizError(f"{name} is one of {', '.join(allowed)}; got {shown(value)}.{hint}")
+        listed = allowed if len(allowed) <= 40 else [f"{len(allowed)}: {allowed[0]}", *allowed[1:3], "…"]
+        raise VitvizError(f"{name} is one of {', '.join(listed)}; got {shown(value)}.{hint}")
     return value
 
 

@@ -56,8 +56,7 @@ def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | 
     """
     if isinstance(model, Atlas):
         if images is not None or kind not in (None, model.facts["kind"]):
-            raise VitvizError(f"An atlas has the strongest of its own reference images, at neurons of kind "
-                              f"{model.facts['kind']}; for others give the model.")
+            raise VitvizError(f"An atlas has its own images and kind, {model.facts['kind']}; for others give the model.")
         return _of_atlas(model, layer, neuron, validate.whole("k", k, 1, STRONGEST))
     site, k = find_site(model, layer, kind), validate.whole("k", k, 1)
     neuron, *others = check_neurons(site, neuron)

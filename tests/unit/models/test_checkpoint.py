@@ -104,9 +104,10 @@ def test_what_is_wrong_with_a_checkpoint_is_said(mine, tmp_path: Path):
     path = tmp_path / "mine.safetensors"
     with pytest.raises(VitvizError, match="There is no checkpoint .*mine.safetensors"):
         vv.load(NAME, device="cpu", checkpoint=path)
-    path.write_bytes(b"not weights")
-    with pytest.raises(VitvizError, match="no checkpoint that can be read safely"):
-        vv.load(NAME, device="cpu", checkpoint=path)
+    for content, file in ((b"not weights", path), (b"", path), (b"", tmp_path / "empty.pth")):
+        file.write_bytes(content)
+        with pytest.raises(VitvizError, match=r"no checkpoint that can be read safely \(\w"):
+            vv.load(NAME, device="cpu", checkpoint=file)
     save_file(mine.state_dict(), path)
     with pytest.raises(VitvizError, match="does not hold weights of test_vit2"):
         vv.load("test_vit2", device="cpu", checkpoint=path)

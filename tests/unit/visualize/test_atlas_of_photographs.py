@@ -100,7 +100,7 @@ def test_a_neuron_it_does_not_have_is_refused_with_those_it_has(atlas):
 
 def test_other_images_or_neurons_than_an_atlas_has_are_asked_of_the_model(atlas):
     for more in ({"images": torch.rand(8, 3, 16, 16)}, {"kind": "residual"}):
-        with pytest.raises(VitvizError, match="its own reference images, at neurons of kind mlp; for others give the model"):
+        with pytest.raises(VitvizError, match="its own images and kind, mlp; for others give the model"):
             vv.top_images(atlas, 1, 0, **more)
     assert vv.top_images(atlas, 1, 0, "mlp").indices == vv.top_images(atlas, 1, 0).indices
 

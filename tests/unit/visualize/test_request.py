@@ -4,6 +4,7 @@ import pytest
 import torch
 
 from vitviz_nb.models.sites import Site, find_site
+from vitviz_nb.utils import validate
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize.request import images_of
 
@@ -28,6 +29,12 @@ def test_a_class_that_there_is_not_is_answered_with_the_nearest(tiny_vit):
         images_of(tiny_vit, LOGITS, ["cats"], 0, 1)
     with pytest.raises(VitvizError, match="named by whole numbers"):
         images_of(tiny_vit, find_site(tiny_vit), ["cat"], 0, 1)
+
+
+def test_of_many_names_a_message_lists_the_first_few_and_the_nearest():
+    many = [*(f"class {i}" for i in range(100)), "owl"]
+    with pytest.raises(VitvizError, match="A class is one of 101: class 0, class 1, class 2, …; got 'owls'. Did you mean owl"):
+        validate.choice("A class", "owls", many)
 
 
 def test_a_direction_has_the_same_number_whatever_it_is_asked_for_with(tiny_vit):
