@@ -10,7 +10,7 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course.checks import nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
+from vitviz_nb.course.checks import implementation, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.experiments.faithfulness import Selectivity
@@ -419,3 +419,21 @@ def test_a_check_without_a_model_or_of_no_exercise_says_what_is_wanted(tiny_vit)
                                   (1, tiny_vit, "An exercise is one of 00.1, .*; got 1"), ([], tiny_vit, "got \\[\\]")):
         with pytest.raises(VitvizError, match=said):
             vv.check(exercise, 1, model)
+
+
+def test_a_function_is_tried_on_hidden_inputs_and_a_known_mistake_is_named(capsys):
+    inputs = [(torch.tensor([3.0, 4.0]),), (torch.tensor([0.0, 2.0, 5.0]),)]
+    reference, misses = (lambda x: x - x.mean()), {"divide by the standard deviation later": lambda x: (x - x.mean()) / x.std()}
+    judge = lambda answer: implementation(answer, reference, inputs, misses)  # noqa: E731
+    assert judge(lambda x: x - x.sum() / len(x)) == (True, "your function gives the expected values on 2 hidden inputs.")
+    assert judge(lambda x: (x - x.mean()) / x.std()) == (False, "divide by the standard deviation later")
+    assert judge(lambda x: x - 3.5) == (False, "on a hidden input it is 1.17 off")  # 3.5 is right for the first only
+    assert judge(lambda x: x.mean()) == (False, "your function returned the shape () where (2,) is expected")
+    assert judge(lambda x: x / "2")[1].startswith("your function raised TypeError")
+    assert judge(lambda x: print())[1].startswith("your function returned None")
+    assert not judge(lambda x: x * float("nan"))[0]
+    with pytest.raises(VitvizError, match="your function itself"):
+        judge(3.0)
+    changed = inputs[0][0]
+    judge(lambda x: x.mul_(0))
+    assert changed.tolist() == [3.0, 4.0]  # a function that writes into its argument spoils no later comparison
