@@ -141,6 +141,15 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--boxes", type=_path, required=True, help="LOC_train_solution.csv, or a CSV: file,left,top,right,bottom")
     sub.add_argument("--per-class", type=int, help="so many images of each class (default: all that have boxes)")
     sub.add_argument("--out", type=_path, required=True, help="CSV file for the table")
+
+    sub = command("grade", _grade, "collect the results of exercises from executed notebooks, without executing anything",
+                  parents=[force],
+                  epilog="example:\n  vitviz grade handed_in --out grades.csv\n\n"
+                         "reads what vv.check printed in every notebook below the folder. Columns: file, exercise, and result\n"
+                         "(right, not yet, unclear, error, not run or missing). A student can write 'Right' into a file: run\n"
+                         "a sample again.")
+    sub.add_argument("folder", type=_path, help="what students handed in, such as a subfolder for each")
+    sub.add_argument("--out", type=_path, required=True, help="CSV file for the table")
     return parser
 
 
@@ -290,3 +299,15 @@ def _background(options) -> None:
             print(f"  {row.model:<44}{row.shown:<12}{row.measure}  {row.value:6.2f}  "
                   f"(95 % interval {row.low:.2f} to {row.high:.2f}, n = {row.n})")
     print(f"written to {options.out}")
+
+
+def _grade(options) -> None:
+    from .course.grading import COLUMNS, grade
+    from .utils import files
+
+    table, remarks = grade(options.folder)
+    files.write(options.out, table.to_csv(index=False), ours=lambda path: path.read_text("utf-8").startswith(",".join(COLUMNS)),
+                force=options.force)
+    print(*remarks, sep="\n", end="\n" * bool(remarks))
+    print(f"{(table['result'] == 'right').sum()} of {len(table)} exercises right, in {table['file'].nunique()} notebooks with "
+          f"checks; written to {options.out}")

@@ -225,6 +225,8 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
     (["models", "*no such model*"], "No pretrained timm model matches '*no such model*'"),
     (["atlas", "emoji-vti", "--out", "out"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
     (["atlas", "emoji-vit"], "required: --out"),
+    (["grade", "."], "required: --out"),
+    (["grade", "handed_in", "--out", "grades.csv"], "There is no notebook (.ipynb) in handed_in; name the folder"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says: str, shelf, tmp_path: Path,
                                                       capsys: pytest.CaptureFixture, monkeypatch: pytest.MonkeyPatch):
@@ -327,7 +329,7 @@ def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str],
 
 
 @pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["atlas"], ["background"],
-                                     ["cache"]], ids=" ".join)
+                                     ["cache"], ["grade"]], ids=" ".join)
 def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture):
     assert code([*command, "--help"]) == 0
     out = capsys.readouterr().out
