@@ -31,9 +31,10 @@ class ImageSet:
     Args:
         model: whose size and preprocessing the images take, and to whose classes their labels refer.
         images: an ``EmojiWorld`` (its first scenes; by default ``default_world``), an ``ImageFolder`` or the path of a folder,
-            a tensor (N, 3, S, S) in [0, 1], or a data set as torchvision makes them, of (PIL image, class number) or (PIL image,
-            (class number, mask)), the mask a PIL image that is 0 outside the class.
-        n: how many of them; by default all of a folder or tensor, else 1,024 (128 for models that see more than 96 px).
+            a tensor (N, 3, S, S) in [0, 1], a data set as torchvision makes them, of (PIL image, class number) or (PIL image,
+            (class number, mask)), the mask a PIL image that is 0 outside the class; or an ``ImageSet`` of any of these.
+        n: how many of them; by default all of a folder, tensor or ``ImageSet``, else 1,024 (128 for models that see more than
+            96 px).
 
     Attributes:
         source, n: the images as given, or the default world; how many are numbered, from 0.
@@ -48,6 +49,8 @@ class ImageSet:
             raise VitvizError(f"Images are numbered for a model, from vv.load or vv.wrap, got {type(model).__name__}.")
         n, size = n if n is None else validate.whole("n", n, 1, _MOST), model.image_size
         default_n = 1024 if size <= 96 else 128  # a large network on a CPU takes its time
+        if isinstance(images, ImageSet):
+            images, n = images.source, min(n or images.n, images.n)
         self.source = source = default_world(model) if images is None else images
         self._model, self._classes, self._masks, self._last = model, [], None, None
         if isinstance(source, EmojiWorld):

@@ -58,6 +58,13 @@ class Zoo:
 # Which images
 
 
+def test_an_image_set_may_be_made_of_another(tiny_vit):
+    first = ImageSet(tiny_vit, Zoo(), 4)
+    assert ImageSet(tiny_vit, first).n == ImageSet(tiny_vit, first, 9).n == 4 and ImageSet(tiny_vit, first, 2).n == 2
+    assert torch.equal(ImageSet(tiny_vit, first).batch(range(4)), first.batch(range(4)))
+    assert ImageSet(tiny_vit, first).key == first.key
+
+
 def test_by_default_they_are_1024_validation_scenes_at_the_models_size(tiny_vit):
     image_set, world = ImageSet(tiny_vit), EmojiWorld("val", size=32)
     assert image_set.n == 1024 and image_set.name == "1,024 Emoji World scenes" and image_set.source.styles == STYLES
