@@ -1,6 +1,7 @@
 """The table at the head of notebooks/README.md is what notebooks/headlines.py measured on the weights that ship."""
 
 import importlib.util
+import re
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -41,6 +42,15 @@ def test_all_scenes_are_in_the_three_styles_that_the_readme_names():
 def test_published_numbers_are_the_papers_with_their_source():
     text = headlines.paper("isolated_cls", isolated_blocks=11)
     assert text == "78.6 (ViT-B/16, isolated blocks 11; [isolated_cls.csv](../data/paper/isolated_cls.csv))" and text in README
+
+
+@pytest.mark.parametrize("name", ["README.md", "teaching/plan_90_minutes.md", "teaching/plan_one_day.md",
+                                  "teaching/plan_four_weeks.md"])
+def test_numbers_in_prose_for_teachers_are_those_of_the_table(name):
+    """Decimal numbers, but not those of code, of exercises such as 03.1, and of what students say."""
+    prose = re.sub(r'`.*?`|\]\(.*?\)|\b[01]\d\.\d\b|".*?"', "", (NOTEBOOKS / name).read_text("utf-8").split(headlines.START)[0])
+    numbers = set(re.findall(r"\d+\.\d+", prose)) - {"1.5", "2212.06727"}  # gigabytes, and a factor; the paper
+    assert len(numbers) > 5 and numbers <= set(re.findall(r"\d+\.\d+", headlines.table(ROWS, headlines.read())))
 
 
 # Planted: a measurement whose numbers are known.
