@@ -2,6 +2,7 @@
 
 import math
 import textwrap
+from collections.abc import Sequence
 from dataclasses import dataclass
 from io import BytesIO
 
@@ -31,21 +32,30 @@ def to_image(picture: torch.Tensor, side: int | None = None) -> Image.Image:
     return image.resize((side, side), Image.Resampling.BICUBIC) if side else image
 
 
-def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int = 8) -> Image.Image:
-    """Tiles in rows of ``columns`` under a title, on white; each image ``side`` px wide."""
+def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int = 8, row_labels: Sequence[str] = (),
+                  column_labels: Sequence[str] = ()) -> Image.Image:
+    """Tiles in rows of ``columns`` under a title, on white; each image ``side`` px wide. Labels, where given, stand at the left
+    of the first rows (wrapped at about 14 characters) and above the first columns."""
     columns = max(1, min(columns, len(tiles)))
     rows = math.ceil(len(tiles) / columns)
-    width = max(columns, 3) * (side + _GAP) + _GAP
     font, small = ImageFont.load_default(13), ImageFont.load_default(12)
+    labels = [textwrap.wrap(label, 14) for label in row_labels]
+    left = _GAP + max((math.ceil(font.getlength(line)) + _GAP for lines in labels for line in lines), default=0)
+    width = left + max(columns, 3) * (side + _GAP)
     heading = textwrap.wrap(title, max(20, int(width / 7.2)))
-    top = _GAP + _LINE * len(heading) + _GAP // 2
+    top = _GAP + _LINE * (len(heading) + bool(column_labels)) + _GAP // 2
     below = _LINE * max((len(tile.lines) for tile in tiles), default=0)
     sheet = Image.new("RGB", (width, top + rows * (side + below + _GAP)), "white")
     draw = ImageDraw.Draw(sheet)
     for i, line in enumerate(heading):
         draw.text((_GAP, _GAP // 2 + i * _LINE), line, font=font, fill=_INK)
+    for i, label in enumerate(column_labels[:columns]):
+        draw.text((left + i * (side + _GAP), top - _LINE - 2), label, font=font, fill=_INK)
+    for i, lines in enumerate(labels[:rows]):
+        middle = top + i * (side + below + _GAP) + (side - _LINE * len(lines)) // 2
+        draw.multiline_text((_GAP, middle), "\n".join(lines), font=font, fill=_INK)
     for i, tile in enumerate(tiles):
-        x, y = _GAP + i % columns * (side + _GAP), top + i // columns * (side + below + _GAP)
+        x, y = left + i % columns * (side + _GAP), top + i // columns * (side + below + _GAP)
         sheet.paste(to_image(tile.picture, side), (x, y))
         for j, line in enumerate(tile.lines):
             color = _ALARM if not tile.good else _INK if j == 0 else _FAINT

@@ -1,6 +1,7 @@
 """Checks accept every right answer and reject near misses, and say which number decides."""
 
 import math
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 import vitviz_nb as vv
-from vitviz_nb.course.checks import implementation, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
+from vitviz_nb.course.checks import implementation, nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.experiments.faithfulness import Selectivity
@@ -419,6 +420,43 @@ def test_a_check_without_a_model_or_of_no_exercise_says_what_is_wanted(tiny_vit)
                                   (1, tiny_vit, "An exercise is one of 00.1, .*; got 1"), ([], tiny_vit, "got \\[\\]")):
         with pytest.raises(VitvizError, match=said):
             vv.check(exercise, 1, model)
+
+
+def judged(exercise: str, answers: dict, capsys) -> None:
+    """Each of these functions gets a verdict with these words."""
+    for said, answer in answers.items():
+        vv.check(exercise, answer)
+        assert said in capsys.readouterr().out, said
+
+
+def test_the_objective_is_the_mean_over_patch_tokens(capsys):
+    judged("00.2", {
+        "Right: ": lambda hidden, n: hidden[:, 1:, n].mean(1),
+        "Right": lambda hidden, n: (hidden[..., n].sum(1) - hidden[:, 0, n]) / (hidden.shape[1] - 1),
+        "at the CLS token": lambda hidden, n: hidden[:, 0, n],
+        "CLS token is in the mean": lambda hidden, n: hidden[:, :, n].mean(dim=1),
+        "CLS is token 0": lambda hidden, n: hidden[:, :-1, n].mean(1),
+        "sum over patch tokens": lambda hidden, n: hidden[:, 1:, n].sum(1),
+        "strongest patch": lambda hidden, n: hidden[:, 1:, n].max(1).values,
+        "shape () where (2,)": lambda hidden, n: hidden[:, 1:, n].mean(),
+    }, capsys)
+
+
+def test_images_scored_for_other_neurons_are_counted(capsys, monkeypatch, tiny_vit):
+    @dataclass(frozen=True)
+    class Made:
+        neurons: list
+        require_finished = lambda self: self  # noqa: E731
+
+    def score(made):
+        assert made.neurons == [1, 2, 3, 4, 5, 6, 7, 0]
+        return SimpleNamespace(scores=SimpleNamespace(percentile=[99.1, 99.0, 100.0, 5, 5, 5, 5, 5]))
+
+    monkeypatch.setattr(nb00, "Visualizer", lambda model: SimpleNamespace(
+        render=lambda layer, neurons: Made([*neurons]), score=score))
+    for answer, said in ((2, "Right: 2 of 8"), (3, "Not yet: not 3"), (0, "Not yet")):
+        vv.check("00.3", answer, tiny_vit)
+        assert capsys.readouterr().out.startswith(said)
 
 
 def test_a_function_is_tried_on_hidden_inputs_and_a_known_mistake_is_named(capsys):

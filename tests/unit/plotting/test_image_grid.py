@@ -27,3 +27,16 @@ def test_a_map_runs_from_dark_blue_at_its_minimum_to_yellow_at_its_maximum():
     low, high = shown[:, 0, 0], shown[:, 3, 3]
     assert low[2] > low[0] and high[0] > 2 * high[2]  # blue; red and green
     assert torch.equal(shown[:, 1, 1], low) and torch.equal(shown[:, 2, 2], high)
+
+
+def test_labels_stand_left_of_rows_and_above_columns_and_move_the_images_as_far_as_they_need():
+    tiles = [Tile(torch.full((3, 20, 20), 0.5), []) for _ in range(4)]
+    plain = contact_sheet(tiles, "t", side=80, columns=2)
+    labeled = contact_sheet(tiles, "t", side=80, columns=2, row_labels=["a", "neuron 376, as trained"], column_labels=["x", "y"])
+    assert labeled.height > plain.height and labeled.width > plain.width
+    pixels = np.asarray(labeled)
+    first = (pixels == 128).all(2).any(0).argmax()  # the column where images begin
+    dark = (pixels.max(2) < 100)
+    assert not (pixels[:, first:first + 80] == 128).all(2)[:20].any()  # column labels are above the images
+    assert dark[labeled.height // 2:, :first].any()  # the second row's label
+    assert labeled.width - first == plain.width - 8  # nothing else moved
