@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 import vitviz_nb as vv
+from vitviz_nb.datasets.image_set import default_world
 from vitviz_nb.experiments import (
     background,
     class_token,
@@ -121,6 +122,11 @@ def mean_frequency(model: vv.VisionModel) -> Result:
     return progression.frequency_and_color(pictures, model.title)[0]
 
 
+def selectivity_by_layer(model: vv.VisionModel) -> Result:
+    """Concept selectivity by layer, as notebook 03 has it; measured, though of some models it is stored (data/selectivity)."""
+    return progression.selectivity_by_layer(model, default_world(model))
+
+
 def variance_by_fact(model: vv.VisionModel, shuffled: bool = False) -> Result:
     """Variance of units explained by facts, by layer, as notebook 08 measures it."""
     return semantics.variance_by_fact(model, n=2048, shuffled=shuffled).by_layer()
@@ -151,10 +157,10 @@ VIT, STANDARD, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resn
 RISE, RISE_STANDARD = Call(regularizers.sensitivity, VIT), Call(regularizers.sensitivity, STANDARD, styles=COLORS)
 ALIGNMENT, DIMENSION = Call(units.axis_alignment, VIT, "units"), Call(units.effective_dimension, VIT)
 FREQUENCY = Call(mean_frequency, VIT, "visualizations")
-SELECTIVE, SELECTIVE_CNN = (Call(progression.selectivity_by_layer, models, "units") for models in (VIT, CNN))
+SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_layer, models, "units") for models in (VIT, CNN))
 FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
             "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
-SELECTIVE_IN = {family: Call(progression.selectivity_by_layer, (name,), "units") for family, (name, _) in FAMILIES.items()}
+SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "units") for family, (name, _) in FAMILIES.items()}
 LOCALITY, POINTING = Call(localization.locality, VIT), Call(localization.pointing_game, VIT, "neurons")
 PROBES = Call(localization.linear_probes, VIT, arguments={"n": 384})
 ISOLATED, ISOLATED_VIT = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})

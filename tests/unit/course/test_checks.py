@@ -29,13 +29,13 @@ def finished(**values) -> SimpleNamespace:
 
 @pytest.fixture
 def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
-    """Layers of mean selectivity 2, 2.9 and 3; neuron 0 of the last prefers bee, then cat, ant, dog, eel."""
-    concepts_by_unit = torch.tensor([[1.0, 0], [3.0, 0], [2.0, 0], [1.0, 3], [0.5, 0.5], [0.1, 0.1], [0.0, -1.0]])
-    scale = [2 / 3, 2.9 / 3, 1.0]
-    sites = [SimpleNamespace(units=2, n=i, kind="mlp") for i in range(3)]
+    """Neuron 0 of the last layer prefers bee, then cat, ant, dog, eel; neuron 1 dog. In the first of two layers, gray scenes
+    leave both units their selectivity; in the last one of two."""
+    sites = [SimpleNamespace(units=2, n=i, kind="mlp") for i in range(2)]
     monkeypatch.setattr(nb03, "find_sites", lambda model: {"mlp": sites})
     monkeypatch.setattr(nb03, "find_site", lambda model: sites[-1])
-    monkeypatch.setattr(nb03, "selectivity", lambda model, site: Selectivity(scale[site.n] * concepts_by_unit))
+    monkeypatch.setattr(nb03, "selectivity", lambda model, site: Selectivity(
+        torch.tensor([[1, 3], [2, 4], [0, 0], [3, 1], [4, 2]]), torch.ones(5, 2)))
     concepts = ["ant", "bee", "cat", "dog", "eel", "fox", "gnu"]
     monkeypatch.setattr(nb03, "default_world", lambda model: SimpleNamespace(concepts=concepts))
     # Layer 0 responds to the pixels of every third column: a shift by 3, 6, 9 or 12 px leaves it as it was.
@@ -43,6 +43,33 @@ def layers(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
     monkeypatch.setattr(nb03, "reference_set", lambda model: SimpleNamespace(
         batch=lambda numbers: (torch.rand(8, 1, 1, 1) * stripes + 0.1 * torch.rand(8, 1, 1, 1)).expand(-1, 3, 36, 36)))
     monkeypatch.setattr(nb03, "activations", lambda model, kind, images: [images[:, 0, 0, :3]])
+
+
+@pytest.fixture
+def grays(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Scenes of two concepts. In the first layer gray scenes leave a unit all of its selectivity, in the last one half, as the
+    concept is then a quarter of its variance. The concept that the other unit prefers is not shown."""
+    sites = [SimpleNamespace(layer=i, kind="mlp") for i in range(2)]
+    monkeypatch.setattr(nb03, "find_sites", lambda model: {"mlp": sites})
+    monkeypatch.setattr(nb03, "find_site", lambda model: sites[-1])
+    monkeypatch.setattr(nb03, "selectivity", lambda model, site: Selectivity(torch.tensor([[1, 5]]), torch.ones(1, 2)))
+    labels = torch.arange(256) % 2
+    noise = torch.randn(256, generator=torch.Generator().manual_seed(0)) * 0.1
+    noise = noise - torch.stack([noise[::2].mean(), noise[1::2].mean()])[labels]
+
+    def activations(model, kind, images):
+        light, number = images.mean((1, 2, 3)), images[:, 0, 0, 1].long()
+        tinted = (images[:, 0, 0, 0] - images[:, 1, 0, 0]).abs() > 0.01
+        weak = (labels[number] - 0.5) + noise[number] / noise.std() * 0.75**0.5
+        return [torch.stack([light, light], 1), torch.stack([torch.where(tinted, labels[number] * 1.0, weak), light], 1)]
+
+    def batch(numbers):
+        images = torch.zeros(len(numbers), 3, 2, 2)
+        images[:, 0, 0, 0], images[:, :, 0, 1] = 0.5, torch.tensor([*numbers])[:, None].float()
+        return images
+
+    monkeypatch.setattr(nb03, "reference_set", lambda model: SimpleNamespace(batch=batch, labels=lambda numbers: labels))
+    monkeypatch.setattr(nb03, "activations", activations)
 
 
 @pytest.fixture
@@ -316,9 +343,13 @@ def known(monkeypatch) -> None:
     ("01.3", "noisy", [0.5, 0.6, 0.624], [0.499, 0.626, 0.1, 2]),
     ("02.1", "spaces", [2.4, 2.21, 2.59], [2.19, 2.61, -2.4, 4.5, 0]),
     ("02.2", "spaces", [3, 2, 4], [1, 5, 6, 0]),
-    ("03.1", "layers", [2], [1, 0]),  # 2.9 is less than half again as much as 2
     ("03.2", "layers", [(0, "bee"), (0, "CAT"), (0, "ant"), (1, "dog")], [(0, "gnu"), (1, "gnu")]),  # eel is the fifth of 0
+    ("03.1", "tiny_vit", [lambda x, y, c: (x[y == c].mean(0) - x.mean(0)) / x.std(0),
+                          lambda x, y, c: torch.stack([(((u - u.mean()) / u.std(correction=0)) * (y == c)).sum() / (y == c).sum()
+                                                       for u in x.T])],
+     [lambda x, y, c: x[y == c].mean(0) - x.mean(0), lambda x, y, c: (x[y == c].mean(0) - x[y != c].mean(0)) / x.std(0)]),
     ("03.3", "layers", [3], [2, 4, 1, 5]),
+    ("03.4", "grays", [(100, 50), (95.1, 54.9)], [(50, 100), (94.9, 50), (100, 55.1), (100, 100)]),
     ("04.1", "places", [2], [1, 0, 3]),  # 90.0 is not less than 90; the first counts
     ("04.2", "places", [0, 2], [1]),
     ("04.3", "places", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
@@ -361,10 +392,10 @@ def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wro
     ("01.3", "noisy", 21, "to 20"), ("02.1", "spaces", "2.4", "number of standard deviations"),
     ("02.2", "spaces", 7, "dimensions .* 0 to 6"), ("02.2", "spaces", 2.5, "number of dimensions"),
     ("02.3", "spaces", 35, "a tensor of 4 finite numbers, got 35"), ("02.3", "spaces", torch.zeros(5), r"4 finite .*\(5,\)"),
-    ("02.3", "spaces", torch.full((4,), torch.nan), "4 finite"), ("03.1", "layers", 3, "layer .* 0 to 2"),
+    ("02.3", "spaces", torch.full((4,), torch.nan), "4 finite"), ("03.1", "tiny_vit", 3, "your function itself"),
     ("03.2", "layers", "bee", "2 values"), ("03.2", "layers", (2, "bee"), "neuron .* 0 to 1"),
-    ("03.2", "layers", (0, 5), "2 values"),
-    ("03.2", "layers", (0, "beee"), "Did you mean bee"), ("03.3", "layers", 13, "shift in pixels .* 1 to 12"),
+    ("03.2", "layers", (0, 5), "2 values"), ("03.4", "grays", 50, "2 values"), ("03.4", "grays", (50, "x"), "percent"),
+    ("03.2", "layers", (0, "beee"), "print.model.class_names. lists them"), ("03.3", "layers", 13, "shift in pixels .* 1 to 12"),
     ("04.1", "places", 4, "layer .* 0 to 3"), ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
     ("05.1", "depths", 7, "number of blocks .* 0 to 6"), ("05.2", "depths", True, "percentage points"),
     ("05.3", "depths", 5, "patch .* 0 to 4"), ("05.3", "depths", None, "patch"), ("06.1", "tiny_vit", "3", "number of percent"),

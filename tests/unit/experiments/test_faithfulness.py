@@ -1,13 +1,16 @@
 """Selectivity of units whose activations are known by hand, and cross-model recognition by logits that are known."""
 
+from pathlib import Path
 from types import SimpleNamespace
 
+import pandas as pd
 import pytest
 import torch
 from timm.layers import Mlp
 from torch import Tensor, nn
 
 from vitviz_nb.datasets import image_set as image_set_module
+from vitviz_nb.datasets.emoji_world import EmojiWorld
 from vitviz_nb.experiments import faithfulness
 from vitviz_nb.experiments.faithfulness import (
     evenly_spaced,
@@ -18,6 +21,7 @@ from vitviz_nb.experiments.faithfulness import (
     recognition_by_layer,
     selectivity,
 )
+from vitviz_nb.models.loading import load
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
@@ -25,6 +29,7 @@ from vitviz_nb.visualize.optimize import Adam
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.visualizer import Visualizer
 
+ROOT = Path(__file__).parents[3]
 SIZE, PATCH, SCENES = 16, 8, 2048
 RED, GREEN, BLUE, STILL = range(4)
 
@@ -156,6 +161,30 @@ def test_shuffled_and_true_selectivity_are_each_kept_and_never_taken_for_the_oth
     again = [selectivity(make_model(), find_site(model, 0), world, shuffled).strength for shuffled in (False, True)]
     assert world.drawn == SCENES and torch.equal(torch.stack(first), torch.stack(again))
     assert first[0][RED] > 5 * first[1][RED]
+
+
+def test_stored_selectivity_is_of_the_weights_that_ship_and_what_the_headlines_measured(monkeypatch):
+    monkeypatch.setattr(faithfulness, "sums_by_fact", None)  # nothing is measured
+    measured = pd.read_csv(ROOT / "notebooks" / "headlines.csv", dtype={"notebook": str})
+    measured = measured[measured["notebook"] == "03"].set_index(["call", "cell"])["value"]
+    for name, last in (("emoji-vit", 5), ("emoji-resnet", 12)):
+        shipped, call = load(name, device="cpu"), f"selectivity_by_layer({name})"
+        for layer in (0, last):
+            strength = selectivity(shipped, find_site(shipped, layer)).strength
+            assert strength.mean().item() == pytest.approx(measured[call, f"layer={layer}, labels=concepts"], abs=1e-3)
+            if name == "emoji-vit" and layer == last:
+                control = selectivity(shipped, find_site(shipped, layer), shuffled=True).strength
+                assert control.mean().item() == pytest.approx(measured[call, f"layer={layer}, labels=shuffled"], abs=1e-3)
+
+
+def test_stored_selectivity_is_not_taken_for_other_scenes_or_weights(monkeypatch):
+    monkeypatch.setattr(faithfulness, "_SCENES", 16)
+    shipped = load("emoji-vit", device="cpu")
+    site = find_site(shipped, 0)
+    stored = selectivity(shipped, site).strength
+    assert not torch.equal(selectivity(shipped, site, EmojiWorld("val", styles=("3d",))).strength, stored)
+    shipped.module.blocks[0].mlp.fc1.weight.data[0] += 1
+    assert not torch.equal(selectivity(shipped, site).strength, stored)
 
 
 # Cross-model recognition
