@@ -32,6 +32,8 @@ _HOME = {  # public name: the module it is in
     "Result": "experiments.result",
     "Explorer": "widgets.explorer",
     "explore": "widgets.explorer",
+    "browse": "widgets.browser",
+    "Browser": "widgets.browser",
     "interactive": "widgets.interactive",
     "Report": "course.report",
     "setup": "course.setup",

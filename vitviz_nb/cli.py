@@ -130,6 +130,13 @@ def _parser() -> argparse.ArgumentParser:
     sub.add_argument("--title", help="what captions call the network (default: its name)")
     sub.add_argument("--out", type=_path, required=True, help="folder for the atlas; made if missing")
 
+    sub = command("gallery", _gallery, "write an atlas as a page for a website: its neurons and their top images",
+                  parents=[force], epilog="example:\n  vitviz gallery emoji-vit --out site\n\n"
+                         "writes site/index.html, which needs no network and no other file; only if it would be larger than\n"
+                         "10 MB its images go beside it, into site/images. site/index.html#5:203 opens neuron 203 of layer 5.")
+    sub.add_argument("atlas", help="the folder of an atlas, or the name of one that ships, such as emoji-vit")
+    sub.add_argument("--out", type=_path, required=True, help="folder for the page; made if missing")
+
     sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
                   parents=[device, force],
                   epilog="example, with ImageNet and its boxes:\n"
@@ -275,6 +282,13 @@ def _atlas(options) -> None:
     size = sum(file.stat().st_size for file in options.out.iterdir() if file.is_file()) / 1e6
     count = sum(len(atlas.neurons(layer)) for layer in atlas.facts["layers"])
     print(f"{count} pictures of {model.title} in {options.out} ({size:.1f} MB)")
+
+
+def _gallery(options) -> None:
+    from .widgets.browser import export
+
+    page = export(options.atlas, options.out, options.force)
+    print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
 
 
 def _background(options) -> None:

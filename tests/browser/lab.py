@@ -371,7 +371,7 @@ class Notebook:
             self.page.on("console", self._heard)
             self.page.on("pageerror", lambda error: self.page_errors.append(str(error)))
             name = f"test-{secrets.token_hex(4)}"
-            self.page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{quote(path)}?token={lab.token}")
+            self.page.goto(f"{lab.url}/lab/workspaces/{name}/tree/{quote(path)}?token={lab.token}", timeout=timeout * 1000)
             self._until(
                 f"""path => {{ if (!window.jupyterapp) return false; {PANEL}
                     const context = panel && panel.context;

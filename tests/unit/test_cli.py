@@ -226,6 +226,8 @@ def test_an_out_that_cannot_be_made_is_refused_before_the_work(shelf, photos: Pa
     (["atlas", "emoji-vti", "--out", "out"], "no model called 'emoji-vti'. Did you mean emoji-vit"),
     (["atlas", "emoji-vit"], "required: --out"),
     (["grade", "."], "required: --out"),
+    (["gallery", "emoji-vti", "--out", "site"], "emoji-vti holds no atlas"),
+    (["gallery", "emoji-vit"], "required: --out"),
     (["grade", "handed_in", "--out", "grades.csv"], "There is no notebook (.ipynb) in handed_in; name the folder"),
 ], ids=lambda value: " ".join(value) if isinstance(value, list) else "")
 def test_bad_arguments_of_other_commands_get_one_line(arguments: list[str], says: str, shelf, tmp_path: Path,
@@ -328,8 +330,14 @@ def test_bad_arguments_of_atlas_get_one_line_and_make_nothing(change: list[str],
     assert not (tmp_path / "out").exists()
 
 
+def test_gallery_writes_one_page_and_says_which(tmp_path: Path, capsys: pytest.CaptureFixture):
+    assert code(["gallery", "vit-small-dinov2-saliency", "--out", tmp_path / "site"]) == 0
+    assert f"{tmp_path / 'site' / 'index.html'} (" in capsys.readouterr().out
+    assert 'id="browser"' in (tmp_path / "site" / "index.html").read_text("utf-8")
+
+
 @pytest.mark.parametrize("command", [[], ["doctor"], ["models"], ["render"], ["train"], ["atlas"], ["background"],
-                                     ["cache"], ["grade"]], ids=" ".join)
+                                     ["cache"], ["grade"], ["gallery"]], ids=" ".join)
 def test_help_is_worth_reading(command: list[str], capsys: pytest.CaptureFixture):
     assert code([*command, "--help"]) == 0
     out = capsys.readouterr().out

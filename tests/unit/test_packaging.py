@@ -85,7 +85,7 @@ def fresh(code: str, folder: Path = ROOT) -> str:
 
 
 def test_import_is_light():
-    heavy = "{'torch', 'numpy', 'timm', 'matplotlib', 'ipywidgets', 'PIL', 'pandas'}"
+    heavy = "{'torch', 'numpy', 'timm', 'matplotlib', 'ipywidgets', 'anywidget', 'PIL', 'pandas'}"
     assert fresh(f"import sys, vitviz_nb, vitviz_nb.cli; print({heavy} & set(sys.modules))") == "set()"
 
 
@@ -118,6 +118,7 @@ def test_wheel_carries_its_data_and_nothing_of_the_checkout(wheel, tmp_path):
     assert {name.split("/")[0] for name in names} == {"vitviz_nb", f"vitviz_nb-{vitviz_nb.__version__}.dist-info"}
     assert "__pycache__" not in "".join(names)
     assert "vitviz_nb/data/SHA256SUMS" in names
+    assert {f"vitviz_nb/widgets/browser.{suffix}" for suffix in ("py", "js", "css", "html")} <= set(names)
     code = "from vitviz_nb.utils.paths import data_dir; print((data_dir() / 'emoji_world' / 'concepts.csv').resolve())"
     assert Path(fresh(code, tmp_path)) == (tmp_path / "vitviz_nb/data/emoji_world/concepts.csv").resolve()
 

@@ -94,7 +94,7 @@ class Atlas:
 
     def rendering(self, layer: int, neurons) -> Rendering:
         """The pictures of ``neurons`` (a number, or several) with their scores, as ``Visualizer.render`` would return them."""
-        facts, table, recipe = self.facts, self._numbers(layer), Recipe(**self.facts["recipe"])
+        facts, table, recipe = self.facts, self.numbers(layer), Recipe(**self.facts["recipe"])
         layer, (neurons, rows) = int(validate.scalar(layer)), self._rows(layer, neurons)
         pictures = torch.stack([self._picture(layer, row, len(table["activation"])) for row in rows])
         scores = Scores(*(table[name][rows].tolist() for name in ("activation", "percentile", "rank")),
@@ -104,18 +104,37 @@ class Atlas:
 
     def neurons(self, layer: int) -> list[int]:
         """The neurons of a layer whose pictures it has."""
-        return self._numbers(layer)["neurons"].tolist()
+        return self.numbers(layer)["neurons"].tolist()
 
     def strongest(self, layer: int, neuron: int) -> tuple[list[int], list[float]]:
         """The numbers of the reference scenes that activate a neuron most, the strongest first, and its activations for them."""
         _, [row] = self._rows(layer, validate.whole("neuron", neuron, 0))
-        return tuple(self._numbers(layer)[name][row].tolist() for name in ("top", "top_activation"))
+        return tuple(self.numbers(layer)[name][row].tolist() for name in ("top", "top_activation"))
 
     def maps(self, layer: int, neuron: int) -> torch.Tensor | None:
         """The neuron's activation at every patch of its strongest reference images, each from 0 (its least) to 1; if stored."""
         _, [row] = self._rows(layer, validate.whole("neuron", neuron, 0))
-        stored = self._numbers(layer).get("maps")
+        stored = self.numbers(layer).get("maps")
         return None if stored is None else torch.from_numpy(stored[row]).float() / 255
+
+    def numbers(self, layer: int) -> dict[str, np.ndarray]:
+        """The table of a layer as arrays with a row for each of its ``neurons``, which are numbers of its ``units``."""
+        layer = validate.scalar(layer)
+        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer not in self.facts["layers"]:
+            has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
+            raise VitvizError(f"The atlas in {self.folder} lacks layer {validate.shown(layer)}; its layers: {has}.")
+        name = file_name(self.facts["kind"], layer, "npz")
+        return _table(self.folder / name, self.facts.get("files", {}).get(name))
+
+    def sheets(self, layer: int) -> dict[str, bytes]:
+        """The sprite sheets of a layer, WebP, by file name: ``columns(size)`` pictures a row, at most ``facts["sheet"]`` each."""
+        rows = len(self.numbers(layer)["neurons"])
+        names = [file_name(self.facts["kind"], layer, "webp", i) for i in range(0, rows, self.facts.get("sheet", rows))]
+        sheets = {}
+        for name in names:
+            with _verified(self.folder / name, self.facts.get("files", {}).get(name)) as content:
+                sheets[name] = content.getvalue()
+        return sheets
 
     def table(self) -> pd.DataFrame:
         """Its neurons, a row each.
@@ -125,7 +144,7 @@ class Atlas:
         """
         (concepts, shows), layers = self._concepts(), []
         for layer in self.facts["layers"]:
-            numbers = self._numbers(layer)
+            numbers = self.numbers(layer)
             shown = shows(numbers["top"].ravel()).reshape(numbers["top"].shape)
             layers.append(pd.DataFrame({
                 "layer": layer, "neuron": numbers["neurons"], "activation": numbers["activation"],
@@ -186,21 +205,13 @@ class Atlas:
 
     def _rows(self, layer: int, neurons) -> tuple[list[int], list[int]]:
         """Neurons, checked, and the row of each in the layer's table."""
-        table = self._numbers(layer)
+        table = self.numbers(layer)
         neurons = check_neurons(Site(self.facts["kind"], layer, int(table["units"]), 0, None, "", 0), neurons)
         row = {neuron: i for i, neuron in enumerate(table["neurons"].tolist())}
         if missing := [neuron for neuron in neurons if neuron not in row]:
             raise VitvizError(f"The atlas in {self.folder} has {len(row)} of the {table['units']} neurons of layer {layer} "
                               f"({', '.join(map(str, [*row][:3]))}, …), and not {missing[0]}; atlas.neurons({layer}) lists them.")
         return neurons, [row[neuron] for neuron in neurons]
-
-    def _numbers(self, layer: int) -> dict[str, np.ndarray]:
-        layer = validate.scalar(layer)
-        if isinstance(layer, bool) or not isinstance(layer, Integral) or layer not in self.facts["layers"]:
-            has = ", ".join(map(str, self.facts["layers"])) or "no complete layer yet"
-            raise VitvizError(f"The atlas in {self.folder} lacks layer {validate.shown(layer)}; its layers: {has}.")
-        name = file_name(self.facts["kind"], layer, "npz")
-        return _table(self.folder / name, self.facts.get("files", {}).get(name))
 
     def _picture(self, layer: int, row: int, rows: int) -> torch.Tensor:
         sheet = self.facts.get("sheet", rows)
