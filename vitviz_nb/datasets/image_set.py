@@ -101,10 +101,13 @@ class ImageSet:
         Raises:
             VitvizError: labels or class names are not known, or a class fits none of the model's or two.
         """
-        if not self._classes or not self._model.class_names:
-            raise VitvizError(f"Accuracy needs images with labels and a model whose class names are known; {self.name} have "
-                              f"{'labels' if self._classes else 'none'}. Use an EmojiWorld, a folder with a subfolder per class, "
-                              f"or a torchvision data set.")
+        if not self._model.class_names:
+            raise VitvizError(f"{self._model.name} predicts no classes, or their names are not known, so no images give it an "
+                              f"accuracy. That needs a model whose class names are known: one of timm's classifiers, or "
+                              f"vv.load(name, checkpoint=…, class_names=[…]).")
+        if not self._classes:
+            raise VitvizError(f"Accuracy needs images with labels, and {self.name} have none. Use an EmojiWorld, a folder with a "
+                              f"subfolder per class, or a torchvision data set.")
         numbers = index_array("numbers", numbers, self.n - 1)
         world = isinstance(self.source, EmojiWorld)
         classes = self.source.facts(numbers)["concept"].tolist() if world else [self._class_of[i] for i in numbers]

@@ -80,8 +80,8 @@ def at_equal_accuracy(models: list[VisionModel], images=None, *, n: int | None =
                for model, image_set in zip(models, image_sets, strict=True)}
     all_correct = torch.stack([next(iter(curve.values())) for curve in correct.values()]).all(0)
     if not all_correct.any():
-        raise VitvizError(f"There is no image that {', '.join(correct)} all classify correctly; compare models that know these "
-                          f"classes.")
+        raise VitvizError(f"There is no image that {', '.join(correct)} all classify correctly; give more images, of classes "
+                          f"that all of them know.")
     rows = [{CUTOFF: cutoff, "model": name, **proportion(hits[all_correct].sum(), int(all_correct.sum()))}
             for name, curve in correct.items() for cutoff, hits in sorted(curve.items())]
     return Result(f"{passes}-pass, images that all models classify correctly unfiltered", "accuracy (%)", rows)

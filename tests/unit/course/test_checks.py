@@ -16,7 +16,6 @@ from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.experiments.faithfulness import Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
-from vitviz_nb.experiments.frequency import CUTOFF
 from vitviz_nb.experiments.result import Result
 from vitviz_nb.plotting.prediction_bars import Prediction
 from vitviz_nb.utils.errors import VitvizError
@@ -115,10 +114,11 @@ def test_a_direction_must_be_selective_on_the_second_half(spaces, tiny_vit, caps
 
 @pytest.fixture
 def places(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Layers in which 99, 90, 89.9 and 95 % of a change stays; neurons whose maps masks explain to 61, 59 and 60 %; and in layer
-    1 of four a change of which 60 % stays at the middle square and 10 % (so a quarter of the rest) goes to the eight around."""
-    table = pd.DataFrame({"layer": range(4), "value": [99.0, 90.0, 89.9, 95.0]})
-    monkeypatch.setattr(nb04, "locality", lambda model: Result("", "", table))
+    """Neurons whose maps masks explain to 61, 59 and 60 %; in layer 1 of four a change of which 60 % stays at the middle square
+    and 10 % (so a quarter of the rest) goes to the eight around; and peaks: 43 % of the last layer's in another mask."""
+    table = pd.DataFrame({"layer": [0, 0, 0, 1, 1, 1], "mask": ["of the image", "of another image", "area"] * 2,
+                          "value": [20.0, 18.0, 22.0, 44.0, 43.0, 22.0]})
+    monkeypatch.setattr(nb04, "pointing_game", lambda model: Result("", "", table))
     sites = [SimpleNamespace(layer=i, units=3 + i, kind="mlp") for i in range(2)]
     monkeypatch.setattr(nb04, "find_site", lambda model, layer: sites[layer])
     explained = torch.tensor([[61.0] * 6, [59.0] * 6, [60.0] * 6])
@@ -190,6 +190,15 @@ class Shelves:
                                concept=torch.from_numpy(self.facts(np.array(scenes))["concept"]))
 
 
+def low_pass(images: torch.Tensor, cutoff: float, shifted: bool) -> torch.Tensor:
+    """Images low-passed by a disk about frequency 0, in the corner or shifted to the middle."""
+    line = torch.fft.fftfreq(images.shape[-1]) * images.shape[-1]
+    keep, spectrum = line[:, None] ** 2 + line**2 <= cutoff**2, torch.fft.fft2(images)
+    if shifted:
+        return torch.fft.ifft2(torch.fft.ifftshift(torch.fft.fftshift(spectrum, (2, 3)) * torch.fft.fftshift(keep), (2, 3))).real
+    return torch.fft.ifft2(spectrum * keep).real
+
+
 @pytest.fixture
 def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
     """On snow everything is a cat, and on no ground at all; but the owl is never known. A hybrid of at least 8 cycles is what is
@@ -206,9 +215,6 @@ def scenery(monkeypatch: pytest.MonkeyPatch) -> None:
     units = torch.zeros(len(CONTEXTS), 3)
     units[CONTEXTS.index("snow")], units[CONTEXTS.index("sea"), 1] = torch.tensor([1.6, 1.4, 1.5]), 0.5
     monkeypatch.setattr(nb06, "context_selectivity", lambda model, world: [units * 0, units])
-    curve = pd.DataFrame([{CUTOFF: r, "measure": m, "value": v * (1 if m == "top-1" else 1.1)} for m in ("top-1", "top-5")
-                          for r, v in ((2, 10.0), (4, 44.9), (6, 45.0), (8, 70.0), (45, 90.0))])
-    monkeypatch.setattr(nb07, "accuracy_by_cutoff", lambda model, world, n: Result("", "", curve))
 
 
 def test_the_share_of_fine_waves_is_that_of_waves_planted(tiny_vit, monkeypatch, capsys):
@@ -350,7 +356,10 @@ def known(monkeypatch) -> None:
      [lambda x, y, c: x[y == c].mean(0) - x.mean(0), lambda x, y, c: (x[y == c].mean(0) - x[y != c].mean(0)) / x.std(0)]),
     ("03.3", "layers", [3], [2, 4, 1, 5]),
     ("03.4", "grays", [(100, 50), (95.1, 54.9)], [(50, 100), (94.9, 50), (100, 55.1), (100, 100)]),
-    ("04.1", "places", [2], [1, 0, 3]),  # 90.0 is not less than 90; the first counts
+    ("04.1", "tiny_vit", [lambda b, a: (b - a).pow(2).sum(2) / (b - a).pow(2).sum((1, 2))[:, None],
+                          lambda b, a: torch.stack([d.norm(dim=1) ** 2 / d.norm() ** 2 for d in a - b])],
+     [lambda b, a: (a - b).norm(dim=2), lambda b, a: (a - b).abs().sum(2), lambda b, a: b[..., 0]]),
+    ("04.4", "places", [43, 41.1, 44.9], [40.9, 45.1, 18, 22, 0]),
     ("04.2", "places", [0, 2], [1]),
     ("04.3", "places", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
     ("05.1", "depths", [5], [4, 6, 0, 3]),
@@ -360,7 +369,9 @@ def known(monkeypatch) -> None:
     ("06.2", "scenery", [(0, "snow"), (1, "snow"), (3, "snow")],
      [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
     ("06.3", "scenery", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
-    ("07.1", "scenery", [6], [4, 8, 45, 2]),
+    ("07.1", "tiny_vit", [lambda x, c: low_pass(x, c, False), lambda x, c: low_pass(x, c, True)],
+     [lambda x, c: x - low_pass(x, c, False), lambda x, c: low_pass(x, c / x.shape[-1], False), lambda x, c: x]),
+    ("07.4", "tiny_vit", ["support"], ["evidence", "accuracy"]),
     ("07.2", "scenery", [(0, 1, 8), (2, 3, 12)], [(0, 1, 7), (0, 1, 13), (0, 3, 8), (4, 0, 8), (0, 4, 8)]),
     ("08.1", "captioned", [15, 14.1, 15.9], [13.9, 16.1, -15, 40.0, 0]),
     ("08.2", "captioned", [25, 23.1, 26.9], [22.9, 27.1, 0.4, 64, 75]),
@@ -396,13 +407,15 @@ def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wro
     ("03.2", "layers", "bee", "2 values"), ("03.2", "layers", (2, "bee"), "neuron .* 0 to 1"),
     ("03.2", "layers", (0, 5), "2 values"), ("03.4", "grays", 50, "2 values"), ("03.4", "grays", (50, "x"), "percent"),
     ("03.2", "layers", (0, "beee"), "print.model.class_names. lists them"), ("03.3", "layers", 13, "shift in pixels .* 1 to 12"),
-    ("04.1", "places", 4, "layer .* 0 to 3"), ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
+    ("04.1", "tiny_vit", 4, "your function itself"), ("04.4", "places", None, "percent"),
+    ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
     ("05.1", "depths", 7, "number of blocks .* 0 to 6"), ("05.2", "depths", True, "percentage points"),
     ("05.3", "depths", 5, "patch .* 0 to 4"), ("05.3", "depths", None, "patch"), ("06.1", "tiny_vit", "3", "number of percent"),
     ("06.2", "scenery", (0, "moon"), "context is one of"), ("06.2", "scenery", 0, "2 values"),
     ("06.2", "scenery", (-1, "snow"), "scene .* 0 to"), ("06.3", "scenery", (1, "snow"), "3 values"),
     ("06.3", "scenery", (2, 0, "snow"), "layer .* 0 to 1"), ("06.3", "scenery", (1, 3, "snow"), "neuron .* 0 to 2"),
-    ("07.1", "scenery", 5, "Cutoffs are 2, 4"), ("07.1", "scenery", 6.0, "cutoff"), ("07.2", "scenery", (0, 1), "3 values"),
+    ("07.1", "tiny_vit", 5, "your function itself"), ("07.4", "tiny_vit", "a", "explanation is"),
+    ("07.2", "scenery", (0, 1), "3 values"),
     ("07.2", "scenery", (0, 1, 8.5), "cutoff .* 0 to 16"), ("07.3", "scenery", None, "number of percent"),
     ("08.1", "captioned", "15", "percentage points"), ("08.2", "captioned", np.bool_(True), "number of percent"),
     ("08.3", "captioned", "beee", "concept is one of .* Did you mean bee"), ("08.3", "captioned", 3, "concept is one of"),

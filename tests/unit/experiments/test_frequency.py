@@ -112,6 +112,13 @@ def test_the_cutoff_that_leaves_a_proportion_is_read_from_a_straight_line_betwee
         cutoff_needed([model], waves, keep=90)
 
 
+def test_a_model_without_classes_is_named_as_the_reason_and_no_other_images_are_advised():
+    for measure in (accuracy_by_cutoff, conflict, lambda model, images: cutoff_needed([model], images)):
+        with pytest.raises(VitvizError, match="nameless predicts no classes") as error:
+            measure(VisionModel(Blind(), "nameless", SIZE), Stripes())  # as DINOv2
+        assert "EmojiWorld" not in str(error.value)
+
+
 def test_at_equal_accuracy_only_images_count_that_all_get_right():
     model = VisionModel(Fine(), "fine", SIZE, class_names=[*Stripes.classes, "neither"])
     guessing = VisionModel(Contrast(), "contrast", SIZE, class_names=Stripes.classes)

@@ -1,21 +1,55 @@
 """Checks of notebook 07, Finding: frequency."""
 
-from ...experiments.frequency import CUTOFF, accuracy_by_cutoff, filtered, hybrid
+import torch
+
+from ...experiments.frequency import filtered, hybrid
 from ...plotting.prediction_bars import predict
 from ...utils import validate
-from ...utils.errors import VitvizError
-from . import close, color_world, parts, verdict
+from . import close, color_world, implementation, parts, verdict
 
 
-def exercise_1(answer, model):
-    """The smallest measured cutoff of a low-pass that leaves half of the accuracy or more."""
-    curve = accuracy_by_cutoff(model, color_world(model), n=512).where(measure="top-1").table.set_index(CUTOFF)["value"]
-    cutoff = validate.whole("A cutoff", answer, 1, int(curve.index[-1]))
-    if cutoff not in curve.index:
-        raise VitvizError(f"Cutoffs are {', '.join(map(str, curve.index))}; got {cutoff}.")
-    first = curve[curve >= curve.iloc[-1] / 2].index[0]
-    return verdict(cutoff == first, f"up to {cutoff} cycles per image the accuracy is {curve[cutoff]:.1f} %, of whole images "
-                   f"{curve.iloc[-1]:.1f} %", "look for the first with half or more")
+def exercise_1(answer, model=None):
+    """A function of images (N, 3, S, S) and a cutoff in cycles per image, to the low-passed images."""
+    random = torch.Generator().manual_seed(7)
+    inputs = [(0.5 + 0.05 * torch.rand(2, 3, side, side, generator=random), k) for side, k in ((32, 4), (20, 6), (16, 0))]
+
+    def masked(images, keep, shifted=False):
+        spectrum = torch.fft.fft2(images)
+        if shifted:
+            return torch.fft.ifft2(torch.fft.fftshift(spectrum, (2, 3)) * keep).real
+        return torch.fft.ifft2(spectrum * keep).real
+
+    def cycles(side):
+        line = torch.fft.fftfreq(side) * side
+        return line[:, None], line
+
+    def square(images, cutoff):
+        down, across = cycles(images.shape[-1])
+        return masked(images, (down.abs() <= cutoff) & (across.abs() <= cutoff))
+
+    def high(images, cutoff):
+        down, across = cycles(images.shape[-1])
+        return masked(images, (down**2 + across**2).sqrt() > cutoff)
+
+    def centered(images, cutoff):
+        line = torch.arange(images.shape[-1]) - images.shape[-1] // 2
+        return masked(images, (line[:, None] ** 2 + line**2).sqrt() <= cutoff)
+
+    def not_back(images, cutoff):
+        line = torch.arange(images.shape[-1]) - images.shape[-1] // 2
+        return masked(images, (line[:, None] ** 2 + line**2).sqrt() <= cutoff, shifted=True)
+
+    def per_pixel(images, cutoff):
+        down, across = (line / images.shape[-1] for line in cycles(images.shape[-1]))
+        return masked(images, (down**2 + across**2).sqrt() <= cutoff)
+
+    return implementation(answer, lambda images, cutoff: filtered(images, cutoff, "low"), inputs, {
+        "this keeps the high frequencies; a low-pass keeps those up to the cutoff": high,
+        "a frequency has two components: keep where the length of (down, across) is at most the cutoff, a disk": square,
+        "fft2 puts frequency 0 in the corner: build the mask from torch.fft.fftfreq, or shift the spectrum": centered,
+        "undo the shift of the spectrum (ifftshift) before you transform back": not_back,
+        "fftfreq is in cycles per pixel; times the side it is in cycles per image": per_pixel,
+    }, tolerance=1e-3)
 
 
 def exercise_2(answer, model):
@@ -41,3 +75,13 @@ def exercise_3(answer, model):
     high, both = ((part - part.mean((2, 3), keepdim=True)).square().sum() for part in (filtered(images, 8, "high"), images))
     share = 100 * (high / both).item()
     return close(number, share, 3, f"it is {share:.1f} %", "Compare the variance of high-passed scenes with that of whole ones")
+
+
+def exercise_4(answer, model=None):
+    """The explanation that fits the notebook's three observations on the CNN and high frequencies."""
+    against = {
+        "evidence": "then high frequencies alone, or another object's in a hybrid, would decide predictions, and they do not",
+        "accuracy": "then the difference would be gone on images that both models classify correctly, and it is not",
+    }
+    choice = validate.choice("An explanation", answer, ("support", *against))
+    return choice == "support", against.get(choice, "high frequencies help to read low ones; alone they carry no class.")
