@@ -1,22 +1,39 @@
-"""Checks of notebook 08, Finding: language."""
+"""Checks of notebook 08, Finding: language supervision."""
 
-import numpy as np
 import torch
 
-from ...datasets.backgrounds import CONTEXTS
-from ...experiments.semantics import image_embeddings, variance_by_fact
-from ...models.loading import load
+from ...experiments.semantics import image_embeddings
 from ...utils import validate
-from . import close, color_world, verdict
+from ...utils.errors import VitvizError, first_line
+from ...utils.statistics import variance_explained
+from . import close, color_world, implementation
 
 
-def exercise_1(answer, model):
-    """Points by which context explains more of the last layer's variance than in emoji-vit-standard, within 1."""
-    number = validate.real("A number of percentage points", answer, -100, 100)
-    own, other = (variance_by_fact(m, n=2048).by_layer().where(explained_by="context").table["value"].iloc[-1]
-                  for m in (model, load("emoji-vit-standard")))
-    return close(number, own - other, 1, f"{own:.1f} against {other:.1f} %: {own - other:.1f} points",
-                 "Take the last layer, the context, and the mean over all units of each model")
+def exercise_1(answer, model=None):
+    """A function from activations (n,) and labels (n,) to the fraction of variance explained, ε²."""
+    draw = torch.Generator().manual_seed(8)
+    inputs = []
+    for labels in (torch.tensor([0] * 9 + [2] * 3 + [5] * 4), torch.arange(48) % 12):
+        means = torch.randn(12, generator=draw)
+        inputs.append((means[labels] + torch.randn(len(labels), generator=draw), labels))
+
+    def r_squared(values, labels):
+        n, k = len(values), len(labels.unique())
+        return 1 - (1 - explained(values, labels)) * (n - k) / (n - 1)
+
+    def unweighted(values, labels):
+        means = torch.stack([values[labels == label].mean() for label in labels.unique()])
+        return means.var(correction=0) / values.var(correction=0)
+
+    def explained(values, labels):
+        return variance_explained(values[:, None], labels)[0]
+
+    return implementation(answer, explained, inputs, {
+        "that is R², which is above 0 for random labels too; divide the sum of squares within by n - k, the total by n - 1":
+            r_squared,
+        "the spread of the means counts a label with few images as much as one with many, and takes their noise for an effect":
+            unweighted,
+        "that is the fraction left unexplained; ε² is one minus it": lambda *given: 1 - explained(*given)})
 
 
 @torch.inference_mode()
@@ -30,15 +47,26 @@ def exercise_2(answer, model):
                  "Take the full captions, and for each scene the nearest of all 256")
 
 
-@torch.inference_mode()
-def exercise_3(answer, model):
-    """A concept; of the ten scenes nearest to its name that do not show it, seven or more have the same context."""
-    world = color_world(model)
-    concept = world.concepts.index(validate.choice("A concept", answer, world.concepts))
-    facts = world.facts(np.arange(512))
-    embeddings = image_embeddings(model, world.batch(range(512)).images)
-    similarity = (embeddings @ model.text([f"a {answer}"])[0]).cpu().numpy()
-    similarity = np.where((facts["concept"] == concept) | (facts["companion"] == concept), -2, similarity)
-    counts = np.bincount(facts["context"][np.argsort(-similarity)[:10]], minlength=len(CONTEXTS))
-    return verdict(counts.max() >= 7, f"of the ten scenes nearest to 'a {answer}' that show none, {counts.max()} are on "
-                   f"{CONTEXTS[counts.argmax()]}", "wanted are seven")
+def exercise_3(answer, model=None):
+    """A function from pictures, words (N, 3, S, S) and masks (N, 1, S, S) to pictures covered as much, with nothing to read."""
+    if not callable(answer):
+        raise VitvizError(f"The answer is your function itself, without calling it; got {validate.shown(answer)}.")
+    draw = torch.Generator().manual_seed(8)
+    picture, word = torch.zeros(2, 3, 16, 16), 0.5 + torch.rand(2, 3, 16, 16, generator=draw) / 2
+    mask = torch.zeros(2, 1, 16, 16)
+    mask[:, :, 3:6, 2:11], mask[0, :, 6:12, 2:4], mask[1, :, 6:9, 8:11] = 1, 1, 1
+    attack = picture * (1 - mask) + word * mask
+    try:
+        found = torch.as_tensor(answer(picture.clone(), word.clone(), mask.clone()))
+    except Exception as error:  # a learner's function may raise anything
+        return False, f"your function raised {type(error).__name__}: {first_line(error)}"
+    if found.shape != attack.shape:
+        return False, f"your function returned the shape {tuple(found.shape)} where {tuple(attack.shape)} is expected"
+    if torch.allclose(found, attack):
+        return False, "that is the word itself, which a model may read"
+    covered = (found != 0).any(1).sum((1, 2)) / mask.sum((1, 2, 3))  # hidden pictures are black, ink is not
+    if not ((covered > 0.9) & (covered < 1.1)).all():
+        return False, f"it covers {100 * covered[0]:.0f} % of what the word covers; a control covers as much"
+    if not torch.allclose(found.sum((2, 3)), attack.sum((2, 3)), 0.1):
+        return False, "its ink has other colors than the word's, to which a model may respond"
+    return True, "it covers as much of the picture, with the same ink, and is not the word."

@@ -1,21 +1,35 @@
 """Checks of notebook 09, Finding: families."""
 
-import pandas as pd
+import torch
 
-from ...experiments.families import stored
+from ...experiments.families import adversarially_trained, family
+from ...models.cards import embedded_names, read_card
 from ...utils import validate
 from ...visualize.atlas import embedded, embedded_atlases
-from . import parts, verdict
+from . import implementation, parts, verdict
 
-STAYS, ACCURACY, CUTOFF = ("a perturbation stays at its position, last layer", "accuracy on whole scenes",
-                           "low-pass cutoff that leaves 90 % of it")  # rows of data/families.csv
+CAUSES = ("steps", "adversarial examples", "dense supervision")
 
 
-def exercise_1(answer, model):
-    """The embedded model in whose last layer most of a perturbation stays at its position."""
-    values = _of_families(STAYS)
-    most = validate.choice("A model", answer, values.index) == values.idxmax()
-    return most, f"in {answer} {values[answer]:.1f} % stay, {'more than in any other' if most else 'in another model more'}."
+def exercise_1(answer, model=None):
+    """A function from x (n,) and y (n,) to the n correlations that leave one pair out."""
+    draw, keep = torch.Generator().manual_seed(9), torch.arange(12)
+    inputs = [(x, 0.5 * x + torch.randn(n, generator=draw)) for n in (6, 12) for x in [torch.randn(n, generator=draw)]]
+
+    def r(x, y):
+        return torch.corrcoef(torch.stack([x, y]))[0, 1]
+
+    def left_out(x, y, of=r):
+        return torch.stack([of(x[keep[:len(x)] != i], y[keep[:len(x)] != i]) for i in range(len(x))])
+
+    def ranks(x, y):
+        return r(x.argsort().argsort().float(), y.argsort().argsort().float())
+
+    return implementation(answer, left_out, inputs, {
+        "nothing is left out: that is the correlation of all, n times": lambda x, y: r(x, y).expand(len(x)),
+        "that is the covariance; divide by both standard deviations":
+            lambda x, y: left_out(x, y, lambda a, b: torch.cov(torch.stack([a, b]))[0, 1]),
+        "that is the correlation of ranks (Spearman's), not Pearson's": lambda x, y: left_out(x, y, ranks)})
 
 
 def exercise_2(answer, model):
@@ -35,16 +49,11 @@ def exercise_2(answer, model):
 
 
 def exercise_3(answer, model):
-    """The least and greatest correlation of accuracy and cutoff needed, leaving one model out, within 0.02."""
-    low, high = (validate.real("A correlation", value, -1, 1) for value in parts(answer, (-0.1, 0.5)))
-    accuracy, cutoff = _of_families(ACCURACY), _of_families(CUTOFF)
-    without = [accuracy.drop(name).corr(cutoff.drop(name)) for name in accuracy.index]
-    near = max(abs(low - min(without)), abs(high - max(without))) <= 0.02
-    return near, (f"it is {min(without):.2f} to {max(without):.2f}; with all models {accuracy.corr(cutoff):.2f}." if near else
-                  "one is more than 0.02 off. Leave out each model once; take the least and the greatest.")
-
-
-def _of_families(what: str) -> pd.Series:
-    """The stored value of each embedded model that has this number."""
-    table = stored()
-    return table[table["what"] == what].set_index("model")["value"]
+    """What ended positions in robust models, and a family that had the other causes without it."""
+    cause, chosen = parts(answer, ("steps", "pit"))
+    robust = {family(name): read_card(name)["recipe"] for name in embedded_names() if adversarially_trained(name)}
+    cause, recipe = validate.choice("A cause", cause, CAUSES), robust[validate.choice("A family", chosen, robust)]
+    if recipe["every_token"]:
+        return False, f"{chosen} had all three in its robust training, so it cannot tell them apart."
+    return verdict(cause == CAUSES[2], f"{chosen} had more steps and adversarial examples, without dense supervision, and "
+                   f"kept its positions", f"so it was not {cause}")

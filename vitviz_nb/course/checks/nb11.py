@@ -1,29 +1,37 @@
 """Checks of notebook 11, Your own."""
 
+import torch
+from torch.nn import functional
+
 from ...datasets.image_folder import ImageFolder, image_folder
 from ...experiments.localization import token_similarity
 from ...experiments.result import Result
-from ...models.sites import find_site
 from ...models.vision_model import VisionModel
 from ...utils import validate
 from ...utils.errors import VitvizError
 from ...utils.paths import data_dir
 from ...visualize.rendering import Rendering
-from ...visualize.top_images import top_images
 from ..report import Report
-from . import close, parts
+from . import close, implementation
 
 
-def exercise_1(answer, model):
-    """A neuron of the last layer, and the photograph of the kit that activates it most."""
-    (neuron, name), site, names = parts(answer, (376, "cat")), find_site(model), [p.stem for p in photographs(model).paths]
-    neuron = validate.whole("A neuron", neuron, 0, site.units - 1)
-    validate.choice("A photograph", name, names)
-    top = top_images(model, site.layer, neuron, site.kind, photographs(model), k=len(names))
-    order, (first, second, *_) = [names[i] for i in top.indices], top.activations
-    return name == order[0], (f"{name} activates neuron {neuron} most, then {order[1]} ({first:.2f} and {second:.2f})."
-                              if name == order[0] else
-                              f"{name} is number {order.index(name) + 1} of {len(order)} for neuron {neuron}.")
+def exercise_1(answer, model=None):
+    """A function from features (n, d), labels (n,), classes and a penalty to the weights (d + 1, classes) of a ridge probe."""
+    draw = torch.Generator().manual_seed(11)
+    inputs = [(torch.randn(n, d, generator=draw), torch.arange(n) % classes, classes, strength)
+              for n, d, classes, strength in ((40, 5, 3, 2.0), (24, 8, 4, 0.5))]
+
+    def ridge(x, labels, classes, strength, ones_first=False, spared=False):
+        ones = torch.ones(len(x), 1)
+        x = torch.cat([ones, x] if ones_first else [x, ones], 1)
+        penalty = strength * torch.eye(x.shape[1])
+        penalty[-1, -1] *= not spared
+        return torch.linalg.solve(x.T @ x + penalty, x.T @ functional.one_hot(labels, classes).float())
+
+    return implementation(answer, ridge, inputs, {
+        "the penalty is missing: add strength times the identity": lambda x, y, c, s: ridge(x, y, c, 0.0),
+        "the ones are the first column; the bias belongs into the last row": lambda *given: ridge(*given, ones_first=True),
+        "the penalty counts the bias, too": lambda *given: ridge(*given, spared=True)}, 1e-3)
 
 
 def exercise_2(answer, model):
