@@ -2,21 +2,37 @@
 
 import torch
 
-from ...experiments.units import axis_alignment, covariance_rank, layer_activations
+from ...experiments.units import covariance_rank, layer_activations, participation_ratio
 from ...utils import validate
 from ...utils.errors import VitvizError
 from ...utils.statistics import class_selectivity
-from . import close, verdict
+from . import implementation, verdict
 
 
-def exercise_1(answer, model):
-    """Standard deviations by which MLP units are more selective than random directions of their space, within 0.2."""
-    number = validate.real("A number of standard deviations", answer, -1e3, 1e3)
-    means = axis_alignment(model)[0].where(kind="mlp").table.set_index("of")["value"]
-    units, directions = means["units"], means["random directions"]
-    return close(number, units - directions, 0.2,
-                 f"units {units:.2f}, random directions {directions:.2f}: {units - directions:.2f} more",
-                 "Subtract random directions from units, both of the kind mlp")
+def exercise_1(answer, model=None):
+    """From activations (n, units) to the participation ratio of their covariance, a number."""
+    random = torch.Generator().manual_seed(0)
+    inputs = [(torch.randn(n, k, generator=random) @ torch.randn(k, units, generator=random) + 3,)
+              for n, k, units in ((50, 4, 7), (90, 9, 6))]
+
+    def spectrum(activations, centered=True):
+        moved = activations.double() - (activations.double().mean(0) if centered else 0)
+        return torch.linalg.eigvalsh(moved.T @ moved)
+
+    def ratio(values):
+        return values.sum() ** 2 / values.square().sum()
+
+    return implementation(answer, lambda x: participation_ratio(x)["value"], inputs, {
+        "this is the number of units": lambda x: x.shape[1],
+        "this counts all directions alike, the rank": lambda x: covariance_rank(x),
+        "the mean is not subtracted, so it counts as one strong direction": lambda x: ratio(spectrum(x, False)),
+        "these are singular values of the activations; the eigenvalues are their squares":
+            lambda x: ratio(spectrum(x).clamp_min(0).sqrt()),
+        "this is the reciprocal": lambda x: 1 / ratio(spectrum(x)),
+        "the covariance is between images; transpose the activations": lambda x: ratio(spectrum(x.T)),
+        "the square of the sum is missing its square": lambda x: (spectrum(x) / (len(x) - 1)).sum() / (
+            spectrum(x) / (len(x) - 1)).square().sum(),
+    }, 1e-3)
 
 
 def exercise_2(answer, model):
