@@ -12,6 +12,8 @@ const ORDERS = {  // name: [label, comparison, what a thumbnail's caption adds]
   number: ["number", (a, b) => a.at - b.at, neuron => most(neuron, 2)],
   percentile: ["percentile", (a, b) => b.percentile - a.percentile, neuron => percent(neuron.percentile)],
   activation: ["activation", (a, b) => b.activation - a.activation, neuron => neuron.activation.toPrecision(3)],
+  selectivity: ["selectivity", (a, b) => b.selectivity - a.selectivity, ({ selectivity, preferred }) =>
+    `${selectivity.toFixed(1)} ${preferred}`],
   agreement: ["concept agreement", (a, b) => b.most.count - a.most.count, neuron => most(neuron, 1)],
 };
 let views = 0;
@@ -109,9 +111,8 @@ function render({ model, el }) {
     counts[layer] = make("small");
     layers.append(make("label", {}, input, make("span", { textContent: layer }, counts[layer])));
   }
-  const orders = Object.keys(ORDERS).filter(name => page.concepts.length || name !== "agreement");
   const sort = make("select", { onchange: () => set("sort", sort.value) },
-    ...orders.map(value => make("option", { value, textContent: ORDERS[value][0] })));
+    ...page.orders.map(value => make("option", { value, textContent: ORDERS[value][0] })));
   const names = make("datalist", { id: `${id}-concepts` }, ...page.concepts.map(value => make("option", { value })));
   const concept = make("input", { type: "search", placeholder: page.example });
   concept.setAttribute("list", names.id);
@@ -149,21 +150,18 @@ function render({ model, el }) {
     }));
   }
 
-  /** One tab stop for the whole grid; arrow keys, Home and End move inside it. */
+  // One tab stop for the whole grid; arrow keys, Home and End move inside it.
+  grid.addEventListener("focusin", ({ target }) => {
+    for (const other of grid.querySelectorAll("[tabindex='0']")) other.tabIndex = -1;
+    target.tabIndex = 0;
+  });
   function moveFocus(event) {
     const buttons = [...grid.querySelectorAll("button")], at = buttons.indexOf(document.activeElement);
     const row = buttons.filter(other => other.offsetTop === buttons[0].offsetTop).length, End = buttons.length - 1;
     const to = { ArrowRight: at + 1, ArrowLeft: at - 1, ArrowDown: at + row, ArrowUp: at - row, Home: 0, End };
     if (!(event.key in to)) return;
-    focusOn(buttons[to[event.key]]);
+    buttons[to[event.key]]?.focus();
     event.preventDefault();
-  }
-
-  function focusOn(button) {
-    if (!button) return;
-    for (const other of grid.querySelectorAll("[tabindex='0']")) other.tabIndex = -1;
-    button.tabIndex = 0;
-    button.focus();
   }
 
   // One neuron
@@ -178,7 +176,7 @@ function render({ model, el }) {
   dialog.onclose = () => {
     const button = grid.children[shown.indexOf(opened())]?.firstChild;
     set("opened", null);
-    focusOn(button);
+    button?.focus();
   };
 
   function opened() {
@@ -195,9 +193,11 @@ function render({ model, el }) {
     heading.textContent = `Layer ${neuron.layer}, neuron ${neuron.neuron}`;
     previous.ariaDisabled = String(!shown[at - 1]);  // not `disabled`, which would lose the focus
     next.ariaDisabled = String(!shown[at + 1]);
-    const percentile = `above that of ${percent(neuron.percentile)} of ${page.reference}`;
-    const rank = `${neuron.rank} among the layer's standardized activations`;
-    const scores = [["Activation", neuron.activation.toPrecision(3)], ["Percentile", percentile], ["Rank", rank]];
+    const scores = [["Activation", neuron.activation.toPrecision(3)],
+      ["Percentile", `above that of ${percent(neuron.percentile)} of ${page.reference}`],
+      ["Rank", `${neuron.rank} among the layer's standardized activations`]];
+    if (neuron.preferred)
+      scores.push(["Selectivity", `${neuron.selectivity.toFixed(1)} standard deviations (${neuron.preferred})`]);
     const left = make("div", {}, cut(neuron), make("dl", {}, ...scores.flatMap(([term, value]) =>
       [make("dt", { textContent: term }), make("dd", { textContent: value })])),
     make("p", { className: neuron.status, textContent: VERDICTS[neuron.status] }));

@@ -9,6 +9,7 @@ from pathlib import Path
 from string import Template
 
 import anywidget
+import numpy as np
 import traitlets
 from PIL import Image
 
@@ -39,7 +40,7 @@ class Browser(anywidget.AnyWidget):
 
     Attributes, which follow the page, as the page follows them:
         layer, concept: as above; a part of a name will do.
-        sort: "number", "percentile", "activation" or "agreement" (how many top images show one concept).
+        sort: one of ``page["orders"]``; "agreement" is how many top images show one concept.
         opened: (layer, neuron), or None.
 
     VitvizError: a model, or something else that is no atlas; a layer, kind, neuron or concept that it lacks.
@@ -48,7 +49,7 @@ class Browser(anywidget.AnyWidget):
     _esm, _css = _HERE / "browser.js", _HERE / "browser.css"
     page = traitlets.Dict().tag(sync=True)
     layer = traitlets.Union([traitlets.Int(), traitlets.Enum(["all"])]).tag(sync=True)
-    sort = traitlets.Enum(["number", "percentile", "activation", "agreement"], "number").tag(sync=True)
+    sort = traitlets.Enum(["number", "percentile", "activation", "selectivity", "agreement"], "number").tag(sync=True)
     concept = traitlets.Unicode("").tag(sync=True)
     opened = traitlets.Tuple(traitlets.Int(), traitlets.Int(), allow_none=True, default_value=None).tag(sync=True)
 
@@ -98,6 +99,13 @@ def contents(atlas: Atlas) -> dict:
         neurons["maps"] += [None if maps is None else base64.b64encode(maps[i].astype("uint8")).decode() for i in range(rows)]
     shows = {number: concept for top, scenes in zip(neurons["top"], table["scenes"], strict=True)
              for number, concept in zip(top, scenes, strict=False)}
+    path = data_dir() / "selectivity" / f"{facts['model']}.npz"  # of the kind that the model has by default
+    if path.exists() and facts["kind"] in ("mlp", "channel") and "neurons" not in facts:
+        with np.load(path, allow_pickle=False) as stored:
+            if stored["weights"].item() == facts["weights"]:
+                neurons["selectivity"] = [v for layer in facts["layers"] for v in stored[f"concepts{layer}"][0].tolist()]
+                preferred = [i for layer in facts["layers"] for i in stored[f"concepts{layer}_of"][0].tolist()]
+                neurons["preferred"] = np.array(EmojiWorld().concepts)[preferred].tolist()
     concepts, strongest = sorted(set(shows.values())), [scenes[0] for scenes in table["scenes"]]
     example = max(concepts, key=strongest.count, default="")
     each = f"{facts['neurons']} evenly spaced ones of each layer" if "neurons" in facts else "all of each layer"
@@ -105,6 +113,7 @@ def contents(atlas: Atlas) -> dict:
         "title": facts["model"], "reference": facts["reference"].removesuffix(" of vv.photos()"), "size": facts["size"],
         "columns": columns(facts["size"]), "sheet": facts.get("sheet", len(table)), "sheets": sheets, "grids": grids,
         "layers": sorted(facts["layers"]), "neurons": neurons, "concepts": concepts,
+        "orders": ["number", "percentile", "activation", *{"selectivity"} & neurons.keys(), *["agreement"] * known],
         "shows": {number: concepts.index(concept) for number, concept in shows.items()},
         "example": f"such as {example}",
         "about": f"Feature visualizations: each image was made by gradient ascent to activate one neuron as much as possible. "

@@ -13,6 +13,8 @@ import torch
 from PIL import Image
 
 import vitviz_nb as vv
+from vitviz_nb.experiments.faithfulness import selectivity
+from vitviz_nb.models.sites import find_site
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize.atlas import Atlas, embedded, embedded_atlases
 from vitviz_nb.visualize.recipe import Recipe
@@ -90,6 +92,17 @@ def test_settings_follow_the_page_and_it_answers_a_request_with_the_image(monkey
     for name, value in (("layer", 99), ("opened", (3, 1)), ("opened", (99, 0))):
         with pytest.raises(VitvizError, match="The atlas in .* (lacks layer 99|has .* neurons of layer 3)"):
             setattr(browser, name, value)
+
+
+def test_selectivity_is_there_where_it_is_stored_of_these_weights(monkeypatch: pytest.MonkeyPatch):
+    model, atlas = vv.load("emoji-vit"), embedded("emoji-vit")
+    page, rows = contents(atlas), [row for row, layer in enumerate(atlas.table()["layer"]) if layer == 4]
+    measured = selectivity(model, find_site(model, 4))
+    assert [page["neurons"]["selectivity"][row] for row in rows] == measured.strength.tolist()
+    assert [page["neurons"]["preferred"][row] for row in rows] == [model.class_names[i] for i in measured.concept]
+    assert "selectivity" in page["orders"] and "selectivity" not in contents(Atlas.open(REAL))["orders"]
+    monkeypatch.setitem(atlas.facts, "weights", "others")
+    assert "selectivity" not in contents(atlas)["orders"]
 
 
 def test_a_concept_is_searched_in_all_layers_or_in_one():
