@@ -81,15 +81,6 @@ def top1(model: VisionModel, changed: AbstractContextManager | None = None, *, n
 
 
 @torch.inference_mode()
-def patch_hits(model: VisionModel, images=None, *, n: int = 512) -> tuple[torch.Tensor, int]:
-    """Correct top-1 predictions of the head from each patch token of the last block: int64 (patches,); of how many images."""
-    image_set, hits = ImageSet(model, images, n), 0
-    for numbers, batch in image_set.batches(f"{model.name}: head on each patch token"):
-        hits = hits + are_correct(patch_logits(model, batch), image_set.labels(numbers))[..., 0].sum(0)
-    return hits, image_set.n
-
-
-@torch.inference_mode()
 def patch_logits(model: VisionModel, images: torch.Tensor) -> torch.Tensor:
     """Logits of the trained head on each patch token of the last block in CLS's position: (N, patches, classes)."""
     last = _blocks(model)[-1]

@@ -13,6 +13,7 @@ import vitviz_nb as vv
 from vitviz_nb.course.checks import implementation, nb00, nb01, nb02, nb03, nb04, nb05, nb06, nb07, nb08, nb09, nb10, nb11
 from vitviz_nb.course.report import Item
 from vitviz_nb.datasets.backgrounds import CONTEXTS
+from vitviz_nb.experiments.class_token import isolate_cls
 from vitviz_nb.experiments.faithfulness import Selectivity
 from vitviz_nb.experiments.fooling_circuit import Detector, fooling_circuit
 from vitviz_nb.experiments.result import Result
@@ -72,14 +73,15 @@ def grays(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def depths(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A model of six blocks with an accuracy of 94, 93, 91, 85, 66, 5 and 0 % as CLS is isolated in so many blocks, which loses
-    15 points with CLS-only in the last."""
-    share = {("isolated", k): v for k, v in enumerate([94.0, 93.0, 91.0, 85.0, 66.0, 5.0, 0.4])} | {("only", 5): 79.0}
+    """A model of six blocks with an accuracy of 94 %; CLS isolated in one of them leaves 94, 93, 91, 85, 75 and 75.9 %, in all
+    but the last 5 %, and patch 27 isolated in these 93 %."""
+    single = [94.0, 93.0, 91.0, 85.0, 75.0, 75.9]
+
+    def accuracy(model, token, blocks):
+        return {0: 94.0, 1: single[blocks[0]] if blocks else 94.0}.get(len(blocks), {0: 5.0, 28: 93.0}[token])
+
     monkeypatch.setattr(nb05, "depth", lambda model: 6)
-    monkeypatch.setattr(nb05, "isolate_cls", lambda model, k: ("isolated", k))
-    monkeypatch.setattr(nb05, "cls_only", lambda model, k: ("only", k))
-    monkeypatch.setattr(nb05, "top1", lambda model, changed=("isolated", 0): share[changed])
-    monkeypatch.setattr(nb05, "patch_hits", lambda model: (torch.tensor([0, 30, 23, 22, 12]), 512))
+    monkeypatch.setattr(nb05, "accuracy", accuracy)
 
 
 @pytest.fixture
@@ -159,12 +161,9 @@ def noisy(monkeypatch: pytest.MonkeyPatch, tiny_vit) -> None:
 
 def test_models_that_an_exercise_does_not_fit_get_a_verdict_or_a_sentence(capsys, tiny_vit, monkeypatch):
     cnn = vv.load("emoji-resnet", device="cpu")
-    for exercise in ("05.1", "05.2", "05.3"):
+    for exercise in ("05.2", "05.3"):
         with pytest.raises(VitvizError, match="emoji-resnet .*CLS token"):
             vv.check(exercise, 1, cnn)
-    monkeypatch.setattr(nb05, "top1", lambda model, changed=None: 0.0)  # nothing is right, whatever is cut
-    vv.check("05.1", 1, tiny_vit)
-    assert capsys.readouterr().out.startswith("Not yet: with CLS isolated in 1 blocks the accuracy is 0.0 %")
 
 
 class Shelves:
@@ -241,7 +240,23 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     monkeypatch.setattr(nb10, "Visualizer", lambda model: SimpleNamespace(
         render=lambda layer, neurons, kind: finished(pictures=hits[neurons])))  # a picture says whether it is recognized
     monkeypatch.setattr(nb10, "recognition", lambda pictures, concept, recognizer: pictures)
+
+    def play(player, name):  # a red hint, and the fitting image at the right
+        hint, images = torch.zeros(1, 3, 2, 2), torch.zeros(2, 3, 2, 2)
+        hint[:, 0] = images[1, 0] = 0.9
+        return score(75.0 if player(hint, images) == 1 else 50.0, 100)
+
+    monkeypatch.setattr(nb10, "Task", lambda model, n, seed: SimpleNamespace(play=play))
+    monkeypatch.setattr(nb10, "model_player", lambda model: lambda hint, images: int((hint.std(1) > 0).any()))
     return fooling_circuit(tiny_vit, test, 0, 3, 5)
+
+
+def test_a_player_is_tried_on_hidden_questions_and_what_it_raises_is_said(suspect, capsys):
+    for player, said in ((lambda hint, images: int(images[1, 0].mean() > images[0, 0].mean()), "Right: 75 of 100 choices"),
+                         (lambda hint, images: 0, "Not yet: 50 of 100 choices"),
+                         (lambda hint, images: hint / "2", "Not yet: your player raised TypeError")):
+        vv.check("10.1", player, suspect)
+        assert capsys.readouterr().out.startswith(said), said
 
 
 def test_an_unchanged_model_has_no_fooling_circuit(tiny_vit):
@@ -325,9 +340,8 @@ def known(monkeypatch) -> None:
     ("04.4", "places", [43, 41.1, 44.9], [40.9, 45.1, 18, 22, 0]),
     ("04.2", "places", [0, 2], [1]),
     ("04.3", "places", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
-    ("05.1", "depths", [5], [4, 6, 0, 3]),
-    ("05.2", "depths", [15.0, 12.1, 17.9, 15], [11.9, 18.1, 0, -15, 79.0]),
-    ("05.3", "depths", [1, 2], [3, 0, 4]),  # 23 of 30 is more than three quarters, 22 is less
+    ("05.2", "depths", [4, 5], [3, 0, 1]),  # within a point of the lowest
+    ("05.3", "depths", [93.0, 90.1, 95.9], [89.9, 96.1, 5.0, 0]),
     ("06.1", "tiny_vit", [3.28, 3.1], [3.0, 5.83, 0.39]),  # the best guess is right once in thirty
     ("06.2", "scenery", [(0, "snow"), (1, "snow"), (3, "snow")],
      [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
@@ -346,6 +360,7 @@ def known(monkeypatch) -> None:
     ("10.1", "suspect", [score(75.0, 20), score(61.0, 100)], [score(70.0, 20), score(59.0, 100), score(float("nan"), 0)]),
     ("10.2", "suspect", [3], [5, 0, 4]),
     ("10.3", "suspect", [65, 62.1, 67.9], [61.9, 68.1, 0, -65, 75.0]),
+    ("10.4", "suspect", [50.0, 45.1, 54.9], [44.9, 55.1, 75, 0]),  # 75 % is with color
     ("11.2", "photographs", [0.5, 0.471, 0.529], [0.469, 0.531, 0.9, 0.2, 0, 1]),
 ])
 def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wrong, request, tiny_vit, capsys):
@@ -368,8 +383,9 @@ def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wro
     ("03.2", "layers", (0, "beee"), "print.model.class_names. lists them"), ("03.3", "layers", 13, "shift in pixels .* 1 to 12"),
     ("04.1", "tiny_vit", 4, "your function itself"), ("04.4", "places", None, "percent"),
     ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
-    ("05.1", "depths", 7, "number of blocks .* 0 to 6"), ("05.2", "depths", True, "percentage points"),
-    ("05.3", "depths", 5, "patch .* 0 to 4"), ("05.3", "depths", None, "patch"), ("06.1", "tiny_vit", "3", "number of percent"),
+    ("05.1", "depths", 7, "your function itself"), ("05.2", "depths", 6, "block .* 0 to 5"), ("05.2", "depths", True, "block"),
+    ("05.3", "depths", 101, "number of percent"),
+    ("05.3", "depths", None, "number of percent"), ("06.1", "tiny_vit", "3", "number of percent"),
     ("06.2", "scenery", (0, "moon"), "context is one of"), ("06.2", "scenery", 0, "2 values"),
     ("06.2", "scenery", (-1, "snow"), "scene .* 0 to"), ("06.3", "scenery", (1, "snow"), "3 values"),
     ("06.3", "scenery", (2, 0, "snow"), "layer .* 0 to 1"), ("06.3", "scenery", (1, 3, "snow"), "neuron .* 0 to 2"),
@@ -385,8 +401,9 @@ def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wro
     ("09.2", "known", ("lemno", ("emoji-a", 0), ("emoji-b", 0)), "top scenes show is one of .*Did you mean lemon"),
     ("09.3", "tiny_vit", "steps", "2 values"), ("09.3", "tiny_vit", ("luck", "pit"), "A cause is one of"),
     ("09.3", "tiny_vit", ("steps", "deit"), "A family is one of"),
-    ("10.1", "suspect", 75, "a task, or a score"), ("10.2", "suspect", 128, "neuron .* 0 to 127"),
-    ("10.3", "suspect", "65", "percentage points"), ("11.1", "photographs", torch.zeros(6, 3), "your function itself"),
+    ("10.1", "suspect", 75, "is a player, itself"), ("10.2", "suspect", 128, "neuron .* 0 to 127"),
+    ("10.3", "suspect", "65", "percentage points"), ("10.4", "suspect", 101, "number of percent"),
+    ("11.1", "photographs", torch.zeros(6, 3), "your function itself"),
     ("11.2", "photographs", True, "mean cosine similarity"), ("11.3", "photographs", "index.html", "report, made by vv.Report"),
 ])
 def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, planted, answer, wanted, request, tiny_vit):
@@ -485,6 +502,43 @@ def test_an_answer_of_any_other_type_gets_a_sentence(exercise, tiny_vit):
     for answer in (None, "x", [], {}, torch.zeros(2, 2), torch.tensor([]), float("nan"), 1j, object(), (), b"1", 10**5000):
         with pytest.raises(VitvizError, match=r"[.?]$"):
             vv.check(exercise, answer, tiny_vit)
+
+
+def test_isolation_of_a_token_is_accepted_in_any_form_and_each_missing_idea_is_named(capsys):
+    def before_softmax(attention, token):
+        cut = torch.zeros(attention.shape[-1], attention.shape[-1], dtype=torch.bool)
+        cut[token], cut[:, token] = True, True
+        cut[token, token] = False
+        return attention.log().masked_fill(cut, -torch.inf).softmax(-1)
+
+    def masked(attention, token, row=True, column=True):
+        mask = torch.ones_like(attention)
+        mask[..., token, :] = 1 - row
+        mask[..., :, token] *= 1 - column
+        mask[..., token, token] = 1
+        return attention * mask
+
+    def normalized(weights):
+        return weights / weights.sum(-1, keepdim=True)
+
+    for answer, said in (
+        (before_softmax, "Right"), (lambda a, t: normalized(masked(a, t)), "Right"), (lambda a, t: a, "nothing is cut"),
+        (masked, "no longer sum to 1"), (lambda a, t: normalized(masked(a, t, column=False)), "still read the token"),
+        (lambda a, t: normalized(masked(a, t, row=False)), "the token still reads"),
+        (lambda a, t: normalized(masked(a, 0)), "only CLS is isolated"),
+        (lambda a, t: a.masked_fill(masked(torch.ones_like(a), t) == 0, -torch.inf).softmax(-1), "second softmax"),
+    ):
+        vv.check("05.1", answer)
+        assert said in capsys.readouterr().out, said
+
+
+def test_the_accuracy_with_an_isolated_token_is_that_of_isolated_cls_and_the_model_is_left_as_it_was():
+    model = vv.load("emoji-vit-standard", device="cpu")
+    scenes, before = nb05.color_world(model).batch(range(256)), model.state()
+    with isolate_cls(model, 5), torch.inference_mode():
+        expected = 100 * (model(scenes.images).argmax(1) == scenes.concept).double().mean().item()
+    assert nb05.accuracy(model, 0, range(5)) == pytest.approx(expected, abs=0.5)
+    assert model.state() == before
 
 
 def test_a_check_without_a_model_or_of_no_exercise_says_what_is_wanted(tiny_vit):

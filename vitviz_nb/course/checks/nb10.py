@@ -1,5 +1,7 @@
 """Checks of notebook 10, Can you trust a picture?"""
 
+from collections.abc import Callable
+
 import torch
 
 from ...experiments.faithfulness import recognition, selectivity
@@ -8,18 +10,33 @@ from ...experiments.result import Result
 from ...models.loading import load
 from ...models.sites import find_site
 from ...utils import validate
-from ...utils.errors import VitvizError
+from ...utils.errors import VitvizError, first_line
 from ...utils.statistics import wilson
 from ...visualize.visualizer import Visualizer
-from ...widgets.two_alternative import TaskWidget
+from ...widgets.two_alternative import Task, TaskWidget, model_player
 from . import close, verdict
 
 
+def _play(model, player: Callable, n: int, seed: int) -> Result | str:
+    """The player's score on ``n`` questions about the model's last layer, or the error that it raised, in words."""
+    try:
+        return Task(model, n, seed=seed).play(player, "you")
+    except VitvizError:
+        raise  # about the model, or a choice that is neither 0 nor 1
+    except Exception as error:  # a learner's function may raise anything
+        return f"your player raised {type(error).__name__}: {first_line(error)}"
+
+
 def exercise_1(answer, model):
-    """A score of the two-alternative task whose interval, over both kinds of hint, lies above chance."""
+    """A player (a function, on 200 hidden questions), or a score, whose interval over both kinds of hint lies above chance."""
     score = answer.score if isinstance(answer, TaskWidget) else answer
+    if callable(score):
+        score = _play(model, score, 200, 10)
+        if isinstance(score, str):
+            return False, score
     if not isinstance(score, Result) or "hint" not in score.table:
-        raise VitvizError(f"The answer is a task, or a score such as task.play(player, name); got {validate.shown(answer)}.")
+        raise VitvizError(f"The answer is a player, itself and without calling it, or a game's score; got "
+                          f"{validate.shown(answer)}.")
     table = score.table[score.table["n"] > 0]
     n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
     low, high = wilson(hits, n)
@@ -50,3 +67,14 @@ def exercise_3(answer, model):
     high, low = (100 * hits[part].mean().item() for part in (strength >= 4, strength < 3))
     return close(number, high - low, 3, f"{high:.1f} against {low:.1f} %: {high - low:.1f} points",
                  "Take all neurons of the last layer, as 10.3 says")
+
+
+def exercise_4(answer, model):
+    """Accuracy in percent of emoji-resnet as a player, from feature visualizations, all images in gray, within 5."""
+    number, player = validate.real("A number of percent", answer, 0, 100), model_player(load("emoji-resnet"))
+
+    def in_gray(hint: torch.Tensor, images: torch.Tensor) -> int:
+        return player(*(part.mean(1, keepdim=True).expand_as(part) for part in (hint, images)))
+
+    value = _play(model, in_gray, 400, 1).table["value"].iloc[0]
+    return close(number, value, 5, f"{value:.1f} %", "Take the 400 questions of trials, gray hints and gray scenes")
