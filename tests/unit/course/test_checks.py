@@ -251,6 +251,33 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     return fooling_circuit(tiny_vit, test, 0, 3, 5)
 
 
+def test_mean_fill_is_accepted_in_any_form_and_each_missing_idea_is_named(capsys):
+    def by_loop(images, masks):
+        made = images.clone()
+        for one, mask in zip(made, masks, strict=True):
+            for channel in one:
+                channel[mask > 0.5] = channel[mask < 0.5].mean()
+        return made
+
+    def fill(images, masks, color):
+        return torch.where(masks[:, None] > 0.5, color, images)
+
+    def mean_fill(images, masks):
+        keep = (1 - masks)[:, None]
+        return images * keep + (1 - keep) * (images * keep).sum((2, 3), keepdim=True) / keep.sum((2, 3), keepdim=True)
+
+    for answer, said in (
+        (by_loop, "Right"), (mean_fill, "Right"), (lambda x, m: x * (1 - m)[:, None], "is black"), (lambda x, m: x, "nothing is"),
+        (lambda x, m: mean_fill(x, 1 - m), "the foreground is kept"),
+        (lambda x, m: fill(x, m, x.mean((2, 3), keepdim=True)), "leaks into it"),
+        (lambda x, m: fill(x, m, (x * (1 - m)[:, None]).mean((2, 3), keepdim=True)), "number of its own pixels"),
+        (lambda x, m: fill(x, m, torch.stack([x[:, c][m < 0.5].mean() for c in range(3)])[:, None, None]), "over all"),
+        (lambda x, m: fill(x, m, torch.stack([a[:, b < 0.5].mean() for a, b in zip(x, m)])[:, None, None, None]), "channel"),  # noqa: B905
+    ):
+        vv.check("06.1", answer)
+        assert said in capsys.readouterr().out, said
+
+
 def test_a_player_is_tried_on_hidden_questions_and_what_it_raises_is_said(suspect, capsys):
     for player, said in ((lambda hint, images: int(images[1, 0].mean() > images[0, 0].mean()), "Right: 75 of 100 choices"),
                          (lambda hint, images: 0, "Not yet: 50 of 100 choices"),
@@ -342,10 +369,10 @@ def known(monkeypatch) -> None:
     ("04.3", "places", [25, 22.1, 27.9], [21.9, 28.1, 0.0, 10.0, 12.7]),  # 10 is the share of all, not of what left
     ("05.2", "depths", [4, 5], [3, 0, 1]),  # within a point of the lowest
     ("05.3", "depths", [93.0, 90.1, 95.9], [89.9, 96.1, 5.0, 0]),
-    ("06.1", "tiny_vit", [3.28, 3.1], [3.0, 5.83, 0.39]),  # the best guess is right once in thirty
-    ("06.2", "scenery", [(0, "snow"), (1, "snow"), (3, "snow")],
+    ("06.2", "tiny_vit", [3.28, 3.1], [3.0, 5.83, 0.39]),  # the best guess is right once in thirty
+    ("06.3", "scenery", [(0, "snow"), (1, "snow"), (3, "snow")],
      [(0, "grass"), (0, "sea"), (2, "snow"), (4, "snow"), (4, "sea")]),
-    ("06.3", "scenery", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
+    ("06.4", "scenery", [(1, 0, "snow"), (1, 2, "snow")], [(1, 1, "snow"), (1, 0, "sea"), (0, 0, "snow"), (1, 1, "sea")]),
     ("07.1", "tiny_vit", [lambda x, c: low_pass(x, c, False), lambda x, c: low_pass(x, c, True)],
      [lambda x, c: x - low_pass(x, c, False), lambda x, c: low_pass(x, c / x.shape[-1], False), lambda x, c: x]),
     ("07.4", "tiny_vit", ["support"], ["evidence", "accuracy"]),
@@ -385,10 +412,11 @@ def test_right_answers_pass_and_near_misses_do_not(exercise, planted, right, wro
     ("04.2", "places", 1.0, "neuron .* 0 to 2"), ("04.3", "places", False, "percent"),
     ("05.1", "depths", 7, "your function itself"), ("05.2", "depths", 6, "block .* 0 to 5"), ("05.2", "depths", True, "block"),
     ("05.3", "depths", 101, "number of percent"),
-    ("05.3", "depths", None, "number of percent"), ("06.1", "tiny_vit", "3", "number of percent"),
-    ("06.2", "scenery", (0, "moon"), "context is one of"), ("06.2", "scenery", 0, "2 values"),
-    ("06.2", "scenery", (-1, "snow"), "scene .* 0 to"), ("06.3", "scenery", (1, "snow"), "3 values"),
-    ("06.3", "scenery", (2, 0, "snow"), "layer .* 0 to 1"), ("06.3", "scenery", (1, 3, "snow"), "neuron .* 0 to 2"),
+    ("05.3", "depths", None, "number of percent"), ("06.1", "tiny_vit", 3, "your function itself"),
+    ("06.2", "tiny_vit", "3", "number of percent"),
+    ("06.3", "scenery", (0, "moon"), "context is one of"), ("06.3", "scenery", 0, "2 values"),
+    ("06.3", "scenery", (-1, "snow"), "scene .* 0 to"), ("06.4", "scenery", (1, "snow"), "3 values"),
+    ("06.4", "scenery", (2, 0, "snow"), "layer .* 0 to 1"), ("06.4", "scenery", (1, 3, "snow"), "neuron .* 0 to 2"),
     ("07.1", "tiny_vit", 5, "your function itself"), ("07.4", "tiny_vit", "a", "explanation is"),
     ("07.2", "scenery", (0, 1), "3 values"),
     ("07.2", "scenery", (0, 1, 8.5), "cutoff .* 0 to 16"), ("07.3", "scenery", None, "number of percent"),
@@ -497,7 +525,7 @@ def test_numbers_may_come_as_tensors_arrays_and_numpy_numbers(number, suspect, c
     assert capsys.readouterr().out.startswith("Right")
 
 
-@pytest.mark.parametrize("exercise", ["00.1", "01.1", "01.2", "03.2", "06.2", "07.2", "08.3", "10.1", "10.3", "11.1", "11.3"])
+@pytest.mark.parametrize("exercise", ["00.1", "01.1", "01.2", "03.2", "06.3", "07.2", "08.3", "10.1", "10.3", "11.1", "11.3"])
 def test_an_answer_of_any_other_type_gets_a_sentence(exercise, tiny_vit):
     for answer in (None, "x", [], {}, torch.zeros(2, 2), torch.tensor([]), float("nan"), 1j, object(), (), b"1", 10**5000):
         with pytest.raises(VitvizError, match=r"[.?]$"):
