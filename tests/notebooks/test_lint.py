@@ -32,6 +32,10 @@ OPENS_WITH = {
     "what is needed": r"^\*\*You need\*\* ",
     "the time to read and to run, on CPU and GPU": r"^\*\*Time\*\*: about \d+ minutes\. .*minute.* CPU.* GPU",
 }
+PRIVATE_WORDS = re.compile(  # for which the field has its own: object, gradient, position, spatial frequency, adversarial …
+    r"\b(?:things?|excit(?:e[sd]?|ing|ation)|climb(?:s|ed|ing)?|slopes?|waves?|(?<!typographic )attack(?:s|ed|ing)?|by lot|told"
+    r"|minds?|minded|places?|ground|surroundings|alike|likeness|news|rightly|(?:right|wrong) answers|goes by|cares? for"
+    r"|usual training)\b", re.IGNORECASE)
 SLIDERS = re.compile(r"\b(?:interactive|explore|TaskWidget)\(")
 
 
@@ -122,6 +126,13 @@ def output_texts(output: dict) -> list[str]:
     data = {kind: text for kind, text in output.get("data", {}).items() if kind.startswith("text/")}
     texts = ["".join(text) for text in [output.get("text", ""), *data.values()]]
     return [re.sub(r"data:image/[^\"')]*", "", text) for text in texts]
+
+
+def private_words(path: Path) -> list[str]:
+    """Words of a notebook's markdown, without code, and of its alt texts that a reader of the field would have to translate."""
+    cells = nbformat.read(path, as_version=4).cells
+    texts = [re.sub(r"```.*?```|`[^`\n]*`", "", cell.source, flags=re.DOTALL) for cell in cells if cell.cell_type == "markdown"]
+    return PRIVATE_WORDS.findall("\n".join([*texts, *(cell.metadata.get("alt", "") for cell in cells)]))
 
 
 @dataclass
@@ -234,6 +245,11 @@ def test_notebook_keeps_the_rules(path):
     assert problems(path, ROOT) == []
 
 
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_speaks_the_fields_english(path):
+    assert len(private_words(path)) <= 2
+
+
 @pytest.mark.parametrize("path", COURSE[1:], ids=lambda path: path.stem)
 def test_notebook_of_the_course_keeps_to_the_skeleton(path):
     assert skeleton_problems(path) == []
@@ -325,6 +341,12 @@ def test_spoilt_notebook_is_noticed(problem, good, bad, tmp_path):
     found = check(GOOD.replace(good, bad, 1), tmp_path)
     assert len(found) == 1
     assert problem in found[0]
+
+
+def test_private_words_are_found_in_prose_and_alt_texts_but_not_in_code(tmp_path):
+    text = GOOD.replace("draw()", "thing()").replace("See ", "Slopes excite `a thing`; typographic attacks. ")
+    (tmp_path / "one.ipynb").write_text(text.replace("most show stripes", "none attacked, all foreground"))
+    assert private_words(tmp_path / "one.ipynb") == ["Slopes", "excite", "attacked"]
 
 
 OPENING = """# 01. A finding
