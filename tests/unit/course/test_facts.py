@@ -1,6 +1,5 @@
 """What the first notebook and the models' README say of emoji-vit is what is measured on it."""
 
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -47,7 +46,7 @@ def test_the_checks_of_notebook_01_make_their_pictures_by_its_recipe(model):
 
 
 def test_an_unknown_exercise_names_those_there_are(model):
-    with pytest.raises(VitvizError, match="one of 00.1"):
+    with pytest.raises(VitvizError, match=r"one of \d+: 00\.1"):
         vv.check("99.9", 1, model)
 
 
@@ -58,7 +57,7 @@ def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     passes = F.one_hot(contexts[best]).sum(0).amax(1) >= 5
     assert all(nb00.exercise_1(neuron, model)[0] == passes[neuron] for neuron in range(19, 512, 100))
     passing = int(passes.sum())
-    assert "49 of the 512 neurons" in NOTEBOOK.read_text("utf-8")
+    assert "49 of 512 neurons of the last layer respond to a background" in NOTEBOOK.read_text("utf-8")
     assert abs(passing - 49) <= 2  # another processor's arithmetic may swap two scenes that are nearly equal
 
 
@@ -92,8 +91,7 @@ def test_the_readme_of_the_models_says_what_the_cards_say(name):
 def test_the_first_model_is_at_least_80_percent_right_on_unoccluded_scenes(model):
     row = read_card("emoji-vit")["accuracy"]["unoccluded"]
     assert row["top1"] >= 0.8
-    text = NOTEBOOK.read_text("utf-8")
-    assert re.search(r"81\.5 % of unoccluded and 65\.3 % of occluded", text) and round(row["top1"], 3) == 0.815
+    assert read_card("emoji-vit-standard")["accuracy"]["unoccluded"]["top1"] > row["top1"]  # as the notebook's summary says
     # The card is not taken at its word: 250 fresh scenes that it was not measured on agree with it.
     from vitviz_nb.utils.statistics import wilson
 
