@@ -5,6 +5,7 @@ Weights are random (seed 0), so nothing is downloaded. What a site reads is comp
 where it lies with a probe of this file's own: one square of an image is replaced, and the tokens that change most must be there.
 """
 
+import itertools
 import sys
 import time
 import warnings
@@ -21,7 +22,8 @@ from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
 
 SIZES = (128, 160, 192, 224, 240, 256, 299, 331, 384)
-SQUARES = 8
+SQUARES = 16
+MIXED = "mixed"
 _DEPTH = {"depth": 2}
 MEMBERS = {
     "beit": ("beit_base_patch16_224", _DEPTH), "byoanet": ("halonet_h1", {}), "byobnet": ("mobileone_s1", {}),
@@ -64,10 +66,10 @@ MEMBERS = {
 }
 
 
-def build(name: str, arguments: dict) -> VisionModel:
-    """The network with random weights at the smallest of ``SIZES`` that it takes."""
+def build(name: str, arguments: dict, sizes: tuple[int, ...] = SIZES) -> VisionModel:
+    """The network with random weights at the smallest of ``sizes`` that it takes."""
     native = timm.get_pretrained_cfg(name)
-    for size in SIZES if not native or not native.fixed_input_size or "vit" in name else (native.input_size[-1],):
+    for size in sizes if not native or not native.fixed_input_size or "vit" in name else (native.input_size[-1],):
         for more in ({"img_size": size}, {}):
             torch.manual_seed(0)
             try:
@@ -80,46 +82,76 @@ def build(name: str, arguments: dict) -> VisionModel:
     raise RuntimeError(f"{name} takes none of the sizes {SIZES}")
 
 
-def squares(size: int, side: int) -> list[tuple[int, int, int]]:
-    """(top, left, side) of the squares that are replaced, the corners of the image among them."""
+def squares(size: int, side: int) -> list[tuple[int, int]]:
+    """(top, left) of the squares that are replaced, the corners of the image among them."""
     places = torch.randint(0, size - side + 1, (SQUARES, 2), generator=torch.Generator().manual_seed(5))
     places[:4] = torch.tensor([[0, 0], [0, size - side], [size - side, 0], [size - side, size - side]])
-    return [(*place, side) for place in places.tolist()]
+    return [tuple(place) for place in places.tolist()]
 
 
 def probe(model: VisionModel, sites: list[Site], side: int) -> dict[Site, str]:
-    """What is wrong with the position of each site that claims one ("" for nothing), by squares of ``side`` pixels."""
+    """What the probe by squares of ``side`` pixels says of each site that claims positions: "" where it finds them, MIXED where
+    it finds none (each token depends on the whole image), else which other arrangement of the tokens explains it better."""
     size, random = model.image_size, torch.Generator().manual_seed(6)
     images = torch.rand(1, 3, size, size, generator=random).repeat(1 + SQUARES, 1, 1, 1)
-    for image, (top, left, _) in zip(images[1:], squares(size, side), strict=True):
+    for image, (top, left) in zip(images[1:], squares(size, side), strict=True):
         image[:, top:top + side, left:left + side] = torch.rand(3, side, side, generator=random)
     changes: dict[Site, list[Tensor]] = {}
     for part in images[1:].split(4):
         read = at_sites(model, sites, torch.cat([images[:1], part]), lambda site, tokens: tokens.clone())
         for site, tokens in zip(sites, read, strict=True):
             changes.setdefault(site, []).append((tokens[1:] - tokens[:1]).norm(dim=2))
-    return {site: _misplaced(site, torch.cat(each), size, side) for site, each in changes.items() if site.grid}
+    return {site: misplaced(torch.cat(each), site.grid, size, side) for site, each in changes.items() if site.grid}
 
 
-def _misplaced(site: Site, changes: Tensor, size: int, side: int) -> str:
-    rows, columns = site.grid
+def misplaced(changes: Tensor, grid: tuple[int, int], size: int, side: int) -> str:
+    """What is wrong with the positions of tokens, from how much (squares, tokens) each changes with each square.
+
+    Both the changes and where the squares are lose their means, over tokens and over squares, so that neither a token that always
+    changes nor a square that changes everything counts. What is left agrees in the true arrangement of the tokens more than with
+    the squares shuffled, and no other arrangement agrees better by more than three standard errors over squares.
+    """
+    rows, columns = grid
     if changes.shape[1] != rows * columns:
         return f"{changes.shape[1]} tokens, not {rows} x {columns}"
-    weights = (changes - changes.amax(1, keepdim=True) / 2).clamp_min(0).view(-1, rows, columns)
-    weights /= weights.sum((1, 2), keepdim=True).clamp_min(1e-20)
-    offsets = []
-    for weight, (top, left, _) in zip(weights, squares(size, side), strict=True):
-        found = [(torch.arange(n) + 0.5) @ weight.sum(1 - axis) for axis, n in enumerate((rows, columns))]
-        offsets.append([found[0] - (top + side / 2) / size * rows, found[1] - (left + side / 2) / size * columns])
-    offsets = torch.tensor(offsets)
-    hits = (offsets.abs().amax(1) <= 1.5).sum().item()
-    mean = offsets.median(0).values.abs().max().item()
-    truth = torch.tensor([[(top + side / 2) / size * rows, (left + side / 2) / size * columns]
-                          for top, left, _ in squares(size, side)])
-    follows = min(torch.corrcoef(torch.stack([truth[:, axis], truth[:, axis] + offsets[:, axis]]))[0, 1] for axis in (0, 1))
-    if (hits < 0.75 * SQUARES and not follows > 0.8 and rows > 1) or mean > 0.7:
-        return f"{hits} of {SQUARES} squares of {side} px found, off by {mean:.1f} tokens"
+    covered = torch.stack([_blob(top, left, side, size, rows, columns) for top, left in squares(size, side)])
+    changes, covered = (part / part.sum(1, keepdim=True).clamp_min(1e-20) for part in (changes, covered))
+    changes, covered = (part - part.mean(0) for part in (changes, covered))
+    agreement = changes @ covered.T  # of each square's changes with each square's place
+    random = torch.Generator().manual_seed(8)
+    shuffled = torch.stack([agreement[range(SQUARES), torch.randperm(SQUARES, generator=random)].sum() for _ in range(500)])
+    own = agreement.diagonal()
+    if own.sum() <= shuffled.mean() + 4 * shuffled.std():
+        return MIXED
+    for name, order in arrangements(rows, columns).items():
+        better = (changes[:, order] * covered).sum(1) - own
+        if better.mean() > 3 * better.std() / SQUARES**0.5:
+            return f"in the order {name} its tokens explain the squares better"
     return ""
+
+
+def _blob(top: int, left: int, side: int, size: int, rows: int, columns: int) -> Tensor:
+    """(rows * columns,): a square's place on the grid, blurred by a token."""
+    places = [torch.exp(-(((torch.arange(n) + 0.5) - (start + side / 2) / size * n) / max(1, side / size * n)) ** 2)
+              for n, start in ((rows, top), (columns, left))]
+    return (places[0][:, None] * places[1]).flatten()
+
+
+def arrangements(rows: int, columns: int) -> dict[str, Tensor]:
+    """Orders (rows * columns,) in which a network may keep its tokens, other than row by row, by name."""
+    raster = torch.arange(rows * columns).view(rows, columns)
+    found = {"flipped vertically": raster.flip(0), "flipped horizontally": raster.flip(1),
+             "one token later": raster.flatten().roll(1), "one token earlier": raster.flatten().roll(-1),
+             "column by column": raster.T if rows == columns else raster.flatten().view(columns, rows).T}
+    for height, width in itertools.product(range(2, rows + 1), range(2, columns + 1)):
+        if rows % height == columns % width == 0 and (height, width) != (rows, columns):
+            down, across = rows // height, columns // width
+            windows = raster.view(down, height, across, width)
+            found |= {f"by windows of {height} x {width}": windows.transpose(1, 2),
+                      f"within windows of {height} x {width}": windows.permute(1, 3, 0, 2),
+                      f"back from windows of {height} x {width}": raster.view(down, across, height, width).transpose(1, 2),
+                      f"back from within {height} x {width}": raster.view(height, width, down, across).permute(2, 0, 3, 1)}
+    return {name: order.flatten() for name, order in found.items() if not torch.equal(order.flatten(), raster.flatten())}
 
 
 def values(model: VisionModel, sites: list[Site]) -> dict[Site, str]:
@@ -151,9 +183,13 @@ def values(model: VisionModel, sites: list[Site]) -> dict[Site, str]:
 
 
 def check(module: str) -> tuple[str, str]:
-    """(result, remarks) of a module's member."""
-    name, arguments = MEMBERS[module]
-    model = build(name, arguments)
+    """(result, remarks) of a module's member; where it has no grid in a small image, in one of 224 px."""
+    found = judge(build(*MEMBERS[module]))
+    return found if found[0] != "partly" or found[1].startswith("224 ") else judge(build(*MEMBERS[module], (224,)))
+
+
+def judge(model: VisionModel) -> tuple[str, str]:
+    """(result, remarks) of a network."""
     try:
         found = find_sites(model)
         own = find_site(model).kind
@@ -161,14 +197,18 @@ def check(module: str) -> tuple[str, str]:
         return "refused", str(error)
     sites = [site for kind, some in found.items() if kind not in ("logit", "cls", "attention") for site in some]
     fine = [site for site in sites if site.order is not None]
+    placed = probe(model, sites, model.image_size // 16)
+    placed |= probe(model, fine, model.image_size // max(site.grid[0] for site in fine)) if fine else {}
+    mixed = [site for site, said in placed.items() if said == MIXED]
     faults = [f"{site} ({site.path}): {fault}" for site, fault in [
-        *probe(model, sites, model.image_size // 16).items(), *values(model, [site for site in sites if site.given]).items(),
-        *(probe(model, fine, model.image_size // max(site.grid[0] for site in fine)).items() if fine else ())] if fault]
+        *placed.items(), *values(model, [site for site in sites if site.given]).items()] if fault not in ("", MIXED)]
     shown = ", ".join(f"{len(some)} {kind}" for kind, some in found.items())
     trunk = [site for kind in ("mlp", "channel", "residual") for site in found.get(kind, [])]
     lost = [str(site) for site in trunk if not site.grid]
     orders = {"reordered" for site in trunk if site.order is not None}
     remarks = [f"{model.image_size} px: {shown}", *orders]
+    if mixed:
+        remarks.append(f"{len(mixed)} of {len(placed)} too mixed to be probed")
     if faults:
         return "WRONG", "; ".join([*remarks, f"{len(faults)} faults", *faults[:4]])
     if own == "logit":

@@ -45,15 +45,16 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
     def same(each: Found) -> Place | None:
         return next((known[shape] for axis in each.responses if (shape := _shape(each, axis)) in known), None)
 
-    def layouts(each: Found) -> list[Place]:
-        return _layouts(each, model, size) + _reordered(each, model, size)
+    def layouts(each: Found, reordered: bool = True) -> list[Place]:
+        found = _layouts(each, model, size) + (_reordered(each, model, size) if reordered else [])
+        return [place for place in found if not _padded(each.responses[place.axis][:, place.prefix:])]
 
     def settle(each: Found, place: Place | None) -> Place | None:
         return known.setdefault(_shape(each, place.axis), place) and place if place else None
 
     settled = []
     for each in found:
-        place = _proven(each, fields, _layouts(each, model, size), _CERTAIN) or same(each)
+        place = _proven(each, fields, layouts(each, False), _CERTAIN) or same(each)
         if not place:
             place = _proven(each, fields, layouts(each), _LEAST_AGREEMENT)
             if place and place.order is not None and each.kind not in _TRUNK:
@@ -115,6 +116,11 @@ def _layouts(found: Found, model: VisionModel, size: tuple[int, int]) -> list[Pl
         layouts += [Place(axis, prefix, grid) for prefix in _prefixes(model)
                     if (grid := _grid(responses.shape[1] - prefix, size)) and (len(sides) != 3 or sides[1:] != grid)]
     return layouts
+
+
+def _padded(responses: torch.Tensor) -> bool:
+    """Whether some tokens never respond: they fill up windows that are larger than the image, and are no patches of it."""
+    return bool((responses == 0).all(0).any())
 
 
 def _agreement(place: Place, responses: dict[int, torch.Tensor], fields: torch.Tensor) -> float:

@@ -241,10 +241,11 @@ class VisionModel:
 
 
 def check_finite(module: nn.Module, name: str, text: nn.Module | None = None) -> None:
-    """VitvizError if a weight is NaN or infinite, with the weight's name."""
+    """VitvizError if a weight is NaN or infinite, with the weight's name; a lone number that is infinite is a bound (Gemma's)."""
     for part in filter(None, (module, text)):
         for key, value in part.state_dict().items():
-            if value.is_floating_point() and value.device.type != "meta" and not value.isfinite().all():
+            if value.is_floating_point() and value.device.type != "meta" and not (value.isfinite() | (
+                    value.isinf() & (value.ndim == 0))).all():
                 raise VitvizError(f"The weights of {name} contain NaN or infinite numbers (in {key}), so no picture can be "
                                   f"made from them; train or download the model again.")
 

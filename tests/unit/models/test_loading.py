@@ -15,7 +15,7 @@ from vitviz_nb.models import loading as models
 from vitviz_nb.models.cards import build
 from vitviz_nb.models.loading import list_models, load, load_from
 from vitviz_nb.models.text_tower import TextTower
-from vitviz_nb.models.vision_model import VisionModel, plain_attention
+from vitviz_nb.models.vision_model import VisionModel, check_finite, plain_attention
 from vitviz_nb.models.wrapping import imagenet_names
 from vitviz_nb.utils.errors import VitvizError
 
@@ -343,3 +343,13 @@ def test_the_hash_follows_every_weight(tiny_vit: VisionModel):
 
 def test_a_module_without_weights_lies_on_the_cpu():
     assert VisionModel(nn.Flatten(), "flat", 8).device.type == "cpu"
+
+
+def test_an_infinite_bound_of_a_network_is_no_damaged_weight(tiny_vit):
+    """As the clipping layers of timm's Gemma have, until they are trained."""
+    tiny_vit.module.register_buffer("bound", torch.tensor(-math.inf))
+    check_finite(tiny_vit.module, "net")
+    for damaged in (torch.tensor(math.nan), torch.tensor([1.0, math.inf])):
+        tiny_vit.module.bound = damaged
+        with pytest.raises(VitvizError, match=r"in bound\)"):
+            check_finite(tiny_vit.module, "net")
