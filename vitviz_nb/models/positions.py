@@ -39,7 +39,8 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
     fields = _fields(max(3, min(40, 700 // max(size))), *size)
     watch = Watch(model, 1 + len(fields))
     watch.run(_images(model, fields).to(model.device))
-    found = _worth(watch)
+    found = [each for each in _worth(watch) if each.kind != "channel" or len(each.shape) != 4
+             or any(_is_map(_shape(each, axis)[2:], size) for axis in each.responses)]  # else heads or others apart
     known: dict[tuple, Place] = {}
 
     def same(each: Found) -> Place | None:
@@ -111,11 +112,17 @@ def _layouts(found: Found, model: VisionModel, size: tuple[int, int]) -> list[Pl
     layouts = []
     for axis, responses in found.responses.items():
         sides = _shape(found, axis)[1:]
-        if len(sides) == 3 and sides[0] == 1:
-            layouts.append(Place(axis, 0, sides[1:]))
+        if len(sides) == 3 and sides[0] == 1 < min(sides[1:]):
+            layouts += [Place(axis, 0, sides[1:])] * _is_map(sides[1:], size)
+            continue
         layouts += [Place(axis, prefix, grid) for prefix in _prefixes(model)
-                    if (grid := _grid(responses.shape[1] - prefix, size)) and (len(sides) != 3 or sides[1:] != grid)]
+                    if (grid := _grid(responses.shape[1] - prefix, size))]
     return layouts
+
+
+def _is_map(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
+    """Whether two dimensions of a tensor are as high and wide as the image is, but for a row or column."""
+    return abs(sides[0] * size[1] - sides[1] * size[0]) <= max(size)
 
 
 def _padded(responses: torch.Tensor) -> bool:
