@@ -240,7 +240,53 @@ def test_windows_say_why_they_have_no_grid():
     assert site.grid is None and site.why == "its tokens are in windows"
 
 
+class PaddedMLP(Functional):
+    """An MLP over 4 x 4 patches that are filled up to 6 x 6, as windows are that are larger than the image."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        padded = F.pad(x.unflatten(1, (4, 4)), (0, 0, 0, 2, 0, 2)).flatten(1, 2)
+        return super().forward(padded).unflatten(1, (6, 6))[:, :4, :4].flatten(1, 2)
+
+
+class Pyramid(nn.Module):
+    """A block over 8 x 8 patches of 64 px, and one over 4 x 4."""
+
+    def __init__(self, mlp: nn.Module):
+        super().__init__()
+        self.stem, self.first, self.second, self.head = nn.Conv2d(3, 8, 8, 8), Block(Functional()), Block(mlp), nn.Linear(8, 4)
+
+    def forward(self, images: Tensor) -> Tensor:
+        x = self.first(self.stem(images).flatten(2).transpose(1, 2))
+        x = F.avg_pool2d(x.transpose(1, 2).unflatten(2, (8, 8)), 2).flatten(2).transpose(1, 2)
+        return self.head(self.second(x).mean(1))
+
+
+@pytest.mark.parametrize(("mlp", "grid"), [(Functional, (4, 4)), (PaddedMLP, None)])
+def test_padding_of_windows_is_no_position(mlp: Callable, grid):
+    """Of 36 tokens no patch of the image can change 20: they are no grid of 6 x 6."""
+    assert [site.grid for site in find_sites(VisionModel(Pyramid(mlp()), "pyramid", 64))["mlp"]] == [(8, 8), grid]
+
+
 # CNNs
+
+
+class Heads(nn.Module):
+    """Attention of two heads with an activation function on (N, heads, positions, 4), as linear attention has."""
+
+    def __init__(self):
+        super().__init__()
+        self.act = nn.ReLU()
+
+    def forward(self, x: Tensor) -> Tensor:
+        heads = self.act(x.unflatten(1, (2, 4)).flatten(3).transpose(2, 3))
+        mixed = heads @ (heads.transpose(2, 3) @ heads) / heads.shape[2]
+        return mixed.transpose(2, 3).reshape(x.shape)
+
+
+def test_a_tensor_of_heads_is_no_map_of_channels():
+    module = nn.Sequential(ConvReLU(3, 8), Heads(), ConvReLU(8, 6), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(6, 4))
+    assert [(site.path, site.units, site.grid) for site in find_sites(VisionModel(module, "attentive", 16))["channel"]] == [
+        ("0", 8, (16, 16)), ("2", 6, (16, 16))]
 
 
 class ConvReLU(nn.Module):
