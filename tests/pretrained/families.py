@@ -48,7 +48,7 @@ MEMBERS = {
     "mobilenetv5": ("mobilenetv5_base", {}), "mobilevit": ("mobilevitv2_050", {}), "mvitv2": ("mvitv2_tiny", {}),
     "naflexvit": ("naflexvit_base_patch16_gap", _DEPTH), "nasnet": ("nasnetalarge", {}), "nest": ("nest_tiny", {}),
     "nextvit": ("nextvit_small", {}), "nfnet": ("nfnet_l0", {}), "pit": ("pit_ti_distilled_224", {}),
-    "pnasnet": ("pnasnet5large", {}), "pvt_v2": ("pvt_v2_b0", {}), "qwen3_vit": ("qwen3_vit_base", _DEPTH),
+    "pnasnet": ("pnasnet5large", {}), "pvt_v2": ("pvt_v2_b0", {}), "qwen3_vit": ("qwen3_vit_88m", _DEPTH),
     "rdnet": ("rdnet_tiny", {}), "regnet": ("regnety_002", {}), "repghost": ("repghostnet_050", {}),
     "repvit": ("repvit_m0_9", {}), "res2net": ("res2net50_48w_2s", {}), "resnest": ("resnest14d", {}),
     "resnet": ("resnet10t", {}), "resnetv2": ("resnetv2_18", {}), "rexnet": ("rexnet_100", {}), "selecsls": ("selecsls42", {}),

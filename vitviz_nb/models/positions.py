@@ -48,6 +48,10 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
 
     def layouts(each: Found, reordered: bool = True) -> list[Place]:
         found = _layouts(each, model, size) + (_reordered(each, model, size) if reordered else [])
+        if each.kind in ("key", "value"):  # Next-ViT pools runs of flattened tokens: as many rows as before, fewer columns
+            rows = {place.grid[0] for place in known.values()}
+            found += [Place(axis, 0, (n, responses.shape[1] // n)) for axis, responses in each.responses.items() for n in rows
+                      if responses.shape[1] % n == 0 < responses.shape[1] // n < n]
         return [place for place in found if not _padded(each.responses[place.axis][:, place.prefix:])]
 
     def settle(each: Found, place: Place | None) -> Place | None:
