@@ -87,7 +87,8 @@ def test_the_package_stays_thin():
     the browser of an atlas and its page (198),
     functions that learners of 04 and 07 write, with the mistakes that are named (73), and those of 08, 09 and 11 (45),
     of 01 and 02 (61);
-    and what the sweep over timm's modules found wrong: padding and heads taken for positions, bounds for weights, pooled keys for squares (18).
+    and what the sweep over timm's modules found wrong: padding and heads taken for positions, bounds for weights,
+    pooled keys for squares (18).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
     assert sum(lines.values()) <= 6555, lines
