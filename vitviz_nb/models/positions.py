@@ -52,7 +52,7 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
             rows = {place.grid[0] for place in known.values()}
             found += [Place(axis, 0, (n, responses.shape[1] // n)) for axis, responses in each.responses.items() for n in rows
                       if responses.shape[1] % n == 0 < responses.shape[1] // n < n]
-        return [place for place in found if not _padded(each.responses[place.axis][:, place.prefix:])]
+        return [place for place in found if not _padded(place, each.responses)]
 
     def settle(each: Found, place: Place | None) -> Place | None:
         return known.setdefault(_shape(each, place.axis), place) and place if place else None
@@ -129,9 +129,10 @@ def _is_map(sides: tuple[int, ...], size: tuple[int, int]) -> bool:
     return abs(sides[0] * size[1] - sides[1] * size[0]) <= max(size)
 
 
-def _padded(responses: torch.Tensor) -> bool:
-    """Whether some tokens never respond: they fill up windows that are larger than the image, and are no patches of it."""
-    return bool((responses == 0).all(0).any())
+def _padded(place: Place, responses: dict[int, torch.Tensor]) -> bool:
+    """Whether a last row or column never responds: it fills up windows that are larger than the image."""
+    never = (responses[place.axis][:, place.prefix:] == 0).all(0).view(place.grid)
+    return place.grid[0] > 2 < place.grid[1] and bool(never[-1].all() or never[:, -1].all())
 
 
 def _agreement(place: Place, responses: dict[int, torch.Tensor], fields: torch.Tensor) -> float:
