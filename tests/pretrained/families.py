@@ -241,7 +241,9 @@ def main(modules: list[str]) -> None:
 
 _INTRODUCTION = (
     f"Written by `python tests/pretrained/families.py` with timm {timm.__version__}: random weights, the smallest image size "
-    f"that each takes. *Sound*: at every site units, values and positions are what a probe and hooks of the sweep's own find. "
+    f"that each takes. *Sound*: at every site units and values are what hooks of the sweep's own find, and no other "
+    f"order of its tokens explains better which of them change with which square of the image. (Sites that are *too mixed to be "
+    f"probed* are counted: there, with random weights, every token depends on the whole image alike.) "
     f"*Partly*: some layers are read without a grid. *Refused*: the kit says that it cannot read the network.")
 
 if __name__ == "__main__":
