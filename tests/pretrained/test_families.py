@@ -8,8 +8,9 @@ import pytest
 import timm
 
 TABLE = dict(re.findall(r"^\| (\w+) \| `\w+` \| (\w+) \|", Path(families.__file__).with_suffix(".md").read_text("utf-8"), re.M))
-# Windows (padded, nested), pooled queries, two resolutions, tokens in tokens, gates, positions by convolutions, no grid at all.
-HARDEST = ("davit", "hiera", "nest", "mvitv2", "crossvit", "tnt", "mambaout", "levit", "mobilevit", "cpubone", "gemma4_vit",
+# Padded windows, pooled queries and keys, two resolutions, gates, positions by convolutions, heads, outlook attention, no grid at
+# all. Slower ones (hiera, nest, tnt) have small networks of their own among the unit tests, or only the table.
+HARDEST = ("davit", "mvitv2", "nextvit", "crossvit", "mambaout", "levit", "mobilevit", "efficientvit_mit", "volo", "xcit", "cpubone",
            "vision_transformer_relpos")
 
 
