@@ -10,8 +10,8 @@ import timm
 TABLE = dict(re.findall(r"^\| (\w+) \| `\w+` \| (\w+) \|", Path(families.__file__).with_suffix(".md").read_text("utf-8"), re.M))
 # Padded windows, pooled queries and keys, two resolutions, gates, positions by convolutions, heads, outlook attention, no grid at
 # all. Slower ones (hiera, nest, tnt) have small networks of their own among the unit tests, or only the table.
-HARDEST = ("davit", "mvitv2", "nextvit", "crossvit", "mambaout", "levit", "mobilevit", "efficientvit_mit", "volo", "xcit", "cpubone",
-           "vision_transformer_relpos")
+HARDEST = ("davit", "mvitv2", "nextvit", "crossvit", "mambaout", "levit", "mobilevit", "efficientvit_mit", "volo", "xcit",
+           "cpubone", "vision_transformer_relpos")
 
 
 def test_the_table_has_every_module_of_this_timm_none_wrong_and_most_sound():
