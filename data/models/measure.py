@@ -1,7 +1,7 @@
-"""Measure what the pictures of a model are worth: the rows of the tables in this folder's README, and its sheet.
+"""Measure what the pictures of a model are worth: the rows of the tables in this folder's README.
 
     python data/models/measure.py emoji-vit --judges emoji-resnet,emoji-swin
-    python data/models/measure.py emoji-vit --folder trained --pictures '{"tv": 0.003}' --neurons 128 --sheet sheet.webp
+    python data/models/measure.py emoji-vit --folder trained --pictures '{"tv": 0.003}' --neurons 128
 
 For the last block of a model, over its neurons: the share of living ones, the share of their pictures above the 99th
 percentile of scenes, how many are selective for a concept, and how many pictures of those each judge, a model of another
@@ -25,7 +25,6 @@ from vitviz_nb.experiments.faithfulness import selectivity
 from vitviz_nb.utils.statistics import wilson
 from vitviz_nb.models.loading import load_from
 from vitviz_nb.models.cards import models_dir
-from vitviz_nb.experiments.progression import wall
 from vitviz_nb.models.sites import find_sites
 
 BOUNDS = (0.0, 2.0, 3.0, 4.0)  # standard deviations; the README states the share from 3: below, a neuron has no clear concept
@@ -40,7 +39,6 @@ def main() -> None:
     parser.add_argument("--layer", type=int, default=-1)
     parser.add_argument("--neurons", type=int, help="only so many, evenly spaced")
     parser.add_argument("--pictures", type=json.loads, default={}, help="changes to the recipe, as JSON")
-    parser.add_argument("--sheet", type=Path, help="also draw 8 random and the 8 most selective units of every layer")
     options = parser.parse_args()
     model = load_from(options.folder, options.model)
     kind, places = next(iter(find_sites(model).items()))
@@ -78,8 +76,6 @@ def main() -> None:
             right = int((model(moved).argmax(1) == scenes.concept).sum())
         low, high = wilson(right, 500)
         print(f"  attacked with radius {radius}: {right / 5:.1f} % right ({100 * low:.1f} to {100 * high:.1f})", flush=True)
-    if options.sheet:
-        wall(visualizer).save(options.sheet, quality=85, method=6)
 
 
 if __name__ == "__main__":
