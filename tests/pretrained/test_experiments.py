@@ -4,7 +4,6 @@ import math
 from dataclasses import replace
 
 import pytest
-import torch
 
 import vitviz_nb as vv
 from vitviz_nb.datasets.image_set import ImageSet
@@ -14,8 +13,8 @@ from vitviz_nb.visualize.visualizer import Visualizer
 
 
 @pytest.fixture(scope="module")
-def few(photos) -> ImageSet:
-    return ImageSet(photos._model, photos, 24)
+def few(model, photos) -> ImageSet:
+    return ImageSet(model, photos, 24)
 
 
 def values(result) -> list[float]:
@@ -65,4 +64,4 @@ def test_10_pictures_exceed_photographs_and_those_of_other_neurons_do_not(model,
 def test_what_needs_classes_says_so(experiment, model, few):
     with pytest.raises(VitvizError, match="class|embedded") as caught:
         experiment(model, few)
-    assert 20 < len(str(caught.value)) < 400 and not isinstance(caught.value.__cause__, torch.cuda.OutOfMemoryError)
+    assert 20 < len(str(caught.value)) < 400

@@ -1,5 +1,7 @@
 """Does the feature visualization of a neuron show what the neuron detects? Emoji World has the ground truth to measure it."""
 
+import zipfile
+import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -12,7 +14,7 @@ from ..models.reading import activations
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils import cache
-from ..utils.errors import VitvizError
+from ..utils.errors import VitvizError, first_line
 from ..utils.memory import release_memory
 from ..utils.paths import data_dir
 from ..utils.statistics import pearson
@@ -53,7 +55,9 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
     Of ``shuffled`` labels, the control, the best of 256 concepts has about 0.5. One pass over the scenes measures all layers and
     the control, in about a minute of a CPU core; of the models in ``data/selectivity`` it is stored, for the default scenes.
     """
-    sites, stored = find_sites(model)[site.kind], None if world else _stored(model, site.kind)
+    sites, stored = find_sites(model)[site.kind], None
+    if world is None and model.card and model.unchanged and site.kind == find_site(model).kind:
+        stored = stored_selectivity(model.name, model.weights_hash)
     world = world or default_world(model)
 
     def batches() -> Batches:
@@ -80,14 +84,21 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
     return Selectivity(torch.from_numpy(found[f"{name}_of"]).long(), torch.from_numpy(found[name]))
 
 
-def _stored(model: VisionModel, kind: str) -> dict[str, np.ndarray] | None:
-    """What ``data/selectivity/measure.py`` stored of a model as it ships, as the cache has it; None of any other."""
-    path = data_dir() / "selectivity" / f"{model.name}.npz"
-    if not (model.card and path.exists() and kind == find_site(model).kind and model.unchanged):
+def stored_selectivity(name: str, weights: str) -> dict[str, np.ndarray] | None:
+    """What ``data/selectivity/measure.py`` stored of an embedded model with this SHA-256 of its weights; None of any other.
+
+    For layer 3 "concepts3" and "concepts3_of", each (5, units): values, and the concepts that they are of; with shuffled labels
+    "shuffled3" and "shuffled3_of". At neurons of the model's own kind. VitvizError: the file is damaged.
+    """
+    path = data_dir() / "selectivity" / f"{name}.npz"
+    if not path.exists():
         return None
-    with np.load(path, allow_pickle=False) as arrays:
-        found = dict(arrays)
-    return found if found.pop("weights").item() == model.weights_hash else None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        return found if found.pop("weights").item() == weights else None
+    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise VitvizError(f"{path} is damaged ({first_line(error)}); run vitviz doctor.") from None
 
 
 def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:

@@ -47,12 +47,12 @@ def places(model: VisionModel) -> tuple[list[tuple[Found, Place]], object]:
         return next((known[shape] for axis in each.responses if (shape := _shape(each, axis)) in known), None)
 
     def layouts(each: Found, reordered: bool = True) -> list[Place]:
-        found = _layouts(each, model, size) + (_reordered(each, model, size) if reordered else [])
+        possible = _layouts(each, model, size) + (_reordered(each, model, size) if reordered else [])
         if each.kind in ("key", "value"):  # Next-ViT pools runs of flattened tokens: as many rows as before, fewer columns
             rows = {place.grid[0] for place in known.values()}
-            found += [Place(axis, 0, (n, responses.shape[1] // n)) for axis, responses in each.responses.items() for n in rows
-                      if responses.shape[1] % n == 0 < responses.shape[1] // n < n]
-        return [place for place in found if not _padded(place, each.responses)]
+            possible += [Place(axis, 0, (n, responses.shape[1] // n)) for axis, responses in each.responses.items() for n in rows
+                         if responses.shape[1] % n == 0 < responses.shape[1] // n < n]
+        return [place for place in possible if not _padded(place, each.responses)]
 
     def settle(each: Found, place: Place | None) -> Place | None:
         return known.setdefault(_shape(each, place.axis), place) and place if place else None

@@ -57,7 +57,8 @@ class VisionModel:
             raise VitvizError(f"styles is a list of names, got {validate.shown(styles)}.")
         self.name, self.image_size = name, validate.whole("image_size", image_size, 1, 8192)
         check_finite(module, name, text)
-        says = says if isinstance(says := getattr(module, "pretrained_cfg", None), dict) else {}
+        says = getattr(module, "pretrained_cfg", None)
+        says = says if isinstance(says, dict) else {}
         self.mean = _channels("mean", says.get("mean", (0.5,) * 3) if mean is None else mean)
         self.std = _channels("std", says.get("std", (0.5,) * 3) if std is None else std)
         self.module = module.eval().requires_grad_(False)

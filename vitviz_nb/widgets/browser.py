@@ -16,6 +16,7 @@ from PIL import Image
 from .. import __version__
 from ..datasets.emoji_world import EmojiWorld
 from ..datasets.photographs import Photos
+from ..experiments.faithfulness import stored_selectivity
 from ..models.sites import KINDS
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import to_image
@@ -99,13 +100,11 @@ def contents(atlas: Atlas) -> dict:
         neurons["maps"] += [None if maps is None else base64.b64encode(maps[i].astype("uint8")).decode() for i in range(rows)]
     shows = {number: concept for top, scenes in zip(neurons["top"], table["scenes"], strict=True)
              for number, concept in zip(top, scenes, strict=False)}
-    path = data_dir() / "selectivity" / f"{facts['model']}.npz"  # of the kind that the model has by default
-    if path.exists() and facts["kind"] in ("mlp", "channel") and "neurons" not in facts:
-        with np.load(path, allow_pickle=False) as stored:
-            if stored["weights"].item() == facts["weights"]:
-                neurons["selectivity"] = [v for layer in facts["layers"] for v in stored[f"concepts{layer}"][0].tolist()]
-                preferred = [i for layer in facts["layers"] for i in stored[f"concepts{layer}_of"][0].tolist()]
-                neurons["preferred"] = np.array(EmojiWorld().concepts)[preferred].tolist()
+    whole = facts["kind"] in ("mlp", "channel") and "neurons" not in facts
+    if whole and (stored := stored_selectivity(facts["model"], facts["weights"])):
+        neurons["selectivity"] = [v for layer in facts["layers"] for v in stored[f"concepts{layer}"][0].tolist()]
+        preferred = [i for layer in facts["layers"] for i in stored[f"concepts{layer}_of"][0].tolist()]
+        neurons["preferred"] = np.array(EmojiWorld().concepts)[preferred].tolist()
     concepts, strongest = sorted(set(shows.values())), [scenes[0] for scenes in table["scenes"]]
     example = max(concepts, key=strongest.count, default="")
     each = f"{facts['neurons']} evenly spaced ones of each layer" if "neurons" in facts else "all of each layer"

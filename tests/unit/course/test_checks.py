@@ -676,7 +676,8 @@ def test_a_function_is_tried_on_hidden_inputs_and_a_known_mistake_is_named(capsy
     assert judge(lambda x: x.mean()) == (False, "your function returned the shape () where (2,) is expected")
     assert judge(lambda x: x / "2")[1].startswith("your function raised TypeError")
     assert judge(lambda x: print())[1].startswith("your function returned None")
-    assert not judge(lambda x: x * float("nan"))[0]
+    assert judge(lambda x: x > 1) == (False, "on a hidden input it is 1.5 off") and not judge(lambda x: x * float("nan"))[0]
+    assert "real numbers" in judge(lambda x: torch.fft.fft(x))[1] and "real numbers" in judge(lambda x: "3.5")[1]
     with pytest.raises(VitvizError, match="your function itself"):
         judge(3.0)
     changed = inputs[0][0]

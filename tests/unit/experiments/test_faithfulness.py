@@ -177,6 +177,16 @@ def test_stored_selectivity_is_of_the_weights_that_ship_and_what_the_headlines_m
                 assert control.mean().item() == pytest.approx(measured[call, f"layer={layer}, labels=shuffled"], abs=1e-3)
 
 
+@pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive"])
+def test_damaged_stored_selectivity_is_reported_in_a_sentence(content, monkeypatch, tmp_path):
+    (tmp_path / "selectivity").mkdir()
+    (tmp_path / "selectivity" / "emoji-vit.npz").write_bytes(content)
+    monkeypatch.setattr(faithfulness, "data_dir", lambda: tmp_path)
+    with pytest.raises(VitvizError, match=r"emoji-vit\.npz is damaged \(.+\); run vitviz doctor"):
+        faithfulness.stored_selectivity("emoji-vit", "0" * 64)
+    assert faithfulness.stored_selectivity("emoji-swin", "0" * 64) is None  # of which nothing is stored
+
+
 def test_stored_selectivity_is_not_taken_for_other_scenes_or_weights(monkeypatch):
     monkeypatch.setattr(faithfulness, "_SCENES", 16)
     shipped = load("emoji-vit", device="cpu")

@@ -44,24 +44,33 @@ def implementation(answer: Any, reference: Callable, inputs: list[tuple], misses
             largest of them) is right.
         misses: what a wrong answer lacks, by a function that makes the same mistake; the first that gives its values is named.
     """
-    if not callable(answer):
-        raise VitvizError(f"The answer is your function itself, without calling it; got {validate.shown(answer)}.")
     for given in inputs:
-        expected = torch.as_tensor(reference(*given))
-        try:
-            found = answer(*(part.clone() if isinstance(part, Tensor) else part for part in given))
-        except Exception as error:  # a learner's function may raise anything
-            return False, f"your function raised {type(error).__name__}: {first_line(error)}"
-        try:
-            found = torch.as_tensor(found).detach()
-        except (TypeError, ValueError, RuntimeError):
-            return False, f"your function returned {validate.shown(found)}; a tensor of shape {tuple(expected.shape)} is expected"
-        if found.shape != expected.shape:
-            return False, f"your function returned the shape {tuple(found.shape)} where {tuple(expected.shape)} is expected"
+        expected = torch.as_tensor(reference(*given)).double()
+        if isinstance(found := called(answer, given, expected.shape), str):
+            return False, found
         if not _close(found, expected, tolerance):
             named = (miss for miss, wrong in misses.items() if _close(found, torch.as_tensor(wrong(*given)), tolerance))
             return False, next(named, f"on a hidden input it is {(found - expected).abs().max():.3g} off")
     return True, f"your function gives the expected values on {len(inputs)} hidden inputs."
+
+
+def called(answer: Any, given: tuple, shape: tuple) -> Tensor | str:
+    """What a learner's function returns for copies of these arguments, float64 of this shape; or in words why it is not that."""
+    if not callable(answer):
+        raise VitvizError(f"The answer is your function itself, without calling it; got {validate.shown(answer)}.")
+    try:
+        found = answer(*(part.clone() if isinstance(part, Tensor) else part for part in given))
+    except Exception as error:  # a learner's function may raise anything
+        return f"your function raised {type(error).__name__}: {first_line(error)}"
+    try:
+        values = torch.as_tensor(found).detach()
+    except (TypeError, ValueError, RuntimeError):
+        values = None
+    if values is None or values.is_complex():
+        return f"your function returned {validate.shown(found)}; a tensor of real numbers of shape {tuple(shape)} is expected"
+    if values.shape != shape:
+        return f"your function returned the shape {tuple(values.shape)} where {tuple(shape)} is expected"
+    return values.cpu().double()
 
 
 def _close(found: Tensor, expected: Tensor, tolerance: float) -> bool:

@@ -4,9 +4,8 @@ import torch
 
 from ...experiments.semantics import image_embeddings
 from ...utils import validate
-from ...utils.errors import VitvizError, first_line
 from ...utils.statistics import variance_explained
-from . import close, color_world, implementation
+from . import called, close, color_world, implementation
 
 
 def exercise_1(answer, model=None):
@@ -49,19 +48,14 @@ def exercise_2(answer, model):
 
 def exercise_3(answer, model=None):
     """A function from pictures, words (N, 3, S, S) and masks (N, 1, S, S) to pictures covered as much, with nothing to read."""
-    if not callable(answer):
-        raise VitvizError(f"The answer is your function itself, without calling it; got {validate.shown(answer)}.")
     draw = torch.Generator().manual_seed(8)
     picture, word = torch.zeros(2, 3, 16, 16), 0.5 + torch.rand(2, 3, 16, 16, generator=draw) / 2
     mask = torch.zeros(2, 1, 16, 16)
     mask[:, :, 3:6, 2:11], mask[0, :, 6:12, 2:4], mask[1, :, 6:9, 8:11] = 1, 1, 1
     attack = picture * (1 - mask) + word * mask
-    try:
-        found = torch.as_tensor(answer(picture.clone(), word.clone(), mask.clone()))
-    except Exception as error:  # a learner's function may raise anything
-        return False, f"your function raised {type(error).__name__}: {first_line(error)}"
-    if found.shape != attack.shape:
-        return False, f"your function returned the shape {tuple(found.shape)} where {tuple(attack.shape)} is expected"
+    if isinstance(found := called(answer, (picture, word, mask), attack.shape), str):
+        return False, found
+    found = found.float()
     if torch.allclose(found, attack):
         return False, "that is the word itself, which a model may read"
     covered = (found != 0).any(1).sum((1, 2)) / mask.sum((1, 2, 3))  # hidden pictures are black, ink is not
