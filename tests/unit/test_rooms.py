@@ -88,8 +88,9 @@ def test_the_package_stays_thin():
     functions that learners of 04 and 07 write, with the mistakes that are named (73), and those of 08, 09 and 11 (45),
     of 01 and 02 (61);
     and what the sweep over timm's modules found wrong: padding and heads taken for positions, bounds for weights,
-    pooled keys for squares (19); and damaged stored selectivity, said in a sentence (14).
+    pooled keys for squares (19); and what the review broke: damaged stored selectivity,
+    orders an atlas lacks, scenes drawn one by one, a page that cannot be written (31).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 6556, lines
-    assert sum(map(length, MODULES)) <= 11005
+    assert sum(lines.values()) <= 6559, lines
+    assert sum(map(length, MODULES)) <= 11022

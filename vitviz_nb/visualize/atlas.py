@@ -78,7 +78,10 @@ class Atlas:
                 raise ValueError("its files are not listed with the SHA-256 of each")
             return cls(folder, facts)
         except (OSError, ValueError, TypeError, KeyError, AttributeError, RecursionError) as error:
-            raise VitvizError(f"{given} holds no atlas ({error}); `vitviz atlas MODEL --out {given}` makes one.") from None
+            shipped = [path.parent.name for path in sorted((data_dir() / "atlas").glob("*/manifest.json"))]
+            reason = "it has no manifest.json" if isinstance(error, FileNotFoundError) else error
+            raise VitvizError(f"{given} holds no atlas ({reason}); `vitviz atlas MODEL --out {given}` makes one, and "
+                              f"{len(shipped)} ship, such as emoji-vit.{nearest(given.name, shipped)}") from None
 
     def covers(self, model: VisionModel, kind: str, layer: int) -> bool:
         """Whether it has a whole layer of this model as it is now: the same weights, and no hooks or changes in force."""

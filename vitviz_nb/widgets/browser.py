@@ -3,6 +3,7 @@
 import base64
 import html
 import json
+from collections.abc import Iterator
 from functools import lru_cache
 from io import BytesIO
 from pathlib import Path
@@ -50,7 +51,7 @@ class Browser(anywidget.AnyWidget):
     _esm, _css = _HERE / "browser.js", _HERE / "browser.css"
     page = traitlets.Dict().tag(sync=True)
     layer = traitlets.Union([traitlets.Int(), traitlets.Enum(["all"])]).tag(sync=True)
-    sort = traitlets.Enum(["number", "percentile", "activation", "selectivity", "agreement"], "number").tag(sync=True)
+    sort = traitlets.Unicode("number").tag(sync=True)
     concept = traitlets.Unicode("").tag(sync=True)
     opened = traitlets.Tuple(traitlets.Int(), traitlets.Int(), allow_none=True, default_value=None).tag(sync=True)
 
@@ -67,6 +68,10 @@ class Browser(anywidget.AnyWidget):
             self.atlas.numbers(layer)
         super().__init__(page=page, layer=validate.scalar(layer), concept=concept)
         self.on_msg(lambda _, content, buffers: self.send(content, [image(self.atlas, content["image"])]))
+
+    @traitlets.validate("sort")
+    def _possible(self, proposal):
+        return validate.choice("sort", proposal["value"], self.page["orders"])
 
     @traitlets.validate("layer", "opened")
     def _exists(self, proposal):
@@ -135,11 +140,18 @@ def image(atlas: Atlas, name: str) -> bytes:
     kind, *numbers = name.split()
     if kind == "sheet":
         return list(atlas.sheets(int(numbers[0])).values())[int(numbers[1])]
-    images, [number] = _reference(atlas), map(int, numbers)
-    shown = images[number][0] if isinstance(images, Photos) else to_image(images.batch([number]).images[0])
-    shown.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
-    shown.save(file := BytesIO(), "WEBP", quality=80)
-    return file.getvalue()
+    return next(_thumbnails(atlas, [int(numbers[0])]))
+
+
+def _thumbnails(atlas: Atlas, numbers: list[int]) -> Iterator[bytes]:
+    """Reference images as WebP; scenes are drawn 64 at once, which is eight times as fast as one by one."""
+    images = _reference(atlas)
+    for part in (numbers[i:i + 64] for i in range(0, len(numbers), 64)):
+        photographs = isinstance(images, Photos)
+        for shown in [images[number][0] for number in part] if photographs else map(to_image, images.batch(part).images):
+            shown.thumbnail((_SIDE, _SIDE), Image.Resampling.LANCZOS)
+            shown.save(file := BytesIO(), "WEBP", quality=80)
+            yield file.getvalue()
 
 
 def export(atlas: Atlas | str | Path, folder: str | Path, force: bool = False) -> Path:
@@ -149,10 +161,12 @@ def export(atlas: Atlas | str | Path, folder: str | Path, force: bool = False) -
     """
     atlas, path = _checked(atlas), validate.path("--out", folder) / "index.html"
     template, style, script = ((_HERE / f"browser.{suffix}").read_text("utf-8") for suffix in ("html", "css", "js"))
+    files.ready(path.parent, "The folder of the page,")
     files.check_target(path, lambda page: page.read_text("utf-8")[:80] == template[:80], force)
     page = contents(atlas)
     names = [f"sheet {layer} {i}" for layer, count in page["sheets"].items() for i in range(count)]
-    made = {name: image(atlas, name) for name in [*names, *(f"reference {number}" for number in page["shows"])]}
+    made = {name: image(atlas, name) for name in names}
+    made |= zip([f"reference {number}" for number in page["shows"]], _thumbnails(atlas, [*page["shows"]]), strict=True)
     images = {name: f"data:image/webp;base64,{base64.b64encode(content).decode()}" for name, content in made.items()}
     state = {"page": page, "images": images, "layer": page["layers"][-1], "sort": "number", "concept": "", "opened": None}
     if len(json.dumps(state)) + len(style) + len(script) > _MOST:

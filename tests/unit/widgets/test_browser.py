@@ -105,6 +105,14 @@ def test_selectivity_is_there_where_it_is_stored_of_these_weights(monkeypatch: p
     assert "selectivity" not in contents(atlas)["orders"]
 
 
+def test_an_order_that_the_atlas_lacks_is_refused():
+    browser = vv.browse(REAL)  # without stored selectivity, which the page would look for in vain
+    for order in ("selectivity", "beauty"):
+        with pytest.raises(VitvizError, match=f"sort is one of number, percentile, activation, agreement; got '{order}'"):
+            browser.sort = order
+    assert browser.sort == "number"
+
+
 def test_a_concept_is_searched_in_all_layers_or_in_one():
     browser = vv.browse("emoji-vit", concept="owl")
     assert (browser.layer, browser.concept) == ("all", "owl")
