@@ -199,6 +199,9 @@ def judge(model: VisionModel) -> tuple[str, str]:
     fine = [site for site in sites if site.order is not None]
     placed = probe(model, sites, model.image_size // 16)
     placed |= probe(model, fine, model.image_size // max(site.grid[0] for site in fine)) if fine else {}
+    if found.get("residual") and MIXED not in [placed.get(site) for site in found["residual"]]:
+        placed |= {site: "no square is found, though the residual stream that it is computed from shows all of them"
+                   for site, said in placed.items() if said == MIXED and site.kind in ("query", "key", "value")}
     mixed = [site for site, said in placed.items() if said == MIXED]
     faults = [f"{site} ({site.path}): {fault}" for site, fault in [
         *placed.items(), *values(model, [site for site in sites if site.given]).items()] if fault not in ("", MIXED)]
