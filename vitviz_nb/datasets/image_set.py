@@ -38,6 +38,7 @@ class ImageSet:
 
     Attributes:
         source, n: the images as given, or the default world; how many are numbered, from 0.
+        classes: the names of the images' own classes, in the order of ``class_of``; empty where these are not known.
         name, key: what they are called in captions and in the keys of caches.
 
     Raises:
@@ -52,24 +53,24 @@ class ImageSet:
         if isinstance(images, ImageSet):
             images, n = images.source, min(n or images.n, images.n)
         self.source = source = default_world(model) if images is None else images
-        self._model, self._classes, self._masks, self._last = model, [], None, None
+        self._model, self.classes, self._masks, self._last = model, [], None, None
         if isinstance(source, EmojiWorld):
             if source.size != size:
                 raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
-            self.n, self._classes = n or default_n, source.concepts
+            self.n, self.classes = n or default_n, source.concepts
             self.name, self.key = f"{self.n:,} Emoji World scenes", f"{source!r} {source.concepts}"
             return
         if isinstance(source, (str, os.PathLike)):
             source = image_folder(source, model, n)
         if isinstance(source, ImageFolder):
             stack, self._masks = source.images, None if source.masks is None else source.masks[:n].clone()
-            self._classes = sorted(set(source.labels)) if any(source.labels) else []
-            self._class_of = [self._classes.index(label) for label in source.labels if self._classes]
+            self.classes = sorted(set(source.labels)) if any(source.labels) else []
+            self._class_of = [self.classes.index(label) for label in source.labels if self.classes]
         elif isinstance(source, torch.Tensor):
             stack = source
         elif all(hasattr(part, "__len__") and hasattr(part, "__getitem__") for part in (source, getattr(source, "classes", 0))):
-            self._classes = [", ".join(c) if isinstance(c, (tuple, list)) else str(c) for c in source.classes]
-            stack, self._class_of, self._masks = _read(source, model, min(n or default_n, len(source)), len(self._classes))
+            self.classes = [", ".join(c) if isinstance(c, (tuple, list)) else str(c) for c in source.classes]
+            stack, self._class_of, self._masks = _read(source, model, min(n or default_n, len(source)), len(self.classes))
         else:
             raise VitvizError("Images are an EmojiWorld, a folder (its path, or vv.image_folder(path, model)), a torchvision "
                               f"data set whose classes are known or a tensor of floats in [0, 1], got {type(source).__name__}.")
@@ -95,6 +96,20 @@ class ImageSet:
             yield numbers, self.batch(numbers)
             release_memory()  # between batches, or small results that stay keep what lay around them: up to 0.3 GB
 
+    def class_of(self, numbers) -> torch.Tensor:
+        """The class of each image of these numbers as an index into ``classes``, whatever the model predicts: int64 (N,).
+
+        Raises:
+            VitvizError: the images have no labels.
+        """
+        if not self.classes:
+            raise VitvizError(f"This needs images with labels, and {self.name} have none. Use an EmojiWorld, a folder with a "
+                              f"subfolder per class, or a torchvision data set.")
+        numbers = index_array("numbers", numbers, self.n - 1)
+        if isinstance(self.source, EmojiWorld):
+            return torch.as_tensor(self.source.facts(numbers)["concept"], dtype=torch.int64)
+        return torch.tensor([self._class_of[i] for i in numbers], dtype=torch.int64)
+
     def labels(self, numbers) -> torch.Tensor:
         """The classes of the images of these numbers as indices into ``model.class_names``: int64 (N,).
 
@@ -105,13 +120,8 @@ class ImageSet:
             raise VitvizError(f"{self._model.name} predicts no classes, or their names are not known, so no images give it an "
                               f"accuracy. That needs a model whose class names are known: one of timm's classifiers, or "
                               f"vv.load(name, checkpoint=…, class_names=[…]).")
-        if not self._classes:
-            raise VitvizError(f"Accuracy needs images with labels, and {self.name} have none. Use an EmojiWorld, a folder with a "
-                              f"subfolder per class, or a torchvision data set.")
-        numbers = index_array("numbers", numbers, self.n - 1)
-        world = isinstance(self.source, EmojiWorld)
-        classes = self.source.facts(numbers)["concept"].tolist() if world else [self._class_of[i] for i in numbers]
-        return torch.tensor(label_indices(classes, self._classes, self._model.class_names), dtype=torch.int64)
+        classes = self.class_of(numbers).tolist()
+        return torch.tensor(label_indices(classes, self.classes, self._model.class_names), dtype=torch.int64)
 
     def masks(self, numbers) -> torch.Tensor:
         """The mask of each image's class: float32 (N, S, S) in [0, 1], 1 where it is shown; VitvizError if that is not known."""

@@ -212,7 +212,7 @@ def mean_colors(images: torch.Tensor, masks: torch.Tensor) -> torch.Tensor:
 def _given(image_set: ImageSet, facts: dict[str, list] | None) -> dict[str, torch.Tensor]:
     """Facts of images that are not scenes, as class numbers."""
     if facts is None:
-        return {"class": image_set.labels(range(image_set.n))}
+        return {"class": image_set.class_of(range(image_set.n))}
     labels, wanted = {}, f"facts has {image_set.n} values, one for each image, under each name, such as {{'day': ['Monday', …]}}"
     if not isinstance(facts, dict) or not facts:
         raise VitvizError(f"{wanted}; got {validate.shown(facts)}.")

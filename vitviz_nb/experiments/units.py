@@ -54,13 +54,13 @@ def axis_alignment(model: VisionModel, images=None, *, layer: int = -1, n: int =
     concepts explain (ε²), in percent; beside those of as many random directions, and of units with shuffled labels.
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
-    labels, selectivity, explained = image_set.labels(range(image_set.n)), [], []
+    labels, selectivity, explained = _concepts(image_set), [], []
     shuffled = labels[torch.randperm(len(labels), generator=torch.Generator().manual_seed(0))]
     for kind, units in _of_kinds(activations):
         directions = units @ random_directions(model, find_site(model, layer, kind))
         for of, values, given in (("units", units, labels), ("random directions", directions, labels),
                                   ("units, shuffled labels", units, shuffled)):
-            preferred = class_selectivity(values, given, len(model.class_names)).amax(0)
+            preferred = class_selectivity(values, given, len(image_set.classes)).amax(0)
             selectivity.append({"kind": kind, "of": of, **mean_of(preferred)})
             explained.append({"kind": kind, "of": of, **mean_of(100 * variance_explained(values, given))})
     title = _title(model, layer, image_set.name)
@@ -74,8 +74,8 @@ def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int =
     """
     image_set, activations = layer_activations(model, images, layer=layer, n=n)
     half, rows = image_set.n // 2, []
-    train, test = image_set.labels(range(image_set.n)).split([half, image_set.n - half])
-    classes = len(model.class_names)  # known, or there were no labels
+    train, test = _concepts(image_set).split([half, image_set.n - half])
+    classes = len(image_set.classes)
     concepts = [c for c in range(classes) if min((train == c).sum(), (test == c).sum()) >= FEWEST]
     if not concepts:
         raise VitvizError(f"No class has {FEWEST} of the {image_set.name} in each half; use more images.")
@@ -88,6 +88,15 @@ def linear_readout(model: VisionModel, images=None, *, layer: int = -1, n: int =
         rows += [{"kind": kind, "along": name, **mean_of(values)} for name, values in along.items()]
     return Result(f"{_title(model, layer, f'{image_set.n - half:,} held-out images')}: linear readout of a concept",
                   "selectivity (standard deviations)", rows)
+
+
+def _concepts(image_set: ImageSet) -> torch.Tensor:
+    """The class of each image, int64 (N,); VitvizError where all show the same, from which nothing is selective."""
+    labels = image_set.class_of(range(image_set.n))
+    if len(labels.unique()) < 2:
+        raise VitvizError(f"All of the {image_set.name} are of the class {image_set.classes[labels[0]]!r}, and selectivity "
+                          f"compares classes; use more images (n), or others.")
+    return labels
 
 
 def _of_kinds(activations: dict[str, torch.Tensor]) -> list[tuple[str, torch.Tensor]]:
@@ -214,14 +223,14 @@ class Visualized(NamedTuple):
 def visualize(model: VisionModel, *, layer: int = -1, neurons: int = 12) -> dict[str, Visualized]:
     """Feature visualizations of evenly spaced units of one layer by kind, and of random directions of its MLP."""
     image_set, activations = layer_activations(model, layer=layer)
-    labels, visualized = image_set.labels(range(image_set.n)), {}
+    labels, visualized = _concepts(image_set), {}
     for name in [*(kind for kind in COMPARED if kind in activations), *(["mlp directions"] if "mlp" in activations else [])]:
         kind, shown = name.split()[0], model
         site, units = find_site(model, layer, kind), activations[kind]
         if name != kind:
             shown, units = rotated(model, layer), units @ random_directions(model, site)
         chosen = evenly_spaced(site.units, neurons)
-        preferred = class_selectivity(units[:, chosen], labels, len(model.class_names)).max(0)
+        preferred = class_selectivity(units[:, chosen], labels, len(image_set.classes)).max(0)
         rendering = Visualizer(shown).render(layer, chosen, kind).require_finished()
         visualized[name] = Visualized(rendering, preferred.indices, preferred.values)
     return visualized

@@ -377,3 +377,18 @@ def test_a_derangement_gives_every_image_another_and_each_once():
     assert torch.equal(derangement(16, 3), orders[3]) and len({tuple(order.tolist()) for order in orders}) == 20
     with pytest.raises(VitvizError, match="n is a whole number from 2"):
         derangement(1, 0)
+
+
+def test_classes_of_images_are_their_own_whatever_the_model_predicts(tiny_vit, tmp_path):
+    for name in ("owl", "ant"):
+        (tmp_path / name).mkdir()
+        Image.new("RGB", (32, 32)).save(tmp_path / name / "0.png")
+    folder = ImageSet(tiny_vit, tmp_path)
+    assert folder.classes == ["ant", "owl"] and folder.class_of([1, 0]).tolist() == [1, 0]
+    tiny_vit.class_names = None
+    assert folder.class_of(range(2)).tolist() == [0, 1]
+    world = vv.EmojiWorld("val", size=32)
+    scenes = ImageSet(tiny_vit, world, 16)
+    assert scenes.classes == world.concepts and torch.equal(scenes.class_of(range(16)), world.batch(range(16)).concept.long())
+    with pytest.raises(VitvizError, match="have none"):
+        ImageSet(tiny_vit, torch.rand(2, 3, 32, 32)).class_of([0])

@@ -6,6 +6,7 @@ import pytest
 import timm
 import torch
 import torch.nn.functional as F
+from PIL import Image
 from timm.models.deit import VisionTransformerDistilled
 from timm.models.swin_transformer import SwinTransformer
 from timm.models.vision_transformer import VisionTransformer
@@ -78,17 +79,17 @@ def test_rank_counts_all_directions_however_weak():
     assert covariance_rank(x @ torch.tensor([[1.0, 0, 1], [0, 1, -1], [1, 1, 0]])) == 2
 
 
-def plant(monkeypatch: pytest.MonkeyPatch, found: dict[str, Tensor], labels: Tensor) -> None:
-    stimuli = SimpleNamespace(n=len(labels), name=f"{len(labels)} images", labels=lambda numbers: labels[list(numbers)])
+def plant(monkeypatch: pytest.MonkeyPatch, found: dict[str, Tensor], labels: Tensor, classes: int = 4) -> None:
+    stimuli = SimpleNamespace(n=len(labels), name=f"{len(labels)} images", class_of=lambda numbers: labels[list(numbers)],
+                              classes=[f"c{i}" for i in range(classes)])
     monkeypatch.setattr(kinds, "layer_activations", lambda model, images=None, layer=-1, n=0: (stimuli, found))
 
 
 def test_units_that_each_represent_one_concept_are_more_selective_than_directions_that_mix_them(tiny_vit, monkeypatch):
-    tiny_vit.class_names = [f"c{i}" for i in range(128)]
     labels = torch.arange(128).repeat(4)
     one_each = F.one_hot(labels, 128).float()
     mixed = one_each[:, :32] @ torch.linalg.qr(torch.randn(32, 32))[0]
-    plant(monkeypatch, {"query": mixed, "mlp": one_each, "before": one_each}, labels)
+    plant(monkeypatch, {"query": mixed, "mlp": one_each, "before": one_each}, labels, 128)
     selective, known = axis_alignment(tiny_vit)
     assert selective.table["kind"].unique().tolist() == ["query", "mlp"]
     values = selective.table.set_index(["kind", "of"])["value"]
@@ -184,10 +185,18 @@ def test_before_the_activation_function_is_what_goes_into_it(tiny_vit):
 
 
 @pytest.mark.parametrize("measure", [axis_alignment, linear_readout])
-def test_a_network_without_class_names_is_refused_with_the_reason(measure, tiny_vit):
+def test_concepts_are_those_of_the_images_also_for_a_network_that_predicts_none(measure, tiny_vit):
+    class Pairs(list):  # as torchvision's data sets are
+        classes = ["dark", "light"]
+
     tiny_vit.class_names = None  # as of DINOv2
-    with pytest.raises(VitvizError, match="a model whose class names are known"):
-        measure(tiny_vit, vv.photos(), n=8)
+    pairs = Pairs((Image.new("RGB", (32, 32), (40 + 160 * (i % 2), 9 * i, 200 - 9 * i)), i % 2) for i in range(20))
+    result = measure(tiny_vit, pairs, n=20)
+    assert (result[0] if isinstance(result, tuple) else result).table["value"].notna().all()
+    with pytest.raises(VitvizError, match="images with labels"):
+        measure(tiny_vit, torch.rand(8, 3, 32, 32))
+    with pytest.raises(VitvizError, match="are of the class 'dark', and selectivity compares classes"):
+        measure(tiny_vit, Pairs(pairs[::2]))
 
 
 def test_a_cnn_has_no_kinds_to_compare():
@@ -233,7 +242,7 @@ def test_recognition_by_kind_counts_top_5_hits_however_selective_the_unit(visual
     module[2].bias.data = -torch.arange(16.0).roll(2)  # predicts 2, 3, … 6, whatever it sees
     table = recognition_by_kind(model, VisionModel(module, "other", 32, class_names=model.class_names), neurons=32)
     rows = table.table.set_index(["pictures", "kind"])
-    preferred = class_selectivity(found["query"], labels, 16).argmax(0)
+    preferred = class_selectivity(found["query"], labels, 4).argmax(0)
     assert rows.loc[("recognized by other", "query"), "value"] == pytest.approx(100 * (preferred >= 2).float().mean().item())
     assert set(rows["n"]) == {32} and table.control == ("chance recognition", 500 / 16)
     high = sum(p > 99 for p in visualize(model, neurons=32)["key"].rendering.scores.percentile)
