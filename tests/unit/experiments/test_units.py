@@ -114,8 +114,8 @@ def test_a_concept_that_no_unit_represents_is_read_out_along_a_direction(tiny_vi
     each = class_selectivity((units @ along)[:, None], labels, 4)[0, 0].item()
     assert each == pytest.approx(3**0.5, rel=0.02)  # the most there can be for a quarter of the scenes
     assert values["best unit"] < 0.4 and values["best direction"] > values["best unit"] + 0.3
-    with pytest.raises(VitvizError, match="No class has 4 of the 6 images in each half"):
-        plant(monkeypatch, {"query": units[:6]}, labels[:6])
+    with pytest.raises(VitvizError, match="No class has 4 of the 8 images in each half"):
+        plant(monkeypatch, {"query": units[[*range(5), 8, 12, 16]]}, labels[[*range(5), 8, 12, 16]])
         linear_readout(tiny_vit)
 
 
@@ -195,8 +195,10 @@ def test_concepts_are_those_of_the_images_also_for_a_network_that_predicts_none(
     assert (result[0] if isinstance(result, tuple) else result).table["value"].notna().all()
     with pytest.raises(VitvizError, match="images with labels"):
         measure(tiny_vit, torch.rand(8, 3, 32, 32))
-    with pytest.raises(VitvizError, match="are of the class 'dark', and selectivity compares classes"):
+    with pytest.raises(VitvizError, match="are of 1 class, at most 10 of one. Use more"):
         measure(tiny_vit, Pairs(pairs[::2]))
+    with pytest.raises(VitvizError, match="needs 4 images of it; the 4 images are of 2 classes, at most 2 of one"):
+        measure(tiny_vit, Pairs(pairs[:4]))
 
 
 def test_a_cnn_has_no_kinds_to_compare():

@@ -1,0 +1,52 @@
+"""Imported by the first cell of a notebook in test_notebooks.py: all that it computes is small, so that only its cells are tried."""
+
+import functools
+import importlib
+import inspect
+import pkgutil
+from dataclasses import replace
+
+from vitviz_nb import experiments
+from vitviz_nb.experiments import faithfulness, inversion
+from vitviz_nb.visualize.recipe import Recipe
+from vitviz_nb.visualize.visualizer import Visualizer
+
+MOST = {"n": 24, "neurons": 2}  # of images, and of neurons of each layer
+OF_UNITS = 1024  # scenes, of which some concept has four in each half
+
+
+def limited(function, limits):
+    """An experiment that sees at most that many, whatever its cell asks for."""
+    signature = inspect.signature(function)
+
+    @functools.wraps(function)
+    def small(*args, **kwargs):
+        bound = signature.bind(*args, **kwargs)
+        bound.apply_defaults()
+        for name, most in limits.items():
+            if isinstance(bound.arguments.get(name), int):
+                bound.arguments[name] = min(bound.arguments[name], most)
+        return function(*bound.args, **bound.kwargs)
+
+    return small
+
+
+for name in [info.name for info in pkgutil.iter_modules(experiments.__path__)]:
+    module = importlib.import_module(f"{experiments.__name__}.{name}")
+    for called, function in list(vars(module).items()):
+        if inspect.isfunction(function) and not called.startswith("_"):
+            known = inspect.signature(function).parameters
+            if MOST.keys() & known.keys() and next(iter(known)) in ("model", "models", "visualizer"):
+                of_units = MOST | {"n": OF_UNITS} if function.__module__.endswith(".units") else MOST
+                setattr(module, called, limited(function, of_units))
+faithfulness._SCENES_OF_LARGE, inversion.STEPS = 256, 2
+
+whole = Visualizer.__init__
+
+
+@functools.wraps(whole)
+def few_steps(self, model, recipe=None, *args, **kwargs):
+    whole(self, model, replace(recipe or Recipe.quick(model), steps=1, copies=1), *args, **kwargs)
+
+
+Visualizer.__init__ = few_steps
