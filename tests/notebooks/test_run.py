@@ -12,7 +12,7 @@ from nbclient import NotebookClient
 
 ROOT = Path(__file__).parents[2]
 NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
-SECONDS = 300  # to end what hangs, not a measure of speed
+SECONDS = 600  # to end what hangs, not a measure of speed
 # Bytes beyond what importing torch and timm takes here, which is 0.3 GB of Binder's 2 with a CPU build of torch and three
 # times that with a CUDA build. Where all were measured last, they took 0.47e9 bytes at most.
 MOST_MEMORY = 0.6e9

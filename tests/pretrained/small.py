@@ -1,4 +1,4 @@
-"""Imported by the first cell of a notebook in test_notebooks.py: all that it computes is small, so that only its cells are tried."""
+"""Imported by the first cell of a notebook in test_notebooks.py: all that it computes is small, for only its cells are tried."""
 
 import functools
 import importlib

@@ -94,8 +94,8 @@ def _concepts(image_set: ImageSet) -> torch.Tensor:
     """The class of each image, int64 (N,); VitvizError where no class can be compared with the others."""
     labels = image_set.class_of(range(image_set.n))
     if len(labels.unique()) < 2 or labels.bincount().max() < FEWEST:
-        raise VitvizError(f"Selectivity compares a class with others, and needs {FEWEST} images of it; the {image_set.name} are of "
-                          f"{len(labels.unique())} {'classes' if len(labels.unique()) > 1 else 'class'}, at most "
+        raise VitvizError(f"Selectivity compares a class with others, and needs {FEWEST} images of it; the {image_set.name} are "
+                          f"of {len(labels.unique())} {'classes' if len(labels.unique()) > 1 else 'class'}, at most "
                           f"{labels.bincount().max()} of one. Use more images (n), or others.")
     return labels
 
