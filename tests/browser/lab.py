@@ -539,7 +539,7 @@ class Notebook:
         return self.page.evaluate(
             """selector => [...document.querySelectorAll(selector + ' .jupyter-widgets')].filter(w => w.offsetParent &&
                  w.matches('.widget-slider, .widget-dropdown, .widget-text, .widget-checkbox, .widget-button, '
-                           + '.widget-toggle-buttons, .widget-radio, .widget-select, .widget-upload'))
+                           + '.widget-toggle-button, .widget-toggle-buttons, .widget-radio, .widget-select, .widget-upload'))
                .map(w => (w.matches('button') ? w : w.querySelector('.widget-label') || {}).innerText?.trim() || '')""",
             selector,
         )
@@ -556,7 +556,7 @@ class Notebook:
 
     def button(self, description: str) -> Button:
         text = re.compile(rf"^\s*{re.escape(description)}\s*$")
-        box = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) button.widget-button").filter(has_text=text)
+        box = self.page.locator(".jp-NotebookPanel:not(.lm-mod-hidden) button.jupyter-button").filter(has_text=text)
         try:
             box.first.wait_for(state="visible")
         except Exception:

@@ -83,11 +83,20 @@ def another(slider, value=None):
 def test_first_picture_scores_and_scenes_are_there(nb):
     assert nb.pixels(PICTURE).std() > 5, "the first picture is gray"
     assert re.search(name(*at(nb)), nb.text(STATUS))
-    nb.wait_text(SCORES, r"\d", timeout=RUN)
-    nb.next_picture(SCENES, timeout=RUN)
-    assert nb.pixels(SCENES).std() > 5
-    for picture, words in ((PICTURE, "feature visualization: mlp"), (SCENES, "strongest of")):
-        assert words in nb.page.locator(picture).first.get_attribute("title")  # its text alternative
+    nb.wait_text(SCORES, r"This image activates neuron \d+ more than .* of 1,024 Emoji World scenes do", timeout=RUN)
+    assert "number 1 of 512 by selectivity" in nb.text(STATUS)  # not neuron 0, but the most selective one
+    assert "feature visualization: mlp" in nb.page.locator(PICTURE).first.get_attribute("title")  # its text alternative
+    top = scenes(nb)
+    assert [text.split(":")[0] for text in top[::2]] == [f"top image {i}" for i in range(1, 7)]
+    assert all("activation map, largest at row" in text for text in top[1::2])
+
+
+def scenes(nb):
+    """The text alternatives of the top images, which are loaded and have a size."""
+    images = nb.page.evaluate(f"""() => [...document.querySelectorAll('{SCENES} img')].filter(img => img.checkVisibility(
+        {{ visibilityProperty: true }})).map(img => [img.alt, img.complete && img.naturalWidth])""")
+    assert all(width > 1 for _, width in images)
+    return [text for text, _ in images]
 
 
 def test_works_offline_and_without_page_errors(nb):
@@ -98,23 +107,24 @@ def test_works_offline_and_without_page_errors(nb):
 def test_every_control_is_described_and_reached_by_keyboard(nb):
     described = nb.descriptions(".vitviz-explorer")
     assert "" not in described
-    assert {"Layer", "Neuron", "Kind", "Recipe", "Seed", "Stop"} <= set(described)
-    stops = nb.tab_stops(".vitviz-explorer")
-    assert {"Layer", "Neuron", "Kind", "Recipe", "Seed"} <= set(stops)
+    controls = {"Layer", "Neuron", "Kind", "Recipe", "Seed", "Random neuron", "Next most selective", "Concept", "Compare A | B",
+                "Save as PNG"}
+    assert controls | {"Stop"} <= set(described)
+    assert controls <= set(nb.tab_stops(".vitviz-explorer"))
+    assert not nb.button("Stop").enabled  # nothing is under way
 
 
 def test_typing_in_the_readouts(nb, measured):
     layer, neuron = nb.slider("Layer"), nb.slider("Neuron")
-    scenes = nb.picture(SCENES).sha
     to = another(layer)
     moved(nb, layer, lambda: layer.type(to), measured, "layer typed")
     assert layer.value == to
-    to = another(neuron)
+    before, to = scenes(nb), another(neuron)
     moved(nb, neuron, lambda: neuron.type(to), measured, "neuron typed")
     assert neuron.value == to
-    if nb.picture(SCENES).sha == scenes:  # they may come a little after the picture
-        nb.next_picture(SCENES, after=nb.now(), timeout=RUN)
-    nb.wait_text(SCORES, r"\d")
+    nb.page.wait_for_timeout(300)
+    assert len(scenes(nb)) == 12 and scenes(nb) != before
+    assert f"neuron {to} " in nb.text(SCORES)
 
 
 def test_arrow_keys_on_the_handle(nb, measured):
@@ -215,6 +225,72 @@ def test_stop_keeps_the_picture_and_the_next_move_runs(nb, measured):
     finally:
         changed = recipe.choose(usual)
     finished(nb, layer.value, neuron.value, after=changed)
+
+
+def test_random_next_and_concept_from_the_keyboard(nb):
+    neuron = nb.slider("Neuron")
+    old = neuron.value
+    pressed = nb.button("Random neuron").press()
+    nb.wait_text(STATUS, ": finished", after=pressed, timeout=RUN)
+    assert neuron.value != old
+    pressed = nb.button("Next most selective").press()
+    nb.wait_text(STATUS, r": finished.* number \d+ of 512 by selectivity", after=pressed, timeout=RUN)
+    pressed = nb.number("Concept").type("lion")
+    nb.wait_text(STATUS, r": finished.* match 1 of \d+: \d of its 6 top images show lion", after=pressed, timeout=RUN)
+    nb.page.wait_for_timeout(300)
+    assert sum(": lion" in text for text in scenes(nb)) > 1
+    pressed = nb.button("Next match").press()
+    nb.wait_text(STATUS, ": finished.* match 2 of", after=pressed, timeout=RUN)
+    pressed = nb.number("Concept").type("lino")
+    nb.wait_text(STATUS, "error: None of the 256 concepts .* is called 'lino'", after=pressed, timeout=RUN)
+    nb.number("Concept").type("")
+    layer = nb.slider("Layer")
+    finished(nb, layer.min, neuron.value, after=layer.type(round(layer.min)))
+    finished(nb, layer.max, neuron.value, after=layer.type(round(layer.max)))
+
+
+def test_save_writes_a_file_into_the_folder_of_the_notebook(nb, lab):
+    pressed = nb.button("Save as PNG").press()
+    said = nb.wait_text(".vitviz-saved", r"Saved as (\S+\.png) in ", after=pressed).text
+    saved = (lab.root / NOTEBOOK).parent / re.search(r"\S+\.png", said)[0]
+    assert saved.read_bytes().startswith(b"\x89PNG")
+    saved.unlink()
+
+
+def rows(nb, selector):
+    """Of each row of controls of a side, how many lines they take."""
+    return nb.page.evaluate(
+        """selector => [...document.querySelectorAll(selector + ' .vitviz-side > .widget-box')].slice(0, 4).map(row =>
+           new Set([...row.children].filter(e => e.offsetParent).map(e => Math.round(
+             (e.getBoundingClientRect().top + e.getBoundingClientRect().bottom) / 20))).size)""", selector)
+
+
+def test_at_1000_px_it_fits_in_one_view_without_wrapping_and_two_sides_fit_beside_each_other(nb):
+    size, panel = nb.page.viewport_size, ".jp-NotebookPanel:not(.lm-mod-hidden)"
+    nb.page.set_viewport_size({"width": 1000, "height": 900})
+    fold = "() => window.jupyterapp.commands.execute('application:toggle-left-area')"
+    nb.page.evaluate(fold)  # the list of files
+    try:
+        nb.page.wait_for_timeout(500)
+        box = nb.page.locator(f"{panel} .vitviz-explorer").first
+        fits = "e => e.scrollWidth <= e.clientWidth"
+        assert box.evaluate(fits) and box.evaluate("e => e.clientHeight") < 700
+        assert rows(nb, panel) == [1, 1, 1, 1]
+        picture, top = (nb.page.locator(f"{panel} {name}").first.bounding_box() for name in (PICTURE, SCENES))
+        assert abs(picture["y"] - top["y"]) < 5 and top["x"] > picture["x"] + picture["width"]  # beside it
+        pressed = nb.button("Compare A | B").click()
+        nb.page.locator(f"{panel} .vitviz-side").nth(1).wait_for()
+        nb.page.wait_for_function("() => document.querySelectorAll('.vitviz-status')[1]?.innerText.includes(': finished')")
+        nb.page.wait_for_timeout(500)
+        a, b = (nb.page.locator(f"{panel} .vitviz-side").nth(i).bounding_box() for i in (0, 1))
+        assert abs(a["y"] - b["y"]) < 2 and b["x"] >= a["x"] + a["width"] - 1 and abs(a["width"] - b["width"]) < 20
+        assert box.evaluate(fits) and nb.texts(STATUS, after=pressed)
+        nb.button("Compare A | B").click()
+        nb.page.wait_for_function("() => document.querySelectorAll('.vitviz-side').length === 1")
+    finally:
+        nb.page.evaluate(fold)
+        nb.page.set_viewport_size(size)
+    assert nb.page_errors == []
 
 
 def test_memory_of_the_kernel(nb):

@@ -19,18 +19,21 @@ import asyncio
 
 async def settled(explorer, text):
     for _ in range(600):
-        if text in explorer._status.value:
+        if text in side._status.value:
             return
         await asyncio.sleep(0.1)
-    raise AssertionError(explorer._status.value)
+    raise AssertionError(side._status.value)
+
+[side] = explorer._sides
 """
 CHECKS = [
     "import ipywidgets; assert ipywidgets.__version__ == '7.7.1'; assert explorer._worker is None" + SETTLE,
-    "await settled(explorer, 'neuron 0: finished')\nassert explorer.result.neurons == [0]",
+    "await settled(explorer, ': finished')\nfirst = explorer.result.neurons\nassert 'number 1 of 512' in side._status.value",
+    "side._next.click()\nawait settled(explorer, 'number 2 of 512')\nassert explorer.result.neurons != first",
     # Changes that follow each other faster than the debounce: the last one wins.
-    "for n in (1, 2, 3):\n    explorer._neuron.value = n\n"
+    "for n in (1, 2, 3):\n    side._neuron.value = n\n"
     "await settled(explorer, 'neuron 3: finished')\nassert explorer.result.neurons == [3]",
-    "explorer._recipe.value = 'paper'\nawait settled(explorer, 'neuron 3: step 20')\nexplorer._stop.click()\n"
+    "side._recipe.value = 'paper'\nawait settled(explorer, 'neuron 3: step 20')\nside._stop.click()\n"
     "await settled(explorer, 'neuron 3: stopped at step')\nassert 20 <= explorer.result.steps[0] < 400",
 ]
 

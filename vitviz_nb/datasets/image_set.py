@@ -2,6 +2,7 @@
 
 import hashlib
 import os
+import threading
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
@@ -53,7 +54,7 @@ class ImageSet:
         if isinstance(images, ImageSet):
             images, n = images.source, min(n or images.n, images.n)
         self.source = source = default_world(model) if images is None else images
-        self._model, self.classes, self._masks, self._last = model, [], None, None
+        self._model, self.classes, self._masks, self._last, self._paths = model, [], None, None, []
         if isinstance(source, EmojiWorld):
             if source.size != size:
                 raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
@@ -64,6 +65,7 @@ class ImageSet:
             source = image_folder(source, model, n)
         if isinstance(source, ImageFolder):
             stack, self._masks = source.images, None if source.masks is None else source.masks[:n].clone()
+            self._paths = source.paths
             self.classes = sorted(set(source.labels)) if any(source.labels) else []
             self._class_of = [self.classes.index(label) for label in source.labels if self.classes]
         elif isinstance(source, torch.Tensor):
@@ -91,7 +93,8 @@ class ImageSet:
 
     def batches(self, what: str) -> Iterator[tuple[range, torch.Tensor]]:
         """All images in batches, with their numbers, under a progress bar that says ``what`` is done."""
-        for start in tqdm(range(0, self.n, AT_ONCE), desc=what, unit="batch", leave=False, delay=2):
+        thread = threading.current_thread() is not threading.main_thread()  # of the Explorer, which has a bar of its own
+        for start in tqdm(range(0, self.n, AT_ONCE), desc=what, unit="batch", leave=False, delay=2, disable=thread):
             numbers = range(start, min(start + AT_ONCE, self.n))
             yield numbers, self.batch(numbers)
             release_memory()  # between batches, or small results that stay keep what lay around them: up to 0.3 GB
@@ -109,6 +112,13 @@ class ImageSet:
         if isinstance(self.source, EmojiWorld):
             return torch.as_tensor(self.source.facts(numbers)["concept"], dtype=torch.int64)
         return torch.tensor([self._class_of[i] for i in numbers], dtype=torch.int64)
+
+    def names(self, numbers) -> list[str]:
+        """What each of these images shows, one of ``classes``; where that is not known its file's name, or "image 17"."""
+        if self.classes:
+            return [self.classes[i] for i in self.class_of(numbers)]
+        numbers = index_array("numbers", numbers, self.n - 1)
+        return [self._paths[i].name for i in numbers] if self._paths else [f"image {i}" for i in numbers]
 
     def labels(self, numbers) -> torch.Tensor:
         """The classes of the images of these numbers as indices into ``model.class_names``: int64 (N,).

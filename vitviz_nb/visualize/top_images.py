@@ -25,12 +25,14 @@ class TopImages:
         activations: (k,).
         maps: (k, rows, columns), the neuron's activation at each patch; None where tokens do not lie on the image.
         indices: (k,), their numbers in the reference.
+        names: (k,), the concept or class that each shows, or its file's name (see ``ImageSet.names``).
     """
 
     images: torch.Tensor
     activations: list[float]
     maps: torch.Tensor | None
     indices: list[int]
+    names: list[str]
     title: str
 
     def sheet(self, columns: int = 3) -> Image.Image:
@@ -38,7 +40,7 @@ class TopImages:
         tiles = []
         for start in range(0, len(self.images), columns):
             row = range(start, min(start + columns, len(self.images)))
-            tiles += [Tile(self.images[i], [f"{self.activations[i]:.3g}"]) for i in row]
+            tiles += [Tile(self.images[i], [self.names[i][:19], f"{self.activations[i]:.3g}"]) for i in row]
             if self.maps is not None:
                 tiles += [Tile(with_map(self.images[i], self.maps[i]), ["yellow: most active"] * (i == start)) for i in row]
         return contact_sheet(tiles, self.title, side=128, columns=columns)
@@ -76,7 +78,8 @@ def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | 
         with torch.inference_mode():
             maps = tokens(model, site, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
         maps = maps.view(len(shown), *site.grid)
-    return TopImages(shown, values, maps, numbers, f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")
+    return TopImages(shown, values, maps, numbers, reference.names(numbers),
+                     f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")
 
 
 def _of_atlas(atlas: Atlas, layer: int, neuron: int, k: int) -> TopImages:
@@ -84,5 +87,5 @@ def _of_atlas(atlas: Atlas, layer: int, neuron: int, k: int) -> TopImages:
     numbers, values = (row[:k] for row in atlas.strongest(layer, neuron))
     shown = torch.stack([to_tensor(photos[i][0]) for i in numbers])
     facts = atlas.facts
-    return TopImages(shown, values, maps if maps is None else maps[:k], numbers,
+    return TopImages(shown, values, maps if maps is None else maps[:k], numbers, [photos.labels[i] for i in numbers],
                      f"{facts['model']}, {facts['kind']} layer {layer}, neuron {neuron}: strongest of {facts['reference']}")
