@@ -1,4 +1,4 @@
-"""Measure the concept selectivity of every unit of embedded models, and store it beside this file (see README.md).
+"""Measure the concept selectivity of every neuron of embedded models, and store it beside this file (see README.md).
 
     python data/selectivity/measure.py emoji-vit emoji-resnet
 

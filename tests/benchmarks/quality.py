@@ -2,7 +2,7 @@
 
 With ``--recipes quick fourier``, the quick recipe beside the best Fourier-parameterized one. All are run by this kit's
 visualizer, so that the table is about recipes; what the visualizer itself saves is ``visualizer.py``'s table. Scores are of the
-picture as it is, without augmentation.
+visualization as it is, without augmentation.
 """
 
 import argparse
@@ -51,27 +51,28 @@ def share(hits: torch.Tensor) -> str:
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--device", help="cpu, cuda, mps, …; by default the fastest there is")
-    ask.add_argument("--units", type=int, default=32, help="of each layer, evenly spaced (default 32)")
+    ask.add_argument("--neurons", type=int, default=32, help="of each layer, evenly spaced (default 32)")
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
     ask.add_argument("--busy", action="store_true", help="count seconds of processor time, with OMP_NUM_THREADS=1")
     ask.add_argument("--recipes", nargs="+", default=["paper", "quick"], choices=["paper", "quick", "fourier"],
                      help="the first is what the others are compared with")
-    ask.add_argument("--judges", nargs="+", default=["emoji-swin-robust"], help="models that name pictures")
-    ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where pictures of the recipes go, one above the other")
+    ask.add_argument("--recognizers", nargs="+", default=["emoji-swin-robust"], help="models that recognize visualizations")
+    ask.add_argument("--sheets", type=Path, metavar="FOLDER", help="where sheets of the recipes go, one above the other")
     given = ask.parse_args()
-    model, *judges = (vv.load(name, device=given.device) for name in ("emoji-vit", *given.judges))
+    model, *recognizers = (vv.load(name, device=given.device) for name in ("emoji-vit", *given.recognizers))
     last = len(find_sites(model)["mlp"]) - 1
-    print(f"{given.units} units a layer on {model.device}, {torch.get_num_threads()} threads, "
+    print(f"{given.neurons} neurons a layer on {model.device}, {torch.get_num_threads()} threads, "
           f"{'processor' if given.busy else 'wall-clock'} time; intervals are 95 %\n")
-    head = ["layer", "recipe", "s/picture", "activation (SD over scenes, median)", "percentile (median)",
+    head = ["layer", "recipe", "s/visualization", "activation (SD over scenes, median)", "percentile (median)",
             f"% at least as active as {given.recipes[0]}", f"s to {given.recipes[0]}'s activation (median)",
-            *(f"% {what} {judge.name}" for judge in judges for what in ("named by", "named as another's by"))]
+            *(f"% {what} {recognizer.name}" for recognizer in recognizers
+              for what in ("recognized by", "recognized as another neuron's by"))]
     print("| " + " | ".join(head) + " |\n|" + " --- |" * len(head), flush=True)
     for layer in given.layers or (0, last // 2, last):
-        place = find_site(model, layer)
-        neurons = torch.linspace(0, place.units - 1, given.units).round().long().tolist()
-        concept = selectivity(model, place).concept[neurons]
-        known = reference_activations(model, place, vv.Visualizer(model).reference)[:, neurons]
+        site = find_site(model, layer)
+        neurons = torch.linspace(0, site.units - 1, given.neurons).round().long().tolist()
+        concept = selectivity(model, site).concept[neurons]
+        known = reference_activations(model, site, vv.Visualizer(model).reference)[:, neurons]
         results = {name: made(model, FOURIER if name == "fourier" else vv.Recipe.named(name, model), layer, neurons, given.busy)
                    for name in given.recipes}
         goal = torch.tensor(results[given.recipes[0]][0].scores.activation)
@@ -79,17 +80,17 @@ def main() -> None:
             reached = torch.tensor(found.scores.activation)
             sd = ((reached - known.mean(0)) / known.std(0).clamp_min(1e-12)).median()
             when = steps_to(found, goal).median().item() / found.recipe.steps * took
-            names = [share(recognition(found.pictures, whose, judge))
-                     for judge in judges for whose in (concept, concept[derangement(len(concept), 0)])]
+            names = [share(recognition(found.pictures, whose, recognizer))
+                     for recognizer in recognizers for whose in (concept, concept[derangement(len(concept), 0)])]
             cells = [str(layer), f"{name}: {found.recipe.work}", f"{took:.2f}", f"{sd:.1f}",
                      f"{torch.tensor(found.scores.percentile).median():.1f}", share(reached >= goal), f"{when:.2f}", *names]
             print("| " + " | ".join(cells) + " |", flush=True)
         if given.sheets:
             given.sheets.mkdir(parents=True, exist_ok=True)
-            shown = range(min(8, given.units))
+            shown = range(min(8, given.neurons))
             tiles = [Tile(found.pictures[k], found.caption(k)) for found, _ in results.values() for k in shown]
-            contact_sheet(tiles, f"{model.name} layer {layer}, from above: {', '.join(given.recipes)}", columns=len(shown)).save(
-                given.sheets / f"layer_{layer}.png")
+            title = f"{model.name} layer {layer}, from above: {', '.join(given.recipes)}"
+            contact_sheet(tiles, title, columns=len(shown)).save(given.sheets / f"layer_{layer}.png")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""How far pictures move when networks climb in bfloat16, beside another seed: ``python tests/benchmarks/rounding.py``."""
+"""What bfloat16 changes in visualizations, beside another seed: ``python tests/benchmarks/rounding.py``."""
 
 import argparse
 import statistics
@@ -13,18 +13,19 @@ from vitviz_nb.visualize import hardware
 def main() -> None:
     ask = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     ask.add_argument("--device", help="cpu, cuda, …; by default the fastest there is (a CPU without bfloat16 takes long)")
-    ask.add_argument("--units", type=int, default=64, help="of each layer, evenly spaced (default 64)")
+    ask.add_argument("--neurons", type=int, default=64, help="of each layer, evenly spaced (default 64)")
     ask.add_argument("--recipes", nargs="+", default=["quick", "paper"])
     ask.add_argument("--layers", type=int, nargs="+", help="by default the first, middle and last")
     given = ask.parse_args()
     model = vv.load("emoji-vit", device=given.device)
-    places = find_sites(model)["mlp"]
-    print(f"{given.units} units a layer on {model.device}, torch {torch.__version__}; beside the picture in float32 of seed 0\n")
+    sites = find_sites(model)["mlp"]
+    print(f"{given.neurons} neurons a layer on {model.device}, torch {torch.__version__}; compared with "
+          "float32 and seed 0\n")
     print("| recipe, layer | made | activation, ratio: median (5th to 95th percentile) | mean difference of pixels, median |\n"
           "| --- | --- | --- | --- |", flush=True)
     for name in given.recipes:
-        for layer in given.layers or (0, len(places) // 2 - 1, len(places) - 1):
-            neurons = torch.linspace(0, places[layer].units - 1, given.units).round().long().tolist()
+        for layer in given.layers or (0, len(sites) // 2 - 1, len(sites) - 1):
+            neurons = torch.linspace(0, sites[layer].units - 1, given.neurons).round().long().tolist()
             made = {}
             for label, precision, seed in (("float32", torch.float32, 0), ("in bfloat16", torch.bfloat16, 0),
                                            ("from another seed", torch.float32, 1)):

@@ -1,6 +1,6 @@
-"""What a picture costs here and by the authors' procedure: one table, ``python tests/benchmarks/visualizer.py``.
+"""What a feature visualization costs here and by the authors' procedure: one table, ``python tests/benchmarks/visualizer.py``.
 
-Both sides make the same number of pictures in the same number of steps of 8 copies, in turns. Times of a step do not depend
+Both sides make the same number of visualizations in the same number of steps of 8 copies, in turns. Times of a step do not depend
 on the weights, so models that do not come with the kit have random ones, and a turn has few steps.
 """
 
@@ -148,7 +148,7 @@ HEAD = ["device", "model", "layer", "neurons", "s/neuron published", "here", "ra
 def load(name: str, device: str | None) -> VisionModel:
     model = vv.load(name, pretrained=name in embedded_names(), device=device)
     if "mlp" not in find_sites(model):
-        raise VitvizError(f"{name} has no MLP units, of which the authors' procedure makes pictures; transformers do.")
+        raise VitvizError(f"{name} has no MLP neurons, which the authors' procedure visualizes; transformers do.")
     return model
 
 
@@ -204,11 +204,11 @@ def elsewhere(model: VisionModel, turns: int) -> None:
 
 
 def fourier(model: VisionModel, clock: Clock) -> None:
-    """Seconds of the fourier recipe in the last layer: to a first preview, and for a finished picture alone and of 4 together."""
+    """Seconds of the Fourier recipe in the last layer: to a first preview; of a visualization alone and of 4 together."""
     viewer = vv.Visualizer(model, vv.Recipe.fourier(), atlas=False, keep=False)
     previews = (clock.seconds(lambda seed=seed: next(viewer.stream(-1, 3, seed=seed, every=1))) for seed in range(5))
     alone, four = (clock.seconds(lambda n=n: viewer.optimize(-1, range(n), seed=9)) for n in (1, 4))
-    print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a picture alone {alone:.1f} s, "
+    print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a visualization alone {alone:.1f} s, "
           f"of 4 together {four / 4:.1f} s")
 
 
