@@ -1,7 +1,7 @@
 """What a feature visualization costs here and by the authors' procedure: one table, ``python tests/benchmarks/visualizer.py``.
 
-Both sides make the same number of visualizations in the same number of steps of 8 copies, in turns. Times of a step do not depend
-on the weights, so models that do not come with the kit have random ones, and a turn has few steps.
+Both sides make the same number of visualizations in the same number of steps of 8 copies, in turns. Times of a step do not
+depend on the weights, so models that do not come with the kit have random ones, and a turn has few steps.
 """
 
 import argparse
@@ -208,8 +208,8 @@ def fourier(model: VisionModel, clock: Clock) -> None:
     viewer = vv.Visualizer(model, vv.Recipe.fourier(), atlas=False, keep=False)
     previews = (clock.seconds(lambda seed=seed: next(viewer.stream(-1, 3, seed=seed, every=1))) for seed in range(5))
     alone, four = (clock.seconds(lambda n=n: viewer.optimize(-1, range(n), seed=9)) for n in (1, 4))
-    print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a visualization alone {alone:.1f} s, "
-          f"of 4 together {four / 4:.1f} s")
+    print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a visualization alone "
+          f"{alone:.1f} s, of 4 together {four / 4:.1f} s")
 
 
 def main() -> None:
