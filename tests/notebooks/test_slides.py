@@ -96,3 +96,7 @@ def test_text_fits_its_slide_and_a_pdf_has_every_slide(deck, built, tab):
     sizes = tab.evaluate(f"[...document.querySelectorAll('.slide')].map({over}, "
                          "...[...s.querySelectorAll('figure')].map(f => 250 - f.clientHeight)])")  # of 720
     assert len(sizes) == len(parts(deck)) and all(pixels <= 0 for size in sizes for pixels in size)
+    tab.goto(f"{(built / deck.stem).as_uri()}.html#/2")  # as it is projected
+    tab.wait_for_function("Reveal.isReady()")
+    height = tab.evaluate("document.querySelector('.present .slide').getBoundingClientRect().height")
+    assert height > 0.8 * tab.viewport_size["height"]
