@@ -34,6 +34,7 @@ _HOME = {  # public name: the module it is in
     "make_atlas": "visualize.atlas_maker",
     "Rendering": "visualize.rendering",
     "top_images": "visualize.top_images",
+    "connect": "visualize.shared",
     "Result": "experiments.result",
     "Explorer": "widgets.explorer",
     "explore": "widgets.explorer",

@@ -11,7 +11,7 @@ from contextlib import contextmanager
 from dataclasses import replace
 from itertools import chain
 from pathlib import Path
-from threading import current_thread, main_thread
+from threading import Event, current_thread, main_thread
 
 from .utils.errors import VitvizError
 
@@ -136,6 +136,15 @@ def _parser() -> argparse.ArgumentParser:
                          "10 MB its images go beside it, into site/images. site/index.html#5:203 opens neuron 203 of layer 5.")
     sub.add_argument("atlas", help="the folder of an atlas, or the name of one that ships, such as emoji-vit")
     sub.add_argument("--out", type=_path, required=True, help="folder for the page; made if missing")
+
+    sub = command("serve", _serve, "start a shared visualizer, which notebooks use by vv.connect: a Dask scheduler and workers",
+                  epilog="example:\n  vitviz serve --host 0.0.0.0 --certificate class.pem\n\n"
+                         "Beyond this machine everything is encrypted, and only who has the certificate is let in; it is made\n"
+                         "if there is none. Who has it can run any code here: see notebooks/teaching/shared_gpu.md.")
+    sub.add_argument("--host", default="127.0.0.1", help="address to listen at (default 127.0.0.1: this machine alone)")
+    sub.add_argument("--port", type=int, default=8786, help="of the scheduler (default 8786)")
+    sub.add_argument("--workers", type=int, default=1, help="processes that compute (default 1; 0: other machines bring theirs)")
+    sub.add_argument("--certificate", type=_path, help="file with key and certificate (default beyond this machine: vitviz.pem)")
 
     sub = command("background", _background, "measure the paper's table of foreground and background on images with boxes",
                   parents=[device, force],
@@ -289,6 +298,16 @@ def _gallery(options) -> None:
 
     page = export(options.atlas, options.out, options.force)
     print(f"{page} ({page.stat().st_size / 1e6:.1f} MB)")
+
+
+def _serve(options) -> None:
+    from .visualize.shared import LOOPBACK, serve
+
+    certificate = options.certificate or (None if options.host in LOOPBACK else Path("vitviz.pem"))
+    with serve(options.host, options.port, options.workers, certificate) as cluster:
+        secret = f", {str(certificate)!r}" if certificate else ""
+        print(f"in a notebook: client = vv.connect({cluster.scheduler_address!r}{secret})", flush=True)
+        Event().wait()
 
 
 def _background(options) -> None:

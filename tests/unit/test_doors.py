@@ -122,6 +122,8 @@ DOORS = {  # one argument of each public function that takes anything
     "Visualizer, model": lambda x: Visualizer(x),
     "Visualizer, recipe": lambda x: Visualizer(MODEL, x),
     "Visualizer, images": lambda x: Visualizer(MODEL, images=x).reference if x is not None else None,
+    "Visualizer, client": lambda x: Visualizer(MODEL, client=x),
+    "connect": lambda x: vv.connect(x, timeout=0.1),
     "render, layer": lambda x: VIEWER.render(x, 0),
     "render, neurons": lambda x: VIEWER.render(-1, x),
     "render, kind": lambda x: VIEWER.render(-1, 0, kind=x),

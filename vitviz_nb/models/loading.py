@@ -3,7 +3,7 @@
 import os
 import re
 from collections.abc import Callable
-from functools import cache, partial
+from functools import cache, lru_cache, partial
 from pathlib import Path
 
 import timm
@@ -91,6 +91,23 @@ def load(name: str = "emoji-vit", pretrained: bool = True, device: str | None = 
         card = validate.path("The card", name)
         model = load_from(card.parent, card.stem, pretrained)
     return model.to(device)
+
+
+@lru_cache(maxsize=4)
+def load_same(name: str, trained: bool, weights: str, image_size: int | None) -> VisionModel:
+    """The model that another machine has: of this name, with these weights (their hash); of timm's models also the size.
+
+    Raises:
+        VitvizError: this machine cannot load it, or loads other weights.
+    """
+    try:
+        model = load(name, pretrained=trained, image_size=image_size)
+    except VitvizError as error:
+        raise VitvizError(f"Workers load a model by its name, and cannot load {name}: {error}") from None
+    if model.weights_hash != weights:
+        raise VitvizError(f"Workers load {name} by its name, and theirs has other weights than yours; they need a model that "
+                          f"vv.load({name!r}) gives on every machine. Compute with others on your own.")
+    return model
 
 
 def _seeded(make: Callable[[], nn.Module]) -> nn.Module:

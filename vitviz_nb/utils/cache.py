@@ -21,7 +21,8 @@ if TYPE_CHECKING:
     from ..models.vision_model import VisionModel
 
 FORMAT = 2  # raise it when the same settings would make another picture
-FOLDERS = ("renderings", "references", "predictions", "kinds", "selectivity", "contexts", "explained")  # nothing else is removed
+FOLDERS = ("renderings", "references", "predictions", "kinds", "selectivity", "contexts", "explained",
+           "shared")  # nothing else is removed
 _LARGEST = float(np.finfo(np.float32).max)
 _UNITS = {"": 1, "K": 10**3, "M": 10**6, "G": 10**9, "T": 10**12}
 _room: dict[tuple[Path, int], float] = {}  # by folder and limit: bytes to be written before its size is looked at again
@@ -113,13 +114,18 @@ def write(path: Path | None, arrays: dict[str, np.ndarray]) -> None:
         return
     packed = BytesIO()
     np.savez_compressed(packed, **arrays)
+    write_packed(path, packed.getvalue())
+
+
+def write_packed(path: Path, content: bytes) -> None:
+    """Write an entry whose arrays are the content of an ``.npz`` file already, as ``write`` does."""
     try:
-        files.write(path, packed.getvalue())
+        files.write(path, content)
     except VitvizError as error:
         warnings.warn(f"A result was not cached: {error}", stacklevel=2)
         return
     key = cache_dir(), limit()
-    _room[key] = _room.get(key, 0) - len(packed.getvalue())
+    _room[key] = _room.get(key, 0) - len(content)
     if _room[key] < 0:  # other processes write, too: look again after a tenth
         _room[key] = min(key[1] - evict(key[1]), key[1] / 10)
 

@@ -16,7 +16,7 @@ from collections.abc import Callable, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, BrokenExecutor, Executor, Future, wait
 from contextlib import closing
 from dataclasses import asdict
-from functools import lru_cache, partial
+from functools import partial
 from io import BytesIO
 from pathlib import Path
 
@@ -27,7 +27,7 @@ from tqdm import tqdm
 from .. import __version__
 from ..datasets.image_set import AT_ONCE, ImageSet
 from ..datasets.photographs import Photos
-from ..models.loading import load
+from ..models.loading import load_same
 from ..models.reading import tokens
 from ..models.sites import Site, find_site
 from ..models.vision_model import VisionModel
@@ -67,16 +67,7 @@ def chunk_length(model: VisionModel | tuple, recipe: Recipe) -> int:
 
 
 def _loaded(model: VisionModel | tuple) -> VisionModel:
-    return model if isinstance(model, VisionModel) else _load(*model)
-
-
-@lru_cache(maxsize=1)
-def _load(name: str, trained: bool, weights: str, image_size: int | None) -> VisionModel:
-    loaded = load(name, pretrained=trained, image_size=image_size)
-    if loaded.weights_hash != weights:
-        raise VitvizError(f"Workers load {name} by its name, and theirs has other weights than yours. An executor needs a model "
-                          f"that vv.load({name!r}) gives on every machine; make other atlases without one.")
-    return loaded
+    return model if isinstance(model, VisionModel) else load_same(*model)
 
 
 def make_atlas(model: VisionModel, layers: Iterable[int], folder: str | Path, recipe: Recipe | None = None, seed: int = 0,

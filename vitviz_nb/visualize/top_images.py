@@ -1,19 +1,23 @@
 """The images that activate a neuron most."""
 
+import warnings
 from dataclasses import dataclass
 
 import torch
 from PIL import Image
 from torchvision.transforms.functional import to_tensor
 
+from ..datasets.image_set import ImageSet
 from ..models.reading import tokens
-from ..models.sites import check_neurons, find_site
+from ..models.sites import Site, check_neurons, find_site
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, bundle, contact_sheet, with_map
 from ..utils import validate
 from ..utils.errors import VitvizError
+from . import shared
 from .atlas import STRONGEST, Atlas, embedded
 from .scores import reference_activations, reference_set
+from .shared import check_client
 
 
 @dataclass(frozen=True, eq=False)
@@ -50,12 +54,14 @@ class TopImages:
 
 
 def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | None = None, images=None,
-               k: int = 6) -> TopImages:
+               k: int = 6, client=None) -> TopImages:
     """The ``k`` images that activate one neuron most, with its activation at every patch.
 
     ``images`` is an ``ImageSet`` or what it takes; by default scenes of Emoji World. An atlas whose reference images are
-    ``vv.photos()`` answers without its model, with at most 6 of these.
+    ``vv.photos()`` answers without its model, with at most 6 of these. With a ``client`` from ``vv.connect`` its workers find the
+    scenes; other images stay on this machine, which then computes.
     """
+    check_client(client)
     if isinstance(model, Atlas):
         if images is not None or kind not in (None, model.facts["kind"]):
             raise VitvizError(f"An atlas has its own images and kind, {model.facts['kind']}; for others give the model.")
@@ -65,6 +71,21 @@ def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | 
     if others:
         raise VitvizError(f"Top images are of one neuron, got {1 + len(others)}; call top_images once for each.")
     reference = reference_set(model, images)
+    found = None
+    if client is not None and reference is reference_set(model):
+        try:
+            found = shared.strongest(client, model, site, neuron, k)
+        except shared.OutOfReach as error:
+            warnings.warn(f"The shared visualizer is out of reach ({error}), so this machine computes.", stacklevel=2)
+    numbers, values, maps = found or strongest(model, site, neuron, reference, k)
+    shown = reference.batch(numbers).cpu().clone()
+    return TopImages(shown, values, maps, numbers, reference.names(numbers),
+                     f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")
+
+
+def strongest(model: VisionModel, site: Site, neuron: int, reference: ImageSet,
+              k: int) -> tuple[list[int], list[float], torch.Tensor | None]:
+    """Numbers of the images that activate a neuron most, its activations (k,) and, if any, maps (k, rows, columns)."""
     atlas = embedded(model.name) if reference is reference_set(model) and k <= STRONGEST else None
     if atlas and atlas.covers(model, site.kind, site.layer):
         numbers, values = (list(row)[:k] for row in atlas.strongest(site.layer, neuron))
@@ -72,14 +93,11 @@ def top_images(model: VisionModel | Atlas, layer: int, neuron: int, kind: str | 
         known = reference_activations(model, site, reference)[:, neuron]
         best = known.topk(min(k, len(known)))
         numbers, values = best.indices.tolist(), best.values.tolist()
-    shown = reference.batch(numbers).cpu().clone()
-    maps = None
-    if site.grid:
-        with torch.inference_mode():
-            maps = tokens(model, site, model.normalize(shown.to(model.device)))[..., neuron].float().cpu()
-        maps = maps.view(len(shown), *site.grid)
-    return TopImages(shown, values, maps, numbers, reference.names(numbers),
-                     f"{model.title}, {site}, neuron {neuron}: strongest of {reference.name}")
+    if not site.grid:
+        return numbers, values, None
+    with torch.inference_mode():
+        maps = tokens(model, site, model.normalize(reference.batch(numbers).to(model.device)))[..., neuron].float().cpu()
+    return numbers, values, maps.view(len(numbers), *site.grid)
 
 
 def _of_atlas(atlas: Atlas, layer: int, neuron: int, k: int) -> TopImages:

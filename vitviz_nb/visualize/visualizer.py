@@ -1,6 +1,9 @@
 """Activation maximization: gradient ascent on images, many neurons at once."""
 
+import warnings
+from collections import deque
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from functools import cached_property, partial
 from pathlib import Path
@@ -15,7 +18,7 @@ from ..models.sites import Site, find_site
 from ..models.vision_model import VisionModel, check_finite
 from ..utils import cache, validate
 from ..utils.errors import VitvizError
-from . import hardware
+from . import hardware, shared
 from .atlas import embedded
 from .objective import Augmentation, blurred, loss, unchanged
 from .optimize import Adam, check_weights, no_gradient
@@ -24,6 +27,7 @@ from .recipe import Recipe
 from .rendering import Rendering
 from .request import Image, Progress, Request, images_of
 from .scores import reference_set, score
+from .shared import check_client
 
 _READ_EVERY = 10  # steps between two points of a curve
 
@@ -37,12 +41,15 @@ class Visualizer:
         images: reference for the scores, anything an ``ImageSet`` takes; by default scenes of Emoji World.
         atlas: False to optimize even the pictures that the embedded atlas has (stored with a small loss, and scored as stored).
         keep: False to leave the cache folder alone.
+        client: from ``vv.connect``: what the atlas and the cache lack is then made by its workers, and kept there for all. If
+            the scheduler is lost, this machine computes, and ``note`` says so.
 
     Other pictures are cached by what the model computes now (``VisionModel.state``), address, recipe and seed. Where what it
     computes cannot be known, neither atlas nor cache is used, and ``note`` says so.
     """
 
-    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True, keep: bool = True):
+    def __init__(self, model: VisionModel, recipe: Recipe | None = None, images=None, atlas: bool = True, keep: bool = True,
+                 client=None):
         if not isinstance(model, VisionModel) or not isinstance(recipe, Recipe | None):
             raise VitvizError("A Visualizer takes a model, from vv.load(name) or vv.wrap(module), and a Recipe, such as "
                               f"vv.Recipe.paper(); got {type(model).__name__} and {type(recipe).__name__}.")
@@ -51,6 +58,7 @@ class Visualizer:
         self._images, self._keep = images, keep
         self._atlas = embedded(model.name) if atlas and images is None else None
         self._state, self._unfinished = None, {}
+        self._client, self._lost = check_client(client), ""
 
     @property
     def recipe(self) -> Recipe:
@@ -69,7 +77,9 @@ class Visualizer:
 
     @property
     def note(self) -> str | None:
-        """One sentence saying that nothing is cached, and why; None where pictures are cached."""
+        """One sentence saying that nothing is cached, or no shared visualizer used, and why; None where all is as asked."""
+        if self._lost:
+            return self._lost
         if not self._keep or self.model.state() is not None:
             return None
         return (f"Nothing is cached or taken from a cache: {self.model.name} has hooks or replaced functions that are not this "
@@ -98,10 +108,11 @@ class Visualizer:
         with tqdm(total=len(request.images) * self.recipe.steps, unit="step", leave=False, delay=1,
                   desc=f"{self.model.name} {request.site}") as bar:
             try:
+                frame = None
                 for frame in self._stream(request, _READ_EVERY):
                     bar.update(sum(frame.steps) - bar.n)
             except KeyboardInterrupt:
-                return self.score(self._frame(request))
+                return self.score(frame if frame and self._shares else self._frame(request))
         return frame
 
     def stream(self, layer: int, neurons, kind: str | None = None, seed: int = 0,
@@ -114,10 +125,8 @@ class Visualizer:
 
     def optimize(self, layer: int, neurons, kind: str | None = None, seed: int = 0) -> Rendering:
         """What ``render`` makes, always finished and without scores: where only pictures are wanted, or are scored as stored."""
-        request = self._request(layer, neurons, kind, seed)
-        for _ in self._ascend(request, self.recipe.steps):
-            pass
-        return self._frame(request)
+        [frame] = deque(self.frames(self._request(layer, neurons, kind, seed), self.recipe.steps), maxlen=1)
+        return replace(frame, scores=None)
 
     def in_atlas(self, layer: int, kind: str | None = None, seed: int = 0) -> bool:
         """Whether the embedded atlas has the pictures of a layer, so that they come at once."""
@@ -127,8 +136,25 @@ class Visualizer:
     def score(self, rendering: Rendering) -> Rendering:
         """The rendering with its scores measured."""
         site = find_site(self.model, rendering.layer, rendering.kind)
+        if self._shares and self._images is None:
+            arrays = [rendering.pictures, rendering.directions]
+            with self._unless_lost():
+                return replace(rendering, scores=shared.scores(self._client, self.model, site, rendering.neurons, *arrays))
         return replace(rendering, scores=score(self.model, site, rendering.neurons, rendering.pictures, self.reference,
                                                rendering.directions))
+
+    @property
+    def _shares(self) -> bool:
+        return self._client is not None and not self._lost
+
+    @contextmanager
+    def _unless_lost(self) -> Iterator[None]:
+        """Leave the block, and say why, when the scheduler is lost."""
+        try:
+            yield
+        except shared.OutOfReach as error:
+            self._lost = f"The shared visualizer is out of reach ({error}), so this machine computes. Call vv.connect again."
+            warnings.warn(self._lost, stacklevel=2)
 
     def _request(self, layer, neurons, kind, seed, variants=1) -> Request:
         site = find_site(self.model, layer, kind)
@@ -144,12 +170,22 @@ class Visualizer:
             return
         if self._keep:
             cache.ready()
-        yield from self._ascend(request, every)
-        finished = self._frame(request)
-        yield finished
+        for finished in self.frames(request, every):
+            yield finished
+        if finished.scores:
+            return
         scored = self.score(finished)
         self._check_same(request)
         yield scored
+
+    def frames(self, request: Request, every: int) -> Iterator[Rendering]:
+        """The pictures of a request as they form, the last of them finished; scored only where workers scored them."""
+        if self._shares and not (frame := self._frame(request)).finished:
+            with self._unless_lost():
+                yield from shared.frames(self._client, self.model, request, frame, self._images is None)
+                return
+        yield from self._ascend(request, every)
+        yield self._frame(request)
 
     @torch.inference_mode(False)  # in which nothing has a gradient
     def _ascend(self, request: Request, every: int) -> Iterator[Rendering]:

@@ -44,6 +44,7 @@ class Explorer(widgets.VBox):
     Args:
         images: reference images for scores and top images (see ``ImageSet``); by default Emoji World.
         compare: a second model, shown beside the first as B; by default B is of the same model.
+        client: from ``vv.connect``, whose workers make the images.
 
     Attributes:
         result, other: the last finished or stopped ``Rendering`` of A and of B, or None.
@@ -53,8 +54,8 @@ class Explorer(widgets.VBox):
         VitvizError: an argument of another type; images that do not fit the model.
     """
 
-    def __init__(self, model: VisionModel, images=None, compare: VisionModel | None = None):
-        self._models = model, model if compare is None else compare
+    def __init__(self, model: VisionModel, images=None, compare: VisionModel | None = None, client=None):
+        self._models, self._client = (model, model if compare is None else compare), client
         for each in self._models:
             find_sites(each)  # refuses what is no model
         self._images = [None if images is None else reference_set(model, images)] * 2
@@ -79,7 +80,7 @@ class Explorer(widgets.VBox):
         if int(widgets.__version__.split(".")[0]) >= 8 and "google.colab" not in sys.modules:
             self._worker = threading.Thread(target=self._serve, name="explorer", daemon=True)
             self._worker.start()
-        self._sides = [Side(model, self._images[0], self._begin, "A")]
+        self._sides = [Side(model, self._images[0], self._begin, "A", client)]
         self._row.children = self._sides
         self._sides[0].find(first=True)
         self._both.observe(self._toggle, "value")
@@ -136,7 +137,7 @@ class Explorer(widgets.VBox):
     def _toggle(self, change) -> None:
         """Open B beside A, at the neuron that is the next most selective, or close it."""
         if self._both.value:
-            first, second = self._sides[0], Side(self._models[1], self._images[1], self._begin, "B")
+            first, second = self._sides[0], Side(self._models[1], self._images[1], self._begin, "B", self._client)
             self._sides = [first, second]
             if self._models[0] is self._models[1]:
                 second.follow(first)

@@ -43,10 +43,10 @@ class Side(widgets.VBox):
     """
 
     def __init__(self, model: VisionModel, images: ImageSet | None,
-                 begin: Callable[["Side", Iterator[float]], None], letter: str):
+                 begin: Callable[["Side", Iterator[float]], None], letter: str, client=None):
         kinds = find_sites(model)
         layers = next(iter(kinds.values()))
-        self.model, self.shown = model, (None, None)
+        self.model, self.shown, self._client = model, (None, None), client
         self.images, self._begin, self._letter = images, begin, letter
         self._visualizers: dict[Recipe, Visualizer] = {}
         self._request, self._stopped, self._moving, self._found = 0, False, False, ""
@@ -195,7 +195,7 @@ class Side(widgets.VBox):
             if request != self._request:
                 return
             recipe = Recipe.named(self._recipe.value, self.model)
-            visualizer = self._visualizers.setdefault(recipe, Visualizer(self.model, recipe, self.images))
+            visualizer = self._visualizers.setdefault(recipe, Visualizer(self.model, recipe, self.images, client=self._client))
             site = find_site(self.model, layer, kind)
             stored = stored_image(self.model, site, neuron, visualizer.reference, recipe, seed)
             yield 0 if stored else _DEBOUNCE
@@ -220,7 +220,7 @@ class Side(widgets.VBox):
                 yield 0
             if request != self._request:
                 return
-            top = top_images(self.model, layer, neuron, kind, visualizer.reference)
+            top = top_images(self.model, layer, neuron, kind, visualizer.reference, client=self._client)
             note = f". {visualizer.note}" if visualizer.note else ""
             self._finish(request, frame, top, f"{self._recipe.value} recipe, seed {seed}{note}")
         except Exception as error:

@@ -19,6 +19,7 @@ from timm.models.vision_transformer import VisionTransformer
 
 import vitviz_nb as vv
 from vitviz_nb.datasets.image_set import ImageSet
+from vitviz_nb.models import loading
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import VitvizError
@@ -409,8 +410,8 @@ def test_a_broken_executor_is_made_anew_where_that_can_be(model, whole, workers_
 
 
 def test_a_worker_whose_model_has_other_weights_is_told_so(model, tmp_path, monkeypatch):
-    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained, image_size: make_model(1))
-    atlas_maker._load.cache_clear()
+    monkeypatch.setattr(loading, "load", lambda name, pretrained, image_size: make_model(1))
+    loading.load_same.cache_clear()
     with pytest.raises(VitvizError, match=r"theirs has other weights than yours.*vv.load\('tiny'\)"):
         make(model, tmp_path, executor=Here())
 
