@@ -21,7 +21,7 @@ pytest.importorskip("myst_nb", reason='needs the extra "site"')
 SPEC = importlib.util.spec_from_file_location("website_command", ROOT / "notebooks" / "teaching" / "website.py")
 command = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(command)
-pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")  # of Sphinx's next version, by MyST
+pytestmark = pytest.mark.filterwarnings("ignore::PendingDeprecationWarning")  # of Sphinx's next version, by MyST
 GALLERY = "vit-small-dinov2-saliency"  # the one that takes least
 
 
