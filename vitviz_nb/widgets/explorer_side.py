@@ -202,7 +202,7 @@ class Side(widgets.VBox):
             previewed, title = -math.inf, f"{kind} {layer}, neuron {neuron}"
             if request != self._request:
                 return
-            for frame in [stored] if stored else visualizer.stream(layer, neuron, kind, seed, every=1):
+            for frame in stored[:1] if stored else visualizer.stream(layer, neuron, kind, seed, every=1):
                 if request != self._request:
                     return
                 stopped = self._stopped and not frame.scores
@@ -220,7 +220,7 @@ class Side(widgets.VBox):
                 yield 0
             if request != self._request:
                 return
-            top = top_images(self.model, layer, neuron, kind, visualizer.reference, client=self._client)
+            top = stored[1] if stored else top_images(self.model, layer, neuron, kind, visualizer.reference, client=self._client)
             note = f". {visualizer.note}" if visualizer.note else ""
             self._finish(request, frame, top, f"{self._recipe.value} recipe, seed {seed}{note}")
         except Exception as error:
@@ -293,7 +293,7 @@ def _figures(top: TopImages, most: int, reference: str) -> str:
                        f"font-size: 12px; line-height: 1.3; max-height: 3.9em; overflow: hidden; overflow-wrap: anywhere'>{name}"
                        f"<br>{top.activations[i]:.3g}</figcaption></figure>")
     several = f"; {top.names.count(shows)} of {len(top.names)} show {shows}" if top.names.count(shows) > 1 else ""
-    maps = " Below each, its activation map: yellow where the neuron is most active." if top.maps is not None else ""
+    maps = " Yellow: where it is most active." if top.maps is not None else ""
     says = html.escape(f"What activates it most among {reference}{several}.{maps}")
     return (f"<div style='line-height: 1.35'>{says}</div><div style='display: flex; flex-wrap: wrap; gap: 6px; margin-top: 4px'>"
             f"{''.join(figures)}</div>")

@@ -16,6 +16,7 @@ from ..visualize.atlas import STRONGEST, Atlas, embedded
 from ..visualize.recipe import Recipe
 from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_activations, reference_set
+from ..visualize.top_images import TopImages, top_images
 
 _SEVERAL = 3  # images that a selective neuron distinguishes at least: a single one may be an accident
 
@@ -53,7 +54,8 @@ def most_selective(model: VisionModel, site: Site, reference: ImageSet, sample: 
         values = above.topk(min(_SEVERAL, len(known)), dim=0).values[-1].numpy()
         why = [f"{_SEVERAL} images lie at least {value:.1f} standard deviations above its mean" for value in values]
     order = np.argsort(-values, kind="stable").tolist()
-    return [Found(layer, neurons[i], f"number {place} of {len(order)} by selectivity ({why[i]})")
+    of = f"{len(order)}{' in the atlas' if len(order) < site.units else ''}"
+    return [Found(layer, neurons[i], f"number {place} of {of} by selectivity ({why[i]})")
             for place, i in enumerate(order, 1)]
 
 
@@ -90,16 +92,23 @@ def showing(model: VisionModel, site: Site, reference: ImageSet, concept: str) -
         rows = [(site.layer, neuron, shown[neuron].sum()) for neuron in order.tolist() if shown[neuron].any()]
     if not rows:
         raise VitvizError(f"No neuron of {'the atlas' if atlas else f'the {site}'} has {name} among its {STRONGEST} top images.")
-    return [Found(layer, neuron, f"match {place} of {len(rows)}: {count} of its {STRONGEST} top images show {name}")
+    shows = {1: f"1 of its {STRONGEST} top images shows {name}"}
+    return [Found(layer, neuron, f"match {place} of {len(rows)}: "
+                                 f"{shows.get(count, f'{count} of its {STRONGEST} top images show {name}')}")
             for place, (layer, neuron, count) in enumerate(rows, 1)]
 
 
-def stored_image(model: VisionModel, site: Site, neuron: int, reference: ImageSet, recipe: Recipe, seed: int) -> Rendering | None:
-    """The neuron's image with its scores, if an atlas that ships has it by this recipe and seed; else None."""
+def stored_image(model: VisionModel, site: Site, neuron: int, reference: ImageSet, recipe: Recipe,
+                 seed: int) -> tuple[Rendering, TopImages] | None:
+    """The neuron's image with its scores, and its top images, if an atlas that ships has it by this recipe and seed."""
     atlas = _atlas(model, site, reference)
     made = atlas and (atlas.facts["format"], Recipe(**atlas.facts["recipe"]), atlas.facts["seed"])
     has = made == (FORMAT, recipe, seed) and neuron in atlas.neurons(site.layer)
-    return atlas.rendering(site.layer, neuron) if has else None
+    if not has:
+        return None
+    top = (top_images(atlas, site.layer, neuron) if "photos" in atlas.facts else
+           top_images(model, site.layer, neuron, site.kind, reference))
+    return atlas.rendering(site.layer, neuron), top
 
 
 def _default(model: VisionModel, reference: ImageSet) -> bool:
