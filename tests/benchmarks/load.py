@@ -5,6 +5,7 @@ for a picture of ``emoji-vit``: of a new neuron, or one time in three of one tha
 """
 
 import argparse
+import math
 import os
 import random
 import re
@@ -108,14 +109,14 @@ def main() -> int:
 
 def report(students: list[Student], sizes: list[tuple[float, list[float]]], given) -> int:
     answers = [wait for student in students for wait in student.waits]
-    new, repeats = ([s for _, s, again in answers if again is which] for which in (False, True))
+    new, repeats = ([s for _, s, again in answers if again is which] or [math.nan] for which in (False, True))
     lost = [error for student in students for error in student.lost]
     unanswered = sum(student.is_alive() for student in students)
     each = [len(student.waits) for student in students]
     early = [max(scheduler) for at, scheduler in sizes if given.seconds * 0.2 < at < given.seconds * 0.45]
     late = [max(scheduler) for at, scheduler in sizes if given.seconds * 0.75 < at < given.seconds]
     median, longest = statistics.median(new), max(new)
-    worst = sorted(repeats)[max(0, int(0.99 * len(repeats)) - 1)] if repeats else 0
+    worst = sorted(repeats)[int(0.99 * len(repeats))]
     ordered = sorted(new)
     rows = [
         ("answers, lost", f"{len(answers)}, {len(lost) + unanswered}", "0 lost", not lost and not unanswered),
