@@ -116,7 +116,7 @@ def paper(table: str, model: str = "ViT-B/16", measure: str = "top-1", **levels)
 
 
 def mean_frequency(model: vv.VisionModel) -> Result:
-    """Spatial frequency of the visualizations of every fourth unit, by layer, as notebook 03 measures it."""
+    """Spatial frequency of the visualizations of every fourth neuron, by layer, as notebook 03 measures it."""
     sites, viewer = find_sites(model)[find_site(model).kind], vv.Visualizer(model)
     pictures = {site.layer: viewer.render(site.layer, range(0, site.units, 4)) for site in sites}
     return progression.frequency_and_color(pictures, model.title)[0]
@@ -128,7 +128,7 @@ def selectivity_by_layer(model: vv.VisionModel) -> Result:
 
 
 def variance_by_fact(model: vv.VisionModel, shuffled: bool = False) -> Result:
-    """Variance of units explained by facts, by layer, as notebook 08 measures it."""
+    """Variance of neurons explained by facts, by layer, as notebook 08 measures it."""
     return semantics.variance_by_fact(model, n=2048, shuffled=shuffled).by_layer()
 
 
@@ -148,19 +148,21 @@ def two_alternative(model: vv.VisionModel, player: vv.VisionModel) -> Result:
 
 
 def similarity_on_photographs(model: vv.VisionModel) -> Result:
-    """Similarity of tokens on the kit's photographs, as notebook 11 measures it."""
+    """Cosine similarity of tokens on the kit's photographs, as notebook 11 measures it."""
     return localization.token_similarity(model, vv.image_folder(data_dir() / "photos", model))
 
 
 VIT, STANDARD, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
 
 RISE, RISE_STANDARD = Call(regularizers.sensitivity, VIT), Call(regularizers.sensitivity, STANDARD, styles=COLORS)
-ALIGNMENT, DIMENSION = Call(units.axis_alignment, VIT, "units"), Call(units.effective_dimension, VIT)
+ALIGNMENT_QUERIES, ALIGNMENT_NEURONS, ALIGNMENT_RANDOM = (Call(units.axis_alignment, VIT, counted)
+                                                          for counted in ("queries", "neurons", "directions"))
+DIMENSION = Call(units.effective_dimension, VIT)
 FREQUENCY = Call(mean_frequency, VIT, "visualizations")
-SELECTIVE, SELECTIVE_CNN = (Call(selectivity_by_layer, models, "units") for models in (VIT, CNN))
+SELECTIVE, SELECTIVE_CNN = Call(selectivity_by_layer, VIT, "neurons"), Call(selectivity_by_layer, CNN, "channels")
 FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
             "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
-SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "units") for family, (name, _) in FAMILIES.items()}
+SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "neurons") for family, (name, _) in FAMILIES.items()}
 LOCALITY, POINTING = Call(localization.locality, VIT), Call(localization.pointing_game, VIT, "neurons")
 PROBES = Call(localization.linear_probes, VIT, arguments={"n": 384})
 ISOLATED, ISOLATED_VIT = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})
@@ -171,9 +173,9 @@ SIMILAR, SIMILAR_VIT = (Call(localization.token_similarity, models, styles=COLOR
 CONTEXT, CONTEXT_CNN = (Call(background.context_consistency, models, "backgrounds", COLORS, {"n": 512, "fill": "mean"})
                         for models in (STANDARD, CNN))
 LOW, LOW_CNN = (Call(frequency.accuracy_by_cutoff, models, styles=COLORS, arguments={"n": 512}) for models in (STANDARD, CNN))
-FACTS, FACTS_LABELS = (Call(variance_by_fact, models, "units") for models in (CLIP, STANDARD))
-FACTS_SHUFFLED = Call(variance_by_fact, CLIP, "units", arguments={"shuffled": True})
-ACROSS, ACROSS_LABELS = (Call(semantics.across_styles, models, "units", arguments={"n": 768}) for models in (CLIP, STANDARD))
+FACTS, FACTS_LABELS = (Call(variance_by_fact, models, "neurons") for models in (CLIP, STANDARD))
+FACTS_SHUFFLED = Call(variance_by_fact, CLIP, "neurons", arguments={"shuffled": True})
+ACROSS, ACROSS_LABELS = (Call(semantics.across_styles, models, "neurons", arguments={"n": 768}) for models in (CLIP, STANDARD))
 CAPTIONS = Call(semantics.caption_matching, CLIP)
 EXCESS, RECOGNIZED = Call(excess, VIT, "visualizations"), Call(recognition, VIT + CNN, "visualizations")
 CHOICE = Call(two_alternative, VIT + CNN, "questions")
@@ -200,21 +202,21 @@ ROWS = (
     Row("01", "adversarial perturbation, standard training", SECTION_2, RISE_STANDARD, ADVERSARIAL),
     Row("01", "control: a random perturbation of that size", OURS, RISE_STANDARD, RANDOM),
     Row("01", "adversarial perturbation, adversarially trained", OURS, RISE, ADVERSARIAL),
-    Row("02", "queries of the last layer", SECTION_3, ALIGNMENT, {"kind": "query", **UNITS}),
-    Row("02", "control: random directions among queries", OURS, ALIGNMENT, {"kind": "query", **DIRECTIONS}),
-    Row("02", "MLP units of the last layer", SECTION_3, ALIGNMENT, {"kind": "mlp", **UNITS}),
-    Row("02", "control: random directions among MLP units", OURS, ALIGNMENT, {"kind": "mlp", **DIRECTIONS}),
+    Row("02", "queries of the last layer", SECTION_3, ALIGNMENT_QUERIES, {"kind": "query", **UNITS}),
+    Row("02", "control: random directions among queries", OURS, ALIGNMENT_RANDOM, {"kind": "query", **DIRECTIONS}),
+    Row("02", "MLP neurons of the last layer", SECTION_3, ALIGNMENT_NEURONS, {"kind": "mlp", **UNITS}),
+    Row("02", "control: random directions among MLP neurons", OURS, ALIGNMENT_RANDOM, {"kind": "mlp", **DIRECTIONS}),
     Row("02", "effective dimension, 128 queries of the last layer", SECTION_3, DIMENSION, {"kind": "query", **EFFECTIVE}),
-    Row("02", "effective dimension, 512 MLP units of the last layer", SECTION_3, DIMENSION, {"kind": "mlp", **EFFECTIVE}),
-    Row("02", "effective dimension, MLP units before their activation function", OURS, DIMENSION,
+    Row("02", "effective dimension, 512 MLP neurons of the last layer", SECTION_3, DIMENSION, {"kind": "mlp", **EFFECTIVE}),
+    Row("02", "effective dimension, MLP neurons before their activation function", OURS, DIMENSION,
         {"kind": "before", **EFFECTIVE}),
     Row("03", "visualizations of layer 0", FIGURES, FREQUENCY, {"layer": 0}),
     Row("03", "visualizations of layer 5, the last", FIGURES, FREQUENCY, {"layer": 5}),
-    Row("03", "units of layer 0", SECTION_3, SELECTIVE, {"layer": 0, **REAL}),
-    Row("03", "units of layer 5", SECTION_3, SELECTIVE, {"layer": 5, **REAL}),
-    Row("03", "control: units of layer 5, shuffled labels", OURS, SELECTIVE, {"layer": 5, **SHUFFLED}),
-    Row("03", "CNN, units of layer 0", SECTION_3, SELECTIVE_CNN, {"layer": 0, **REAL}),
-    Row("03", "CNN, units of layer 12, the last", SECTION_3, SELECTIVE_CNN, {"layer": 12, **REAL}),
+    Row("03", "neurons of layer 0", SECTION_3, SELECTIVE, {"layer": 0, **REAL}),
+    Row("03", "neurons of layer 5", SECTION_3, SELECTIVE, {"layer": 5, **REAL}),
+    Row("03", "control: neurons of layer 5, shuffled labels", OURS, SELECTIVE, {"layer": 5, **SHUFFLED}),
+    Row("03", "CNN, channels of layer 0", SECTION_3, SELECTIVE_CNN, {"layer": 0, **REAL}),
+    Row("03", "CNN, channels of layer 12, the last", SECTION_3, SELECTIVE_CNN, {"layer": 12, **REAL}),
     Row("04", "one patch of the scene replaced, layer 0", SECTION_4, LOCALITY, {"layer": 0}),
     Row("04", "one patch of the scene replaced, layer 4, the last but one", SECTION_4, LOCALITY, {"layer": 4}),
     Row("04", "one patch of the scene replaced, layer 5, the last", SECTION_4, LOCALITY, {"layer": 5}),
@@ -266,7 +268,7 @@ ROWS = (
         {"captions differ in": "context", "nearest to": "its own image"}),
     Row("08", "control: with another scene's image", OURS, CAPTIONS,
         {"captions differ in": "context", "nearest to": "another scene's image"}),
-    *(Row("09", f"{family}, units of layer {last}, the last", SECTION_3, SELECTIVE_IN[family], {"layer": last, **REAL})
+    *(Row("09", f"{family}, neurons of layer {last}, the last", SECTION_3, SELECTIVE_IN[family], {"layer": last, **REAL})
       for family, (_, last) in FAMILIES.items()),
     Row("09", "control: Swin, shuffled labels", OURS, SELECTIVE_IN["Swin"], {"layer": 5, **SHUFFLED}),
     Row("10", "visualizations of layer 0 that activate their neuron more than every scene", OURS, EXCESS, {"layer": 0, **SELF}),
