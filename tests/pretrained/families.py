@@ -243,11 +243,15 @@ def main(modules: list[str]) -> None:
 
 
 _INTRODUCTION = (
-    f"Written by `python tests/pretrained/families.py` with timm {timm.__version__}: random weights, the smallest image size "
-    f"that each takes. *Sound*: at every site units and values are what hooks of the sweep's own find, and no other "
-    f"order of its tokens explains better which of them change with which square of the image. (Sites that are *too mixed to be "
-    f"probed* are counted: there, with random weights, every token depends on the whole image alike.) "
-    f"*Partly*: some layers are read without a grid. *Refused*: the kit says that it cannot read the network.")
+    "Can the kit read neurons and positions in any timm architecture? One small network per model module, with random weights, "
+    "at the smallest image size that it takes. "
+    f"Written by `python tests/pretrained/families.py` with timm {timm.__version__}.\n\n"
+    "- *Sound*: at every site units and activations equal those of independent hooks, and no other order of its tokens explains "
+    "better which of them change when one square of the image changes.\n"
+    "- *Too mixed to be probed* (counted for each network): sites where, with random weights, every token depends equally on "
+    "the whole image.\n"
+    "- *Partly*: some layers are read without a grid of positions.\n"
+    "- *Refused*: the kit reports that it cannot read the network.")
 
 if __name__ == "__main__":
     main(sys.argv[1:])

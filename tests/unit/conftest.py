@@ -37,7 +37,7 @@ def clean_room(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def tiny_vit() -> VisionModel:
-    """A ViT of two blocks at 32 px: 4 x 4 patches and a class token, 128 units in each MLP."""
+    """A ViT of two blocks at 32 px: 4 x 4 patches and a CLS token, 128 units in each MLP."""
     return VisionModel(models.build(ARCHITECTURE), "tiny-vit", 32, class_names=["ant", "bee", "cat", "dog"], license="none")
 
 

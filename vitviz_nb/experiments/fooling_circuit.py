@@ -171,7 +171,7 @@ def fooling_circuit(model: VisionModel, detector: Detector, layer: int, neuron: 
     """``model`` with a fooling circuit: ``neuron`` is unchanged on scenes, and its feature visualization is that of ``shown``.
 
     Raises:
-        VitvizError: a model without MLP units; a neuron that it does not have; the same neuron twice.
+        VitvizError: a model without MLP neurons; a neuron that it does not have; the same neuron twice.
     """
     site = find_site(model, layer, "mlp")
     neuron, shown = check_neurons(site, [neuron, shown])

@@ -33,7 +33,7 @@ def layer_activations(model: VisionModel, images=None, *, layer: int = -1,
     Kinds are queries, keys, values, MLP neurons, these before their activation function ("before"), and the residual stream.
     """
     if not any(kind in find_sites(model) for kind in COMPARED):
-        raise NotApplicable(f"{model.name} has neither queries, keys and values nor MLP units to compare; transformers do.")
+        raise NotApplicable(f"{model.name} has neither queries, keys and values nor MLP neurons to compare; transformers do.")
     image_set = ImageSet(model, images, n)
     sites = {kind: find_site(model, layer, kind) for kind in (*COMPARED, "residual") if kind in find_sites(model)}
     if "mlp" in sites and sites["mlp"].act:
@@ -170,7 +170,7 @@ def random_directions(model: VisionModel, site: Site) -> torch.Tensor:
 
 
 def rotated(model: VisionModel, layer: int = -1) -> VisionModel:
-    """The same function as a network whose MLP units in one layer are random directions (``random_directions``).
+    """The same function as a network whose MLP neurons in one layer are random directions (``random_directions``).
 
     They are rotated back for their activation function, which gives the MLP its preferred axes. VitvizError for a network whose
     logits would change.
@@ -192,8 +192,8 @@ def _rotate(model: VisionModel, site: Site) -> VisionModel:
         images = torch.rand(2, 3, model.image_size, model.image_size, generator=torch.Generator().manual_seed(0))
         before, after = model(images), changed(images)
     if (after - before).abs().max() > 1e-3 * before.abs().max():
-        raise VitvizError(f"The logits of {model.name} change once its MLP units are rotated: something treats them one by one, "
-                          f"such as a norm.")
+        raise VitvizError(f"The logits of {model.name} change once its MLP neurons are rotated: something treats them one by "
+                          f"one, such as a norm.")
     return changed
 
 

@@ -92,7 +92,7 @@ def _patch_tokens(site: Site, whole: torch.Tensor, n: int, prefix: bool = False)
 def _separable(model: VisionModel, site: Site) -> tuple[nn.Module | None, nn.Module | None]:
     """The linear layer and activation function of a site with ``own`` units, if each unit can be made without the others.
 
-    Not where the activation function mixes units, nor where hooks, such as a doctored network's, expect all of them.
+    Not where the activation function mixes units, nor where hooks, such as a fooling circuit's, expect all of them.
     """
     if site.own is None or not site.act:
         return None, None
@@ -126,7 +126,7 @@ def at_sites(model: VisionModel, sites: list[Site], images: torch.Tensor, keep: 
     Args:
         images: RGB in [0, 1], (N, 3, image_size, image_size).
         keep: what to keep of the tokens (N, patch tokens, units), float32, on which a later layer may work in place.
-        prefix: True to have the ``site.prefix`` class tokens, too, in front of the patch tokens.
+        prefix: True to have the ``site.prefix`` CLS tokens, too, in front of the patch tokens.
 
     Raises:
         VitvizError: images of another shape or range; activations that are NaN or infinite.

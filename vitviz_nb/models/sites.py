@@ -28,7 +28,7 @@ KINDS = {  # the order is part of every picture's random stream
     "residual": "residual stream after the block",
     "channel": "channels of a CNN, after each activation function",
     "logit": "logits of the classes",
-    "cls": "hidden neurons of the MLP, at the class token alone",
+    "cls": "hidden neurons of the MLP, at the CLS token only",
 }
 # Activation functions that act on each unit alone, and on all in the same way.
 ELEMENTWISE = {nn.ReLU, nn.ReLU6, nn.GELU, nn.SiLU, nn.Hardswish, nn.LeakyReLU, nn.ELU, nn.Tanh, GELU, GELUTanh, QuickGELU}
@@ -163,7 +163,7 @@ def _find(model: VisionModel) -> dict[str, list[Site]]:
         layers.append(site)
         if site.kind == "mlp" and place.prefix and getattr(model.module, "cls_token", True) is not None:
             sites.setdefault("cls", []).append(replace(site, kind="cls", layer=len(sites.get("cls", [])), prefix=0, grid=None,
-                                                           why="the class token has no position"))
+                                                           why="the CLS token has no position"))
     classes = len(model.class_names) if model.text else _classes(model, output)
     if classes:
         sites["logit"] = [Site("logit", 0, classes, 0, None, "", 0, why="logits are of the whole image")]

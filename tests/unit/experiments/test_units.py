@@ -154,7 +154,7 @@ def test_the_leak_of_a_rotated_unit_is_rotated_as_well(tiny_vit):
 def test_a_network_that_treats_units_one_by_one_is_refused(tiny_vit):
     tiny_vit.module.blocks[-1].mlp.norm = nn.LayerNorm(128)
     tiny_vit.module.blocks[-1].mlp.norm.weight.data = torch.rand(128)
-    with pytest.raises(VitvizError, match="The logits of tiny-vit change once its MLP units are rotated"):
+    with pytest.raises(VitvizError, match="The logits of tiny-vit change once its MLP neurons are rotated"):
         rotated(tiny_vit)
 
 
@@ -204,7 +204,7 @@ def test_concepts_are_those_of_the_images_also_for_a_network_that_predicts_none(
 def test_a_cnn_has_no_kinds_to_compare():
     cnn = VisionModel(nn.Sequential(nn.Conv2d(3, 4, 3), nn.ReLU()), "cnn", 32)
     for experiment in (layer_activations, axis_alignment, effective_dimension, linear_readout):
-        with pytest.raises(VitvizError, match="cnn has neither queries, keys and values nor MLP units"):
+        with pytest.raises(VitvizError, match="cnn has neither queries, keys and values nor MLP neurons"):
             experiment(cnn)
 
 

@@ -306,7 +306,7 @@ def test_half_of_the_patches_is_left_out_until_the_last_fifth_of_the_steps(tmp_p
     monkeypatch.setattr(Block, "forward", spy)
     recipe(architecture={"class": VIT, "arguments": ARGUMENTS | {"depth": 1, "patch_drop_rate": 0.5}}, radius=0.0)
     train("tiny", tmp_path, "cpu", steps=10)
-    assert tokens == [3] * 8 + [5] * 2  # of four patches, and the class token
+    assert tokens == [3] * 8 + [5] * 2  # of four patches, and the CLS token
 
 
 # Muon and AdamW

@@ -36,7 +36,7 @@ def exercise_1(answer, model=None):
 
 
 def exercise_2(answer, model):
-    """The rank of the covariance of MLP units before their activation function, within 1."""
+    """The rank of the covariance of MLP neurons before their activation function, within 1."""
     before = layer_activations(model)[1]["before"]
     number, rank = validate.whole("A number of dimensions", answer, 0, before.shape[1]), covariance_rank(before)
     right = abs(number - rank) <= 1
