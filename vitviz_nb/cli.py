@@ -19,7 +19,7 @@ _INTERRUPTED = "vitviz: interrupted; what was finished is kept, and the same com
 
 
 def main(arguments: list[str] | None = None) -> int:
-    """Exit code: 0; 1 for problems that the doctor found; 2 for errors that a user can mend; 130 when interrupted."""
+    """Exit code: 0; 1 for problems that the doctor found; 2 for errors that a user can fix; 130 when interrupted."""
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # a console that cannot show a name gets it with escapes
             stream.reconfigure(errors="backslashreplace")

@@ -15,7 +15,7 @@ from ..utils.errors import VitvizError
 from .boxes import Boxes
 from .preprocessing import Preprocessing
 
-if TYPE_CHECKING:  # models are a room above
+if TYPE_CHECKING:  # models import this subpackage
     from ..models.vision_model import VisionModel
 
 _FORMATS = ("JPEG", "PNG", "WEBP", "BMP")  # as Pillow calls them

@@ -19,7 +19,7 @@ from .labels import label_indices
 from .photographs import Photos
 from .preprocessing import Preprocessing
 
-if TYPE_CHECKING:  # models are a room above
+if TYPE_CHECKING:  # models import this subpackage
     from ..models.vision_model import VisionModel
 
 AT_ONCE = 16  # images in a forward pass: more are hardly faster, and memory once taken is not always given back

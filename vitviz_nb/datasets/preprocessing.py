@@ -13,7 +13,7 @@ from timm.data import create_transform
 from ..utils import validate
 from ..utils.errors import VitvizError
 
-if TYPE_CHECKING:  # models are a room above
+if TYPE_CHECKING:  # models import this subpackage
     from ..models.vision_model import VisionModel
 
 

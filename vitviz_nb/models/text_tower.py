@@ -53,10 +53,10 @@ def split(caption: str) -> list[str]:
     return re.findall(r"[^\s,:]+", caption.lower())
 
 
-@torch.inference_mode(False)  # else no gradient could pass the points later
+@torch.inference_mode(False)  # else no gradient could pass the embeddings later
 @torch.no_grad()
-def class_points(tower: TextTower, names: list[str], styles) -> torch.Tensor:
+def class_embeddings(tower: TextTower, names: list[str], styles) -> torch.Tensor:
     """Zero-shot classifier (classes, width): mean embedding of each name in a plain prompt and one per style, scaled."""
     prompts = ["a {}", *(PROMPTS[style] for style in styles)]
-    points = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
-    return F.normalize(points, dim=-1) * tower.log_scale.clamp(max=4.6).exp()
+    embeddings = sum(tower([prompt.format(name) for name in names]) for prompt in prompts)
+    return F.normalize(embeddings, dim=-1) * tower.log_scale.clamp(max=4.6).exp()

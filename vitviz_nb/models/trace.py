@@ -46,7 +46,7 @@ class Origin(NamedTuple):
 
 
 class Found(NamedTuple):
-    """A place where units may be read, and how its tokens responded to the changes of each image, by the axis of the units."""
+    """A tensor where units may be read, and how its tokens responded to the changes of each image, by the axis of the units."""
 
     kind: str
     path: str

@@ -15,7 +15,7 @@ from ..utils import validate
 from ..utils.errors import VitvizError, first_line
 from .fingerprint import changes, settings, structure
 from .hooks import evaluating
-from .text_tower import TextTower, class_points
+from .text_tower import TextTower, class_embeddings
 
 
 class VisionModel:
@@ -125,8 +125,8 @@ class VisionModel:
         output = _output(output)
         if not self.text:
             return output
-        points = self.remember(("class points", self.device), lambda: class_points(self.text, self.class_names, self._styles))
-        return F.normalize(output, dim=-1) @ points.T
+        classes = self.remember(("classes", self.device), lambda: class_embeddings(self.text, self.class_names, self._styles))
+        return F.normalize(output, dim=-1) @ classes.T
 
     def forward(self, inputs: torch.Tensor) -> Any:
         """What the network makes of *normalized* inputs (N, 3, H, W): one pass in eval mode, under the lock."""

@@ -13,7 +13,7 @@ from ..utils import validate
 from ..utils.errors import VitvizError, nearest
 from .image_grid import Tile, contact_sheet, to_image
 
-if TYPE_CHECKING:  # models are a room above
+if TYPE_CHECKING:  # models import this subpackage
     from ..models.vision_model import VisionModel
 
 

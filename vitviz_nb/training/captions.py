@@ -20,13 +20,13 @@ def shorten(caption: str, said: float = 0.3) -> str:
     return ", ".join([" ".join(words), *(fact for fact, v in zip(others, u[2:], strict=True) if v < said)])
 
 
-def contrast(points: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
+def contrast(images: torch.Tensor, words: torch.Tensor, captions: list[str], log_scale: torch.Tensor) -> torch.Tensor:
     """Contrastive loss of N images' embeddings (N, width) and M >= N captions' (M, width), the first N being the images' own.
 
     Images with equal captions count as each other's matches.
     """
-    logits = log_scale.clamp(max=4.6).exp() * F.normalize(points.float(), dim=-1) @ words.T
-    n = len(points)
+    logits = log_scale.clamp(max=4.6).exp() * F.normalize(images.float(), dim=-1) @ words.T
+    n = len(images)
     first = {}
     number = torch.tensor([first.setdefault(caption, i) for i, caption in enumerate(captions)], device=logits.device)
     own = (number[:n, None] == number).float()

@@ -1,4 +1,4 @@
-"""What every room uses, and nothing of what the kit is about.
+"""What every subpackage uses, and nothing about models or images in particular.
 
 ``errors`` (VitvizError), ``validate`` (arguments of public functions), ``files`` (the one way to write), ``cache`` (computed
 arrays, kept under the model's state), ``paths``, ``random_streams`` (reproducible numbers by hashing), ``statistics``

@@ -1,11 +1,11 @@
-"""The one exception that the kit raises for what a user can mend."""
+"""The one exception that the kit raises for what a user can fix."""
 
 import difflib
 from collections.abc import Iterable
 
 
 class VitvizError(ValueError):
-    """An error that a user can mend: the message says what was wrong, what is allowed and what to do next.
+    """An error that a user can fix: the message says what was wrong, what is allowed and what to do next.
 
     The command line prints it on one line and exits with 2; a notebook shows it without a stack trace.
     """

@@ -4,6 +4,6 @@
 - ``Recipe``: its settings, ``Recipe.paper()``, ``Recipe.fourier()`` or, whichever suits a model, ``Recipe.quick(model)``.
 - ``Rendering``: the pictures with all that is known of them; shows itself, ``save`` and ``load`` keep it.
 - ``top_images(model, layer, neuron)``: the reference images that activate a neuron most.
-- ``Atlas.open(folder)``: pictures made beforehand, by ``atlas_maker.make_atlas`` or ``vitviz atlas``.
+- ``Atlas.open(folder)``: precomputed feature visualizations, by ``atlas_maker.make_atlas`` or ``vitviz atlas``.
 - ``scores``: activations over reference images. ``optimize.Adam``: the optimizer on pixels, for any loss.
 """

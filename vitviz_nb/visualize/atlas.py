@@ -1,4 +1,4 @@
-"""Pictures made beforehand, layer by layer, so that sliders answer at once. Reading them needs no model.
+"""Atlases: precomputed feature visualizations of whole layers, so that sliders respond at once. Reading one needs no model.
 
 An atlas is a folder: ``manifest.json``, and for each layer a table of numbers (``mlp_05.npz``) and its pictures on one sprite
 sheet (``mlp_05.webp``) or more (``mlp_05_512.webp`` begins with neuron 512), lossy. ``atlas_maker`` makes atlases.

@@ -26,14 +26,14 @@ class Rendering:
 
     Attributes:
         model: the model's title ("… (untrained)" for random weights).
-        kind, layer, neurons: what was pictured, a neuron's number for each picture; of a direction, a number made from it.
+        kind, layer, neurons: what was visualized, a neuron's number for each picture; of a direction, a number made from it.
         pictures: float32 (K, 3, S, S), RGB in [0, 1], on the CPU.
         steps: (K,), updates done; fewer than ``recipe.steps`` where it was stopped.
         curve_steps, curves: the activation without augmentation after so many steps: (n,) and (K, n), NaN where not read.
         recipe, seed: how they were made.
         scores: measured afterwards; None in the frames of a stream.
         labels: what captions call the K neurons; None for their numbers.
-        directions: float32 (K, units), the weights of the neurons' sum that was pictured; None for single neurons.
+        directions: float32 (K, units), the weights of the neurons' sum that was visualized; None for single neurons.
     """
 
     model: str

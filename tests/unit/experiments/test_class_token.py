@@ -215,7 +215,7 @@ def test_a_model_trained_with_captions_works_too(monkeypatch: pytest.MonkeyPatch
     model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
     right = [NAMES[i] == label for i, label in zip(model(SIX.images).argmax(1), SIX.labels, strict=True)]
     assert both(cls_isolation(model, SIX))[0] == (round(100 * sum(right) / 6, 2), 100)
-    monkeypatch.setattr(vision_model, "class_points", lambda *_: torch.eye(3, 8))  # as a tower that has learnt the names has them
+    monkeypatch.setattr(vision_model, "class_embeddings", lambda *_: torch.eye(3, 8))  # as a tower has that learned the names
     monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path / "of the changed model"))  # whose weights' hash is that of before
     model = VisionModel(planted(VIT, 1).module, "captions", 32, class_names=NAMES[:3], text=tower, styles=("flat",))
     assert both(cls_isolation(model, SIX)) == [SEEN, SEEN, (33.33, 100), (33.33, 100)]  # three classes are all in the first five

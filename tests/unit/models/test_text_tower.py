@@ -1,4 +1,4 @@
-"""The text tower: how captions become points, and what scenes are compared with."""
+"""The text tower: embeddings of captions, and the zero-shot classifier made of them."""
 
 import itertools
 import math
@@ -10,7 +10,7 @@ from torch import Tensor
 from vitviz_nb.datasets.backgrounds import CONTEXTS
 from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld, Scenes
 from vitviz_nb.models import text_tower as language
-from vitviz_nb.models.text_tower import TextTower, class_points, split
+from vitviz_nb.models.text_tower import TextTower, class_embeddings, split
 
 WORDS = ["a", "cat", "cartoon", "dog", "drawing", "flat", "icon", "line", "of", "two"]
 
@@ -77,11 +77,11 @@ def test_no_caption_of_emoji_world_is_so_long_that_it_is_cut(concepts: str):
 
 def test_the_factor_between_cosine_and_logit_grows_to_e_to_the_4_6_and_no_further(tower: TextTower):
     tower.log_scale.data.fill_(9.0)
-    assert torch.allclose(class_points(tower, ["cat"], ["flat"]).norm(), torch.tensor(math.exp(4.6)), rtol=1e-4)
+    assert torch.allclose(class_embeddings(tower, ["cat"], ["flat"]).norm(), torch.tensor(math.exp(4.6)), rtol=1e-4)
 
 
 def test_a_class_is_the_mean_of_its_name_alone_and_in_each_style_times_the_factor(tower: TextTower):
-    found = class_points(tower, ["cat", "dog"], ["flat", "line"])
+    found = class_embeddings(tower, ["cat", "dog"], ["flat", "line"])
     for k, name in enumerate(["cat", "dog"]):
         mean = sum(tower([prompt.format(name)])[0] for prompt in ("a {}", "a flat icon of {}", "a line drawing of {}")) / 3
         assert torch.allclose(found[k], mean / mean.norm() * math.exp(2.3), atol=1e-4)

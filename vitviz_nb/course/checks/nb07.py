@@ -53,7 +53,7 @@ def exercise_1(answer, model=None):
 
 
 def exercise_2(answer, model):
-    """Two scenes and a cutoff of 12 or less: the model names the low-passed one, though it recognizes the other one too."""
+    """Two scenes and a cutoff of 12 or less: the model predicts the low-passed one's class, though it knows the other, too."""
     *scenes, cutoff = parts(answer, (0, 1, 8))
     scenes = [validate.whole("A scene", scene, 0, 10_000) for scene in scenes]
     cutoff, world = validate.whole("A cutoff", cutoff, 0, model.image_size // 2), color_world(model)
