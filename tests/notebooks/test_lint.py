@@ -18,6 +18,7 @@ publish = importlib.util.module_from_spec(SPEC)
 SPEC.loader.exec_module(publish)
 END, REPOSITORY_LINE, START = publish.END, publish.REPOSITORY_LINE, publish.START
 NOTEBOOKS = publish.find_notebooks()
+TEXTS = [ROOT / "README.md", *sorted(path for top in ("data", "notebooks", "tests") for path in (ROOT / top).rglob("*.md"))]
 LOCAL_PATH = re.compile(r"(?<![\w.:/-])/(?:work|home|root|Users)\b|\bC:\\")
 WIDGET = "application/vnd.jupyter.widget-view+json"
 COURSE = course(ROOT)
@@ -129,9 +130,10 @@ def output_texts(output: dict) -> list[str]:
 
 
 def private_words(path: Path) -> list[str]:
-    """Words of a notebook's markdown, without code, and of its alt texts that a reader of the field would have to translate."""
-    cells = nbformat.read(path, as_version=4).cells
-    texts = [re.sub(r"```.*?```|`[^`\n]*`", "", cell.source, flags=re.DOTALL) for cell in cells if cell.cell_type == "markdown"]
+    """Words of a notebook or a text, without code, that a reader of the field would have to translate; in alt texts, too."""
+    cells = nbformat.read(path, as_version=4).cells if path.suffix == ".ipynb" else []
+    texts = [cell.source for cell in cells if cell.cell_type == "markdown"] if cells else [path.read_text("utf-8")]
+    texts = [re.sub(r"```.*?```|`[^`\n]*`", "", text, flags=re.DOTALL) for text in texts]
     return PRIVATE_WORDS.findall("\n".join([*texts, *(cell.metadata.get("alt", "") for cell in cells)]))
 
 
@@ -245,8 +247,8 @@ def test_notebook_keeps_the_rules(path):
     assert problems(path, ROOT) == []
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_speaks_the_fields_english(path):
+@pytest.mark.parametrize("path", [*NOTEBOOKS, *TEXTS], ids=lambda path: path.relative_to(ROOT).as_posix())
+def test_notebooks_and_texts_speak_the_fields_english(path):
     assert len(private_words(path)) <= 2
 
 
