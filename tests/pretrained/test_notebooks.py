@@ -43,7 +43,7 @@ def test_notebook_runs_on_a_real_vit(name, hub, monkeypatch):
     notebook = nbformat.read(NOTEBOOKS / f"{name}.ipynb", as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in cells:
-        cell.source = with_model(cell.source, f'vv.load("{NAME}", image_size=56)')
+        cell.source = with_model(cell.source, f'vv.load("{NAME}", image_size=98)')
     cells[0].source = f"import small\n{cells[0].source}"
     NotebookClient(notebook, timeout=SECONDS, kernel_name="python3", resources={"metadata": {"path": str(NOTEBOOKS)}},
                    store_widget_state=False, allow_errors=True).execute()
