@@ -108,6 +108,8 @@ def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: Visio
 
     Pictures are resized to the recognizer's input. Chance is five divided by the number of classes.
     """
+    if len(pictures) != len(concept):
+        raise VitvizError(f"Each picture has one concept to be recognized; {len(pictures)} pictures have {len(concept)}.")
     with torch.inference_mode():
         shown = resized(pictures, recognizer.image_size).split(AT_ONCE)
         top5 = torch.cat([recognizer(part).topk(5).indices.cpu() for part in shown])
@@ -182,7 +184,7 @@ def logit_correlation(visualizer: Visualizer, layer: int, neurons, recognizer: V
     with torch.inference_mode():
         pictures = resized(rendering.pictures, recognizer.image_size)
         shown = torch.cat([recognizer(part).float().cpu() for part in pictures.split(AT_ONCE)])
-        natural = torch.stack([recognizer(images).float().mean(0).cpu() for images in top])
+        natural = torch.stack([recognizer(resized(images, recognizer.image_size)).float().mean(0).cpu() for images in top])
     release_memory()
     return pearson(*((logits - logits.mean(0)).T for logits in (shown, natural)))
 

@@ -18,6 +18,7 @@ from ..models.vision_model import VisionModel
 from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import validate
 from ..utils.errors import VitvizError
+from ..visualize.parameterization import resized
 from ..visualize.scores import reference_activations, reference_set
 from ..visualize.visualizer import Visualizer
 from .elements import Picture, Status
@@ -132,7 +133,7 @@ def model_player(model: VisionModel) -> Callable:
 
     @torch.inference_mode()
     def player(hint: torch.Tensor, images: torch.Tensor) -> int:
-        logits = model(torch.cat([hint, images])).float().cpu()
+        logits = model(torch.cat([resized(part, model.image_size) for part in (hint, images)])).float().cpu()
         logits = logits - logits.mean(1, keepdim=True)
         return int(torch.cosine_similarity(logits[-2:], logits[:-2].mean(0, keepdim=True)).argmax())
 

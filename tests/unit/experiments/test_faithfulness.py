@@ -233,6 +233,8 @@ ORDER = [3, 9, 0, 15, 7, 4, 1]
 def test_a_concept_in_the_top_5_is_recognized_and_the_sixth_is_not():
     hits = recognition(ranked(*[ORDER] * 6), torch.tensor([3, 9, 7, 4, 1, 12]), recognizer)
     assert hits.tolist() == [True, True, True, False, False, False]
+    with pytest.raises(VitvizError, match="6 pictures have 7"):
+        recognition(ranked(*[ORDER] * 6), torch.arange(7), recognizer)
 
 
 def test_every_picture_is_compared_with_its_own_neuron_however_many_there_are():

@@ -6,6 +6,7 @@ import math
 import ipywidgets as widgets
 import pytest
 import torch
+import torch.nn.functional as F
 from timm.layers import Mlp
 from torch import Tensor, nn
 
@@ -133,6 +134,8 @@ def test_the_model_player_takes_the_image_whose_logits_are_more_similar_to_the_h
     assert player(red[None], torch.stack([dark_red, blue])) == 0
     assert player(red[None], torch.stack([blue, dark_red])) == 1
     assert player(torch.stack([red] * 4), torch.stack([blue, dark_red])) == 1
+    large = F.interpolate(red[None], scale_factor=2)  # a picture on Recipe.fourier's canvas, and images of a larger network
+    assert player(large, F.interpolate(torch.stack([blue, dark_red]), scale_factor=3)) == 1
 
 
 def buttons(page: TaskWidget) -> list[widgets.Button]:
