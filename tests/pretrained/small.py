@@ -7,7 +7,7 @@ import pkgutil
 from dataclasses import replace
 
 from vitviz_nb import experiments
-from vitviz_nb.experiments import faithfulness, inversion
+from vitviz_nb.experiments import faithfulness, fooling_circuit, inversion
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.visualizer import Visualizer
 
@@ -39,7 +39,7 @@ for name in [info.name for info in pkgutil.iter_modules(experiments.__path__)]:
             if MOST.keys() & known.keys() and next(iter(known)) in ("model", "models", "visualizer"):
                 of_units = MOST | {"n": OF_UNITS} if function.__module__.endswith(".units") else MOST
                 setattr(module, called, limited(function, of_units))
-faithfulness._SCENES_OF_LARGE, inversion.STEPS = 256, 2
+faithfulness._SCENES_OF_LARGE, fooling_circuit._SCENES, inversion.STEPS = 256, 64, 2
 
 whole = Visualizer.__init__
 
