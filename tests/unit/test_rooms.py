@@ -94,5 +94,5 @@ def test_the_package_stays_thin():
     and for issue 19 a visualizer that a class shares (605, and 20 in the command line).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 7635, lines
-    assert sum(map(length, MODULES)) <= 12121
+    assert sum(lines.values()) <= 7636, lines
+    assert sum(map(length, MODULES)) <= 12122
