@@ -68,7 +68,7 @@ def test_post_build_stops_at_errors_and_installs_without_dependencies():
 
 
 def test_every_import_of_the_package_is_declared():
-    imported = {"vitviz_nb"}
+    imported, cluster = {"vitviz_nb"}, {"dask"}  # which comes with distributed
     for path in (ROOT / "vitviz_nb").rglob("*.py"):
         for node in ast.walk(ast.parse(path.read_text())):
             if isinstance(node, ast.Import):
@@ -76,7 +76,15 @@ def test_every_import_of_the_package_is_declared():
             elif isinstance(node, ast.ImportFrom) and not node.level:
                 imported.add(node.module.split(".")[0])
     declared = {IMPORT_NAME.get(name, name) for name in requirements(PROJECT["project"]["dependencies"])}
-    assert imported - declared - set(sys.stdlib_module_names) == {"vitviz_nb"}
+    cluster |= set(requirements(PROJECT["project"]["optional-dependencies"]["cluster"]))
+    assert imported - declared - cluster - set(sys.stdlib_module_names) == {"vitviz_nb"}
+
+
+def test_all_but_the_worker_of_a_shared_visualizer_imports_without_dask():
+    modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "vitviz_nb").rglob("*.py")
+               if path.name not in ("__main__.py", "desk.py")]
+    code = f"import importlib, sys; sys.modules['distributed'] = sys.modules['dask'] = None; {modules!r}"
+    assert fresh(f"{code}; [importlib.import_module(name.removesuffix('.__init__')) for name in {modules!r}]; print('all')") == "all"
 
 
 def fresh(code: str, folder: Path = ROOT) -> str:
