@@ -83,8 +83,9 @@ def test_every_import_of_the_package_is_declared():
 def test_all_but_the_worker_of_a_shared_visualizer_imports_without_dask():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "vitviz_nb").rglob("*.py")
                if path.name not in ("__main__.py", "desk.py")]
-    code = f"import importlib, sys; sys.modules['distributed'] = sys.modules['dask'] = None; {modules!r}"
-    assert fresh(f"{code}; [importlib.import_module(name.removesuffix('.__init__')) for name in {modules!r}]; print('all')") == "all"
+    code = ("import importlib, sys; sys.modules['distributed'] = sys.modules['dask'] = None\n"
+            f"for name in {modules!r}: importlib.import_module(name.removesuffix('.__init__'))\nprint('all')")
+    assert fresh(code) == "all"
 
 
 def fresh(code: str, folder: Path = ROOT) -> str:
