@@ -372,7 +372,7 @@ class Here(Executor):
 def workers_here(model, monkeypatch) -> None:
     """Workers in this process find the model by its name."""
     known = {("tiny", True, model.image_size): model}
-    monkeypatch.setattr(atlas_maker, "load", lambda name, pretrained, image_size: known[name, pretrained, image_size])
+    monkeypatch.setattr(loading, "load", lambda name, pretrained, image_size: known[name, pretrained, image_size])
 
 
 def test_any_executor_makes_the_same_files(model, whole, rendered, workers_here, tmp_path):
