@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 
 import nbformat
+import numpy as np
 import pytest
 
 from vitviz_nb.utils.errors import VitvizError
@@ -39,6 +40,19 @@ def tab():
         pytest.skip("needs Chromium")
     with pytest.importorskip("playwright.sync_api").sync_playwright() as playwright:
         yield playwright.chromium.launch(executable_path=browser, args=["--no-sandbox"]).new_page()
+
+
+@pytest.mark.parametrize("deck", DECKS, ids=lambda deck: deck.stem)
+def test_no_figure_is_cut_through_its_title(deck):
+    for cell, parts, link in command.FIGURE.findall(deck.read_text("utf-8")):
+        ranges = {side: [(float(a), float(b)) for one, a, b in command.PART.findall(parts) if one == side]
+                  for side in ("width", "height")}
+        if not ranges["height"] or ranges["height"][0][0] > 20:  # below that it is cut between rows of images
+            continue
+        picture = command.part(command.figure((deck.parent / link).resolve(), cell)[0], "width", ranges["width"][-1:])
+        ink = np.asarray(picture.convert("L"))[:, picture.width // 8 :] < 200  # without labels of the axis beside the title
+        cut = round(picture.height * ranges["height"][0][0] / 100)
+        assert not ink[cut - 1 : cut + 1].any(1).all(), f"{deck.name}: {cell} is cut at {ranges['height'][0][0]} %"
 
 
 def test_there_is_a_deck_for_each_notebook_that_the_plans_project():

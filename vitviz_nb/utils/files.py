@@ -41,8 +41,11 @@ def check_target(path: Path, ours: Callable[[Path], bool] | None = None, force: 
                           f"force=True) to replace it.")
 
 
-def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | None = None, force: bool = False) -> Path:
+def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | None = None, force: bool = False,
+          mode: int = 0o666) -> Path:
     """Write a file (text as UTF-8) and its folder: a temporary file beside it, fsync, rename. See ``check_target``.
+
+    ``mode`` is that of a new file, less the umask: 0o600 for what only its owner may read, from its first byte on.
 
     Raises:
         VitvizError: a foreign file at ``path``, a full disk, a folder that cannot be written. What was there is unchanged.
@@ -53,7 +56,7 @@ def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | No
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
         try:
-            with open(partial, "xb") as file:
+            with open(partial, "xb", opener=lambda path, flags: os.open(path, flags, mode)) as file:
                 file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())

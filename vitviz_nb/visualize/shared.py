@@ -7,6 +7,7 @@ so those who ask for the same share one task, and the scheduler's cache folder a
 
 import asyncio
 import os
+import ssl
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -61,7 +62,7 @@ def connect(address: str, certificate: str | Path | None = None, timeout: float 
     Raises:
         VitvizError: nobody answers there, or not to this certificate; Dask is missing; another version of the kit.
     """
-    if not isinstance(address, str):
+    if not isinstance(address, str) or not address:
         raise VitvizError(f"An address is a text such as 'tcp://127.0.0.1:8786', got {validate.shown(address)}.")
     dask, timeout = _dask(), validate.real("timeout", timeout, 0.1, 600)
     security = None if certificate is None else security_of(validate.path("certificate", certificate))
@@ -70,9 +71,9 @@ def connect(address: str, certificate: str | Path | None = None, timeout: float 
             thread.submit(asyncio.run, _knock(address, security or dask.Security(), timeout)).result()
         client = dask.Client(address, security=security, timeout=timeout, set_as_default=False)
     except Exception as error:  # Dask's, Tornado's, OpenSSL's: no common base
-        secret = "its certificate (the file that vitviz serve made)" if certificate is None else f"another than {certificate}"
-        raise VitvizError(f"No shared visualizer answers at {address} ({first_line(error)[:200]}); is vitviz serve running "
-                          f"there, at this port, and does it want {secret}?") from None
+        secret = "does it need the certificate that it made" if certificate is None else f"is {certificate} its certificate"
+        raise VitvizError(f"No shared visualizer answers at {address} ({first_line(error)[:200]}). Is vitviz serve running "
+                          f"there, at this port, and {secret}?") from None
     try:
         versions = {"the scheduler": client.run_on_scheduler(version), **client.run(version)}
     except Exception as error:  # a kit that has no such function, or none at all
@@ -120,6 +121,11 @@ def security_of(certificate: Path) -> "Security":
     """TLS for scheduler, workers and clients by one file: a key, and its certificate, which is also the only authority."""
     if not certificate.is_file():
         raise VitvizError(f"There is no certificate {certificate}; copy the file that vitviz serve made.")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(certificate)
+    except OSError as error:  # ssl.SSLError is one
+        raise VitvizError(f"{certificate} holds no key with its certificate ({first_line(error)}); copy the file that vitviz "
+                          f"serve made, or delete it where it is made, and start vitviz serve again.") from None
     names = ("tls_ca_file", "tls_client_cert", "tls_scheduler_cert", "tls_worker_cert")
     return _dask().Security(require_encryption=True, **dict.fromkeys(names, str(certificate)))
 
@@ -339,6 +345,4 @@ def _make(certificate: Path) -> None:
     except ImportError:
         raise VitvizError("To listen beyond this machine a certificate is needed, which the library cryptography makes; run: "
                           "python -m pip install cryptography") from None
-    files.ready(certificate.absolute().parent, "The folder of --certificate,")
-    certificate.touch(0o600)
-    certificate.write_text(made.tls_scheduler_key + made.tls_scheduler_cert, encoding="ascii")
+    files.write(certificate, made.tls_scheduler_key + made.tls_scheduler_cert, mode=0o600)

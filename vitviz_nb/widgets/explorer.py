@@ -22,6 +22,7 @@ from ..utils import files
 from ..utils.errors import VitvizError
 from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_set
+from ..visualize.shared import check_client
 from ..visualize.top_images import TopImages
 from .elements import Status, sentence
 from .explorer_side import Side
@@ -55,7 +56,7 @@ class Explorer(widgets.VBox):
     """
 
     def __init__(self, model: VisionModel, images=None, compare: VisionModel | None = None, client=None):
-        self._models, self._client = (model, model if compare is None else compare), client
+        self._models, self._client = (model, model if compare is None else compare), check_client(client)
         for each in self._models:
             find_sites(each)  # refuses what is no model
         self._images = [None if images is None else reference_set(model, images)] * 2
