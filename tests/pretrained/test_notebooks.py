@@ -78,3 +78,9 @@ def test_notebook_runs_on_a_real_vit_but_for_cells_that_say_why_not(name, hub, m
         pytest.skip("takes minutes; VITVIZ_ALL_NOTEBOOKS=1 runs it")
     refused = run(name, f'vv.load("{NAME}", image_size=98)', monkeypatch)
     assert refused.keys() == NO_CLASSES[name], refused
+
+
+def test_positions_are_measured_on_a_distilled_network_of_another_grid(monkeypatch, tmp_path):
+    monkeypatch.setenv("VITVIZ_CACHE", str(tmp_path))
+    model = 'vv.load("deit_tiny_distilled_patch16_224", image_size=112, pretrained=False)'
+    assert not run("04_finding_position", model, monkeypatch)
