@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitviz_nb.models.vision_model import VisionModel
@@ -260,6 +261,15 @@ def test_a_patch_embedding_of_views_is_that_of_views_computed_by_hand(drawn, pat
     assert_same(network, *drawn)
     monkeypatch.setattr(objective, "_computed", None)  # what computes views is not called
     assert network(drawn[1](drawn[0], 1)).shape == (6, 5, SIZE // patch, SIZE // patch)
+
+
+def test_a_vision_model_embeds_views_without_computing_them(monkeypatch):
+    net = VisionTransformer(img_size=SIZE, patch_size=7, embed_dim=8, depth=1, num_heads=1, num_classes=2)
+    model, keys = VisionModel(net, "net", SIZE, (0.5,) * 3, (0.5,) * 3, ["a", "b"]), np.arange(2, dtype=np.uint64)
+    drawn = initial_images(Recipe(), keys, SIZE), augmentation(Recipe(steps=4, copies=2), keys)
+    expected = model.forward(by_hand(*drawn, 1))
+    monkeypatch.setattr(objective, "_computed", None)  # what computes views is not called
+    assert torch.allclose(model.forward(drawn[1](drawn[0], 1)), expected, atol=1e-5)
 
 
 FIRST_STEPS = {
