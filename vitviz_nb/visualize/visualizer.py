@@ -214,7 +214,8 @@ class Visualizer:
                 for image in batch:
                     self._write(request, image)
         finally:
-            same = self.model.state() == request.state
+            begun = any(progress.adam.step < self.recipe.steps for progress in request.progress.values())
+            same = begun and self.model.state() == request.state
             for image, progress in request.progress.items():
                 request.unfinished.pop((request.site, image), None)
                 if same and progress.adam.step < self.recipe.steps:

@@ -6,10 +6,12 @@ import threading
 import time
 from dataclasses import replace
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
 
+from vitviz_nb.models import vision_model
 from vitviz_nb.models.reading import activations, tokens
 from vitviz_nb.models.sites import check_neurons, find_site, find_sites
 from vitviz_nb.models.text_tower import TextTower
@@ -132,6 +134,66 @@ def test_the_state_follows_a_weight_changed_in_place(tiny_vit: VisionModel):
     assert before == tiny_vit.state() and tiny_vit.unchanged
     tiny_vit.module.blocks[0].mlp.fc1.weight.data.mul_(3)  # no version counter of torch notices this
     assert tiny_vit.state() != before and tiny_vit.weights_hash != before["weights"]
+
+
+def _optimizer_step(weight):
+    optimizer = torch.optim.AdamW([weight])
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+
+
+_WRITES = {
+    "one number": lambda weight: weight.data[3, 5].add_(1),
+    "the lowest bit": lambda weight: weight.data.view(torch.uint8)[0, 0].bitwise_xor_(1),
+    "the highest bit": lambda weight: weight.data.view(torch.uint8)[-1, -1].bitwise_xor_(128),
+    "every second sign": lambda weight: weight.data[:, 1::2].neg_(),
+    "all signs": lambda weight: weight.data.neg_(),
+    "two neighbors swapped": lambda weight: weight.data[0, :2].copy_(weight.data[0, :2].flip(0)),
+    "two neurons swapped": lambda weight: weight.data[:2].copy_(weight.data[:2].flip(0)),
+    "two halves swapped": lambda weight: weight.data.copy_(weight.data.roll(len(weight) // 2, 0)),
+    "all the same": lambda weight: weight.data.fill_(1),
+    "nothing": lambda weight: weight.data.zero_(),
+    "another tensor": lambda weight: setattr(weight, "data", 2 * weight.data),
+    "the storage": lambda weight: weight.untyped_storage().copy_((weight.data + 1).untyped_storage()),
+    "a view of NumPy's": lambda weight: np.negative(view := weight.detach().view(torch.int16).numpy(), out=view),
+    "an optimizer": _optimizer_step,
+}
+
+
+@pytest.mark.parametrize("precision", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("write", _WRITES.values(), ids=_WRITES)
+def test_no_way_to_write_a_weight_escapes(write, precision: torch.dtype, tiny_vit: VisionModel):
+    weight = tiny_vit.module.to(precision).blocks[0].mlp.fc1.weight
+    before, kept = tiny_vit.state(), weight.detach().clone()
+    write(weight)
+    assert not torch.equal(weight, kept) and tiny_vit.state() not in (before, None)
+    weight.data.copy_(kept)
+    assert tiny_vit.state() == before
+
+
+def test_weights_that_did_not_change_are_not_hashed_again(tiny_vit: VisionModel, monkeypatch):
+    hashed, real = [], vision_model._hash
+    monkeypatch.setattr(vision_model, "_hash", lambda *given: hashed.append(given) or real(*given))
+    states = [tiny_vit.state() for _ in range(3)]
+    assert states[0] == states[2] and len(hashed) == 1
+
+
+def test_a_hash_belongs_to_the_weights_that_were_hashed(tiny_vit: VisionModel, monkeypatch):
+    """Although another thread changes them for a moment."""
+    expected, real = VisionModel(tiny_vit.module, tiny_vit.name, 32).weights_hash, vision_model._hash
+    bias = tiny_vit.module.head.bias.data
+
+    def meanwhile(*given) -> str:
+        bias.add_(1)
+        try:
+            return real(*given)
+        finally:
+            bias.sub_(1)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(vision_model, "_hash", meanwhile)
+        assert tiny_vit.weights_hash != expected
+    assert tiny_vit.weights_hash == expected
 
 
 @pytest.mark.parametrize("change", [
