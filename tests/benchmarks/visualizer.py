@@ -19,6 +19,7 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 import vitviz_nb as vv
+from vitviz_nb.models import reading
 from vitviz_nb.models.cards import embedded_names
 from vitviz_nb.models.sites import Site, find_site, find_sites
 from vitviz_nb.models.vision_model import VisionModel
@@ -37,7 +38,8 @@ def published(model: VisionModel, place: Site, neurons: list[int], recipe: vv.Re
     """
     seen, size, device, copies = [], model.image_size, model.device, recipe.copies
     mean, std = model.mean.to(device), model.std.to(device)
-    handle = model.module.get_submodule(place.path).register_forward_hook(lambda module, given, made: seen.append(made))
+    handle = model.module.get_submodule(place.path).register_forward_hook(
+        lambda module, given, made: seen.append(given[0] if place.given else made))
     try:
         for neuron in neurons:
             picture = torch.rand(1, 3, size, size, device=device, requires_grad=True)
@@ -101,9 +103,17 @@ class Clock:
 
 
 def operations(work) -> int:
-    """Floating-point operations of the matrix products and convolutions in ``work``, forwards and backwards."""
-    with FlopCounterMode(display=False) as counter:
-        work()
+    """Floating-point operations of the matrix products and convolutions in ``work``, forwards and backwards.
+
+    The counter has hooks on all modules, for which the kit would compute all units of a layer instead of each image's own; so
+    they are hidden from it.
+    """
+    usual, reading.changes = reading.changes, lambda module: []
+    try:
+        with FlopCounterMode(display=False) as counter:
+            work()
+    finally:
+        reading.changes = usual
     return counter.get_total_flops()
 
 
