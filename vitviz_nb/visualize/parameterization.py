@@ -10,7 +10,6 @@ from ..utils import random_streams
 from .recipe import Recipe
 
 # Square root of the color covariance of natural images over its longest column, as Lucid publishes it (optvis/param/color.py).
-# (NumPy's, because a tensor that is made in torch.inference_mode can never be part of a gradient.)
 _COLORS = np.float32([[0.26, 0.09, 0.02], [0.27, 0.00, -0.05], [0.27, -0.09, 0.03]]) / np.float32(0.4619)
 
 
@@ -55,6 +54,7 @@ class Fourier(Pixels):
         self._spread, self._side, self.shape = recipe.spread, side, (3, side, side // 2 + 1, 2)
         frequency = np.hypot(np.fft.fftfreq(side)[:, None], np.fft.rfftfreq(side)) * side  # cycles per image
         self._scale = np.float32(np.maximum(frequency, 1) ** -recipe.power * side)
+        self._on: dict[torch.device, list[torch.Tensor]] = {}  # scale and colors on each device: to copy them waits for a card
 
     def start(self, keys: np.ndarray) -> torch.Tensor:
         """A normal spectrum (K, *shape) of standard deviation ``recipe.spread``: close to gray."""
@@ -62,7 +62,10 @@ class Fourier(Pixels):
         return self._spread * torch.from_numpy(normal(u[..., :1], u[..., 1:] - np.array([0, 0.25]))).float()  # cosine and sine
 
     def images(self, values: torch.Tensor) -> torch.Tensor:
-        scale, mix = (torch.from_numpy(array).to(values.device) for array in (self._scale, _COLORS))
+        if values.device not in self._on:
+            with torch.inference_mode(False):
+                self._on[values.device] = [torch.from_numpy(array).to(values.device) for array in (self._scale, _COLORS)]
+        scale, mix = self._on[values.device]
         colors = torch.fft.irfft2(torch.view_as_complex(values.contiguous()) * scale, s=(self._side, self._side), norm="ortho")
         return (mix @ colors.flatten(2)).view_as(colors).sigmoid()
 

@@ -48,6 +48,14 @@ def test_a_coefficient_is_a_wave_of_its_frequency_and_color_scaled_by_the_power(
     assert torch.allclose(image(color, 0, cycles, (0.6, 0.3)), torch.sigmoid(colors * wave).expand(3, SIDE, SIDE), atol=1e-5)
 
 
+def test_a_spectrum_has_a_gradient_although_its_first_image_was_made_in_inference_mode():
+    made = parameterization(FOURIER, SIDE)
+    values = torch.zeros(1, *made.shape, requires_grad=True)
+    with torch.inference_mode():
+        made.images(values)
+    assert torch.autograd.grad(made.images(values).sum(), values)[0].any()
+
+
 def test_spectra_of_equal_numbers_fall_with_frequency_as_the_power_says(keys):
     made = parameterization(Recipe(parameterization="fourier", power=1.0, spread=0.05), 64)
     frequency, power = radial_spectrum(made.images(made.start(random_streams.keys(0, np.arange(40)))))
