@@ -178,6 +178,16 @@ def test_weights_that_did_not_change_are_not_hashed_again(tiny_vit: VisionModel,
     assert states[0] == states[2] and len(hashed) == 1
 
 
+def test_weights_moved_to_a_card_are_not_hashed_again(tiny_vit: VisionModel, monkeypatch):
+    """Checksums have a formula of their own there, which is tried here on tensors that only say they are on one."""
+    before, hashed = tiny_vit.state(), []
+    monkeypatch.setattr(vision_model, "_hash", lambda *given: str(hashed.append(given)))
+    monkeypatch.setattr(torch.Tensor, "is_cuda", True)
+    assert tiny_vit.state() == before and not hashed
+    tiny_vit.module.blocks[0].mlp.fc1.weight.data[:, 1::2].neg_()
+    assert tiny_vit.state() != before and hashed
+
+
 def test_a_hash_belongs_to_the_weights_that_were_hashed(tiny_vit: VisionModel, monkeypatch):
     """Although another thread changes them for a moment."""
     expected, real = VisionModel(tiny_vit.module, tiny_vit.name, 32).weights_hash, vision_model._hash
