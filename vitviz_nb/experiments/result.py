@@ -103,6 +103,8 @@ class Result:
         return chosen
 
     def _rows(self, chosen: dict[str, list]) -> pd.Series:
+        if not chosen:  # pandas cannot ask this of no columns
+            return pd.Series(True, self.table.index)
         return self.table[[*chosen]].isin(chosen).all(axis=1)
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:

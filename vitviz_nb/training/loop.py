@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from timm.layers import DropPath
 from torch import nn
 from tqdm import tqdm
 
@@ -32,7 +33,7 @@ from ..models.vision_model import VisionModel, plain_attention
 from ..utils import files, validate
 from ..utils.errors import VitvizError
 from ..utils.statistics import wilson
-from .captions import contrast, shorten
+from .captions import HYPERNYMS, contrast, shorten
 from .dense_supervision import logits_by_token
 from .muon import Muon
 from .pgd import pgd
@@ -125,12 +126,15 @@ class Network(nn.Module):
         plain_attention(self.image, device)
         if hasattr(getattr(self.image, "patch_drop", None), "num_prefix_tokens"):
             self.image.patch_drop.num_prefix_tokens = self.image.num_prefix_tokens  # timm's DeiT forgets its second token
+        for block in self.image.blocks if recipe.drop_path else ():
+            block.drop_path1, block.drop_path2 = DropPath(recipe.drop_path), DropPath(recipe.drop_path)
         self.image.to(memory_format=torch.channels_last)  # convolutions are half as fast again
         if recipe.start:
             self.image.load_state_dict(_earlier(recipe.start, out).module.state_dict())
         if recipe.captions:
-            words = {word for text in [*world.captions(range(2000)), *world.concepts] for word in split(text)}
-            self.text = TextTower(sorted(words), recipe.architecture["arguments"]["num_classes"])
+            texts = [*world.captions(range(2000)), *world.concepts, *HYPERNYMS.values()]
+            words = sorted({word for text in texts for word in split(text)})
+            self.text = TextTower(words, recipe.architecture["arguments"]["num_classes"])
         if recipe.teacher:
             self._teacher = [_earlier(recipe.teacher, out).to(device)]  # in a list, so that it is not trained
             self._teacher[0].module.to(memory_format=torch.channels_last)

@@ -27,6 +27,7 @@ class Training:
     peak: float = 3e-3  # the largest learning rate, which then falls to 0 along a cosine
     warmup: int = 200  # steps to reach the peak
     decay: float = 0.05  # of the weights
+    drop_path: float = 0.0  # how often a block's branch is dropped, in every block alike (stochastic depth, Huang et al. 2016)
     start: str | None = None  # the model whose trained weights it starts from
     radius: float = 0.0  # L2 norm of the adversarial perturbation of each scene (PGD), of the whole image in [0, 1]; 0 for none
     every_token: bool = False  # dense supervision: each patch token of the last block predicts the concept, not only CLS
@@ -38,7 +39,7 @@ class Training:
     def __post_init__(self):
         for name, low, high in (("steps", 1, 10**9), ("batch", 1, 2**16), ("warmup", 1, 10**9), ("seed", 0, 2**40)):
             validate.whole(name, getattr(self, name), low, high)
-        for name, high in (("peak", 1e38), ("decay", 1e6), ("radius", 1e6)):
+        for name, high in (("peak", 1e38), ("decay", 1e6), ("radius", 1e6), ("drop_path", 0.9)):
             validate.real(name, getattr(self, name), 0, high)
         for style in self.styles:
             validate.choice("styles", style, STYLES)

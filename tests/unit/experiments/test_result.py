@@ -88,6 +88,7 @@ def test_rows_of_one_level_lose_the_column_that_is_thereby_constant():
 
 def test_several_levels_keep_their_column_and_one_row_keeps_one_factor_to_plot():
     assert KINDS.where(kind=["key", "query"]).table.equals(KINDS.table)
+    assert KINDS.where().table["value"].tolist() == KINDS.table["value"].tolist()
     one = KINDS.where(kind="key", where="late")
     assert one.table.columns.tolist() == ["kind", "value", "low", "high", "n"] and one.table["value"].tolist() == [1]
 
