@@ -49,7 +49,7 @@ def shorten(caption: str, said: float = 0.3, named: float = 0.5) -> str:
     first, *others = caption.split(", ")
     count, size, style, concept = _FIRST.fullmatch(first).groups()
     *u, general = torch.rand(3 + len(others)).tolist()
-    if general > named:
+    if general > named and concept in _groups():
         category, subcategory = _groups()[concept]
         concept = HYPERNYMS[subcategory if (general - named) / (1 - named) < 0.6 else category]
     words = [count, *[size] * bool(size and u[0] < said), *[style] * (u[1] < said), concept]

@@ -126,8 +126,8 @@ class Network(nn.Module):
         plain_attention(self.image, device)
         if hasattr(getattr(self.image, "patch_drop", None), "num_prefix_tokens"):
             self.image.patch_drop.num_prefix_tokens = self.image.num_prefix_tokens  # timm's DeiT forgets its second token
-        for block in self.image.blocks if recipe.drop_path else ():
-            block.drop_path1, block.drop_path2 = DropPath(recipe.drop_path), DropPath(recipe.drop_path)
+        if recipe.drop_path:
+            _drop_paths(self.image, recipe.drop_path)
         self.image.to(memory_format=torch.channels_last)  # convolutions are half as fast again
         if recipe.start:
             self.image.load_state_dict(_earlier(recipe.start, out).module.state_dict())
@@ -177,6 +177,15 @@ def _entropy(logits: torch.Tensor, labels: torch.Tensor, smoothing: float = 0.1)
 def _earlier(name: str, out: Path) -> VisionModel:
     """A model trained before: the one in ``out``, else the one that ships."""
     return load_from(out if (out / f"{name}.json").exists() else models_dir(), name)
+
+
+def _drop_paths(network: nn.Module, rate: float) -> None:
+    """Stochastic depth at the same rate in every block (Touvron et al. 2022), where timm's own rises with depth."""
+    blocks = [module for module in network.modules() if hasattr(module, "drop_path1")]
+    if not blocks:
+        raise VitvizError(f"{type(network).__name__} has no blocks whose branches can be dropped; leave drop_path at 0.")
+    for block in blocks:
+        block.drop_path1, block.drop_path2 = DropPath(rate), DropPath(rate)
 
 
 def _optimizers(network: nn.Module, recipe: Training) -> list[torch.optim.Optimizer]:

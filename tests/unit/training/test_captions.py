@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from vitviz_nb.datasets.emoji_world import EmojiWorld
-from vitviz_nb.training.captions import contrast, shorten
+from vitviz_nb.datasets.sprites import concept_table
+from vitviz_nb.training.captions import HYPERNYMS, contrast, shorten
 
 
 def test_contrast_is_what_it_is_by_hand():
@@ -42,7 +43,19 @@ def test_every_caption_can_be_shortened_to_its_count_and_thing():
     scenes = EmojiWorld(size=8).batch(range(500))
     for i, caption in enumerate(scenes.captions):
         count = ("a", "two", "three")[scenes.count[i] - 1]
-        assert shorten(caption, said=0.0) == f"{count} {scenes.world.concepts[scenes.concept[i]]}"
+        assert shorten(caption, said=0.0, named=1.0) == f"{count} {scenes.world.concepts[scenes.concept[i]]}"
+
+
+def test_half_of_the_captions_name_the_concept_and_the_others_a_more_general_word():
+    torch.manual_seed(0)
+    found = [shorten("a flat icon of lemon, on grass", said=0.0) for _ in range(4000)]
+    for words, share in (("a lemon", 0.5), ("a fruit", 0.3), ("a something to eat or drink", 0.2)):
+        assert found.count(words) / 4000 == pytest.approx(share, abs=0.025)
+
+
+def test_every_trained_concept_has_more_general_words():
+    rows = [row for row in concept_table() if row["trained"] == "1"]
+    assert {row["category"] for row in rows} | {row["subcategory"] for row in rows} <= set(HYPERNYMS)
 
 
 def test_the_factor_between_cosine_and_logit_grows_to_e_to_the_4_6_and_no_further():

@@ -597,6 +597,14 @@ def test_a_full_disk_leaves_the_checkpoint_before_and_no_half_file(tmp_path: Pat
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def test_stochastic_depth_drops_every_block_alike_and_needs_blocks(tmp_path: Path, recipe):
+    network = loop.Network(recipe(drop_path=0.3), EmojiWorld("train", size=16), tmp_path, "cpu")
+    rates = [getattr(block, name).drop_prob for block in network.image.blocks for name in ("drop_path1", "drop_path2")]
+    assert rates == [0.3] * 2 * len(network.image.blocks)
+    with pytest.raises(VitvizError, match="ResNet has no blocks whose branches can be dropped"):
+        loop.Network(recipe(architecture=RESNET, drop_path=0.3), EmojiWorld("train", size=16), tmp_path, "cpu")
+
+
 @pytest.mark.parametrize("name", cards.embedded_names())
 def test_every_card_holds_the_recipe_of_a_model_for_its_scenes(name: str):
     recipe, card = recipe_of(name), cards.read_card(name)
