@@ -153,6 +153,7 @@ def similarity_on_photographs(model: vv.VisionModel) -> Result:
 
 
 VIT, STANDARD, CNN, CLIP = ("emoji-vit",), ("emoji-vit-standard",), ("emoji-resnet",), ("emoji-clip",)
+DEEP = ("emoji-vit-deep",)
 
 RISE, RISE_STANDARD = Call(regularizers.sensitivity, VIT), Call(regularizers.sensitivity, STANDARD, styles=COLORS)
 ALIGNMENT_QUERIES, ALIGNMENT_NEURONS, ALIGNMENT_RANDOM = (Call(units.axis_alignment, VIT, counted)
@@ -165,8 +166,8 @@ FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("em
 SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "neurons") for family, (name, _) in FAMILIES.items()}
 LOCALITY, POINTING = Call(localization.locality, VIT), Call(localization.pointing_game, VIT, "neurons")
 PROBES = Call(localization.linear_probes, VIT, arguments={"n": 384})
-ISOLATED, ISOLATED_VIT = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})
-                          for models in (STANDARD, VIT))
+ISOLATED, ISOLATED_VIT, ISOLATED_DEEP = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})
+                                         for models in (STANDARD, VIT, DEEP))
 HEAD, HEAD_VIT = (Call(class_token.head_on_tokens, models, styles=COLORS, arguments={"n": 768}) for models in (STANDARD, VIT))
 CLS_ONLY = Call(class_token.cls_only_from, STANDARD, styles=COLORS, arguments={"n": 768})
 SIMILAR, SIMILAR_VIT = (Call(localization.token_similarity, models, styles=COLORS) for models in (STANDARD, VIT))
@@ -234,6 +235,7 @@ ROWS = (
         {"isolated blocks": 3, **TOP1}),
     Row("05", "CLS isolated in all blocks but the last", paper("isolated_cls", isolated_blocks=11), ISOLATED,
         {"isolated blocks": 5, **TOP1}),
+    Row("05", "CLS isolated in all blocks but the last, twelve blocks", OURS, ISOLATED_DEEP, {"isolated blocks": 11, **TOP1}),
     Row("05", "CLS-only in the last block", paper("cls_only_from_block", **{"CLS-only_from_block": 11}), CLS_ONLY,
         {"CLS-only from block": 5, **TOP1}),
     Row("05", "the head reads the mean of the patch tokens", paper("token_head", head_reads="mean of patch tokens"), HEAD,
