@@ -43,8 +43,8 @@ def exercise_2(answer, model):
         shown.update(*scenes)
     validate.choice("A concept that top scenes show", concept, sorted(shown))
     if len(counts) < 2:
-        return False, f"both units are of {units[0][0]}; take two families."
-    measured = " and in ".join(f"{count} of the 6 of {name}'s unit {number}" for name, (number, count) in counts.items())
+        return False, f"both neurons are of {units[0][0]}; take two families."
+    measured = " and in ".join(f"{count} of the 6 of {name}'s neuron {number}" for name, (number, count) in counts.items())
     return verdict(all(count >= 3 for _, count in counts.values()), f"{concept} is in {measured}", "wanted are 3 or more in both")
 
 
