@@ -19,6 +19,7 @@ from pathlib import Path
 import pandas as pd
 
 import vitviz_nb as vv
+from vitviz_nb.datasets.emoji_world import STYLES
 from vitviz_nb.datasets.image_set import default_world
 from vitviz_nb.experiments import (
     background,
@@ -174,9 +175,10 @@ SIMILAR, SIMILAR_VIT = (Call(localization.token_similarity, models, styles=COLOR
 CONTEXT, CONTEXT_CNN = (Call(background.context_consistency, models, "backgrounds", COLORS, {"n": 512, "fill": "mean"})
                         for models in (STANDARD, CNN))
 LOW, LOW_CNN = (Call(frequency.accuracy_by_cutoff, models, styles=COLORS, arguments={"n": 512}) for models in (STANDARD, CNN))
-FACTS, FACTS_LABELS = (Call(variance_by_fact, models, "neurons") for models in (CLIP, STANDARD))
+FACTS, FACTS_LABELS = (Call(variance_by_fact, models, "neurons") for models in (CLIP, DEEP))
 FACTS_SHUFFLED = Call(variance_by_fact, CLIP, "neurons", arguments={"shuffled": True})
-ACROSS, ACROSS_LABELS = (Call(semantics.across_styles, models, "neurons", arguments={"n": 768}) for models in (CLIP, STANDARD))
+CATEGORY, ACROSS = ([Call(function, models, "neurons", arguments={"n": 640}) for models in (CLIP, DEEP)]
+                    for function in (semantics.category_beyond_concept, semantics.across_styles))
 CAPTIONS = Call(semantics.caption_matching, CLIP)
 EXCESS, RECOGNIZED = Call(excess, VIT, "visualizations"), Call(recognition, VIT + CNN, "visualizations")
 CHOICE = Call(two_alternative, VIT + CNN, "questions")
@@ -256,16 +258,20 @@ ROWS = (
     Row("07", "ViT, low-pass of 8 cycles per image", SECTION_5, LOW, COARSE),
     Row("07", "CNN, all frequencies", SECTION_5, LOW_CNN, ALL),
     Row("07", "CNN, low-pass of 8 cycles per image", SECTION_5, LOW_CNN, COARSE),
-    Row("08", "captions, last layer: explained by the concept", SECTION_6, FACTS, {"layer": 5, "explained by": "concept"}),
-    Row("08", "labels, last layer: explained by the concept", SECTION_6, FACTS_LABELS, {"layer": 5, "explained by": "concept"}),
-    Row("08", "control: captions, concepts of other scenes", OURS, FACTS_SHUFFLED, {"layer": 5, "explained by": "concept"}),
-    Row("08", "captions, last layer: explained by the context", OURS, FACTS, {"layer": 5, "explained by": "context"}),
-    Row("08", "labels, last layer: explained by the context", OURS, FACTS_LABELS, {"layer": 5, "explained by": "context"}),
-    Row("08", "captions, concept profiles in 3D and in flat icons", SECTION_6, ACROSS, {"layer": 5, "3d and": "flat"}),
-    Row("08", "labels, concept profiles in 3D and in flat icons", OURS, ACROSS_LABELS, {"layer": 5, "3d and": "flat"}),
-    Row("08", "captions, concept profiles in 3D and in written words", SECTION_6, ACROSS, {"layer": 5, "3d and": "word"}),
-    Row("08", "labels, concept profiles in 3D and in written words", OURS, ACROSS_LABELS, {"layer": 5, "3d and": "word"}),
-    Row("08", "control: captions, other concepts", OURS, ACROSS, {"layer": 5, "3d and": "3d, other concepts"}),
+    Row("08", "captions, last layer: explained by the concept", SECTION_6, FACTS, {"layer": 11, "explained by": "concept"}),
+    Row("08", "labels, last layer: explained by the concept", SECTION_6, FACTS_LABELS, {"layer": 11, "explained by": "concept"}),
+    Row("08", "control: captions, concepts of other scenes", OURS, FACTS_SHUFFLED, {"layer": 11, "explained by": "concept"}),
+    Row("08", "captions, last layer: explained by the context", OURS, FACTS, {"layer": 11, "explained by": "context"}),
+    Row("08", "labels, last layer: explained by the context", OURS, FACTS_LABELS, {"layer": 11, "explained by": "context"}),
+    *(Row("08", f"{name}, explained by category of profiles in style {style}", SECTION_6, call,
+          {"layer": 11, "style": style, "categories": "own"})
+      for style in STYLES for name, call in zip(("captions", "labels"), CATEGORY, strict=True)),
+    Row("08", "control: captions, style 3d, shuffled categories", OURS, CATEGORY[0],
+        {"layer": 11, "style": "3d", "categories": "shuffled"}),
+    *(Row("08", f"{name}, concept profiles in 3D and in {what}", SECTION_6, call, {"layer": 11, "3d and": style})
+      for style, what in (("flat", "flat icons"), ("word", "written words"))
+      for name, call in zip(("captions", "labels"), ACROSS, strict=True)),
+    Row("08", "control: captions, other concepts", OURS, ACROSS[0], {"layer": 11, "3d and": "3d, other concepts"}),
     Row("08", "choosing among twelve captions that differ in the background", OURS, CAPTIONS,
         {"captions differ in": "context", "nearest to": "its own image"}),
     Row("08", "control: with another scene's image", OURS, CAPTIONS,

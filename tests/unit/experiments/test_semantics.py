@@ -15,6 +15,7 @@ from vitviz_nb.experiments.semantics import (
     FACTS,
     across_styles,
     caption_matching,
+    category_beyond_concept,
     image_embeddings,
     mean_colors,
     random_contexts,
@@ -122,6 +123,21 @@ def test_a_unit_keeps_its_profile_in_every_style_if_it_depends_on_the_concept_al
     assert value["3d"] == pytest.approx(1, abs=1e-4)
     assert value["word"] == value["line"] == pytest.approx(1, abs=1e-4)  # the unit for 3D alone is still there, and left out
     assert abs(value["3d, other concepts"]) < 0.2
+
+
+def test_categories_explain_a_profile_as_far_as_it_depends_on_them(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    """Units over concepts: the category; the category and as much of the concept; the concept alone; a constant, left out."""
+    category_of, batch, shown = torch.from_numpy(EmojiWorld("val").category_of), EmojiWorld.batch, []
+    value, own = torch.randn(9)[category_of], torch.randn(256)
+    value, own = (value - value.mean()) / value.std(), (own - own.mean()) / own.std()
+    units = torch.stack([value, value + own, own, torch.zeros(256)], 1)
+    monkeypatch.setattr(EmojiWorld, "batch", lambda self, *a, **named: shown.append(batch(self, *a, **named)) or shown[-1])
+    monkeypatch.setattr(semantics, "activations", lambda *_: [units[shown[-1].concept]])
+    monkeypatch.setattr(semantics, "find_sites", lambda model: {"mlp": [replace(find_sites(model)["mlp"][0], units=4)]})
+    found = category_beyond_concept(tiny_vit, 512)
+    mean = found.table.groupby("categories")["value"].mean()
+    assert mean["own"] == pytest.approx((100 + 50 + 0) / 3, abs=5) and abs(mean["shuffled"]) < 2
+    assert set(found.table["style"]) == set(STYLES) and set(found.table["layer"]) == {0} and set(found.table["n"]) == {3}
 
 
 def test_images_of_ones_own_are_explained_by_their_classes_or_by_what_is_given(tiny_vit):
@@ -246,6 +262,7 @@ def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(ti
     lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": 4}),
     lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": [[], [], [], []]}),
     lambda model: across_styles(model, 0), lambda model: across_styles(model, None),
+    lambda model: category_beyond_concept(model, 2.5),
     lambda model: image_embeddings(model, 255 * torch.ones(1, 3, 32, 32))])
 def test_arguments_of_a_wrong_type_or_range_are_refused_in_a_sentence(call, tiny_vit):
     tiny_vit.text = Reader()
