@@ -141,7 +141,10 @@ def _trust(model: vv.VisionModel, world: vv.EmojiWorld) -> Iterator[dict]:
             ("visualizations above the 99th percentile of scenes", proportion(high, len(neurons)), 1.0, "a random scene"),
             ("visualizations recognized by a model of another family",
              proportion(hits.sum(), len(hits)), 500 / len(recognizer.class_names), "guessing")):
-        yield _row(what, Result("", "visualizations (%)", [{"of": "all", **numbers}]), {}, *control)
+        row = _row(what, Result("", "visualizations (%)", [{"of": "all", **numbers}]), {}, *control)
+        if not numbers["n"]:
+            row["why not"] = f"No neuron of {model.name}'s last layer is selective enough ({_SELECTIVE:g} standard deviations)."
+        yield row
 
 
 EXPERIMENTS: dict[str, Callable[[vv.VisionModel, vv.EmojiWorld], Iterator[dict]]] = {
