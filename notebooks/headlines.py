@@ -166,7 +166,7 @@ FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("em
             "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
 SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "neurons") for family, (name, _) in FAMILIES.items()}
 LOCALITY, POINTING = Call(localization.locality, VIT), Call(localization.pointing_game, VIT, "neurons")
-POINTING_DEEP = Call(localization.pointing_game, DEEP, "neurons")
+POINTING_DEEP = Call(localization.pointing_game, DEEP, "neurons", COLORS)
 PROBES = Call(localization.linear_probes, VIT, arguments={"n": 384})
 ISOLATED, ISOLATED_VIT, ISOLATED_DEEP = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})
                                          for models in (STANDARD, VIT, DEEP))

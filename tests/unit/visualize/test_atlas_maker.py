@@ -484,7 +484,7 @@ def test_dask_with_two_workers_of_which_one_is_killed_half_way(by_name, alone, t
         before = client.run(os.getpid)
         came = kill_when_half_done(monkeypatch, lambda: os.kill(next(iter(before.values())), signal.SIGKILL))
         atlas = make(by_name, tmp_path, [0], BY_NAME, executor=client.get_executor())
-        client.wait_for_workers(2)
+        client.wait_for_workers(2, timeout=120)  # by default it waits for ever
         assert len(set(before.values())) == 2 and set(client.run(os.getpid).values()) != set(before.values())
     assert len(set(came)) == len(came) == 12 + 1
     assert contents(atlas.folder) == alone
