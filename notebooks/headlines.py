@@ -178,8 +178,9 @@ CONTEXT, CONTEXT_CNN = (Call(background.context_consistency, models, "background
 LOW, LOW_CNN = (Call(frequency.accuracy_by_cutoff, models, styles=COLORS, arguments={"n": 512}) for models in (STANDARD, CNN))
 FACTS, FACTS_LABELS = (Call(variance_by_fact, models, "neurons") for models in (CLIP, DEEP))
 FACTS_SHUFFLED = Call(variance_by_fact, CLIP, "neurons", arguments={"shuffled": True})
-CATEGORY, ACROSS = ([Call(function, models, "neurons", arguments={"n": 640}) for models in (CLIP, DEEP)]
-                    for function in (semantics.category_beyond_concept, semantics.across_styles))
+ACROSS = [Call(semantics.across_styles, models, "neurons", arguments={"n": 640}) for models in (CLIP, DEEP)]
+CATEGORY = {token: [Call(semantics.profiles_by_category, models, "neurons", arguments={"n": 640, "token": token})
+                    for models in (CLIP, DEEP)] for token in semantics.TOKENS}
 CAPTIONS = Call(semantics.caption_matching, CLIP)
 EXCESS, RECOGNIZED = Call(excess, VIT, "visualizations"), Call(recognition, VIT + CNN, "visualizations")
 CHOICE = Call(two_alternative, VIT + CNN, "questions")
@@ -266,11 +267,11 @@ ROWS = (
     Row("08", "control: captions, concepts of other scenes", OURS, FACTS_SHUFFLED, {"layer": 11, "explained by": "concept"}),
     Row("08", "captions, last layer: explained by the context", OURS, FACTS, {"layer": 11, "explained by": "context"}),
     Row("08", "labels, last layer: explained by the context", OURS, FACTS_LABELS, {"layer": 11, "explained by": "context"}),
-    *(Row("08", f"{name}, explained by category of profiles in style {style}", SECTION_6, call,
+    *(Row("08", f"{name}, style {style}, {semantics.TOKENS[token]}", SECTION_6, call,
           {"layer": 11, "style": style, "categories": "own"})
-      for style in STYLES for name, call in zip(("captions", "labels"), CATEGORY, strict=True)),
-    Row("08", "control: captions, style 3d, shuffled categories", OURS, CATEGORY[0],
-        {"layer": 11, "style": "3d", "categories": "shuffled"}),
+      for token, calls in CATEGORY.items() for style in STYLES for name, call in zip(("captions", "labels"), calls, strict=True)),
+    *(Row("08", f"control: captions, style 3d, {semantics.TOKENS[token]}, shuffled categories", OURS, calls[0],
+          {"layer": 11, "style": "3d", "categories": "shuffled"}) for token, calls in CATEGORY.items()),
     *(Row("08", f"{name}, concept profiles in 3D and in {what}", SECTION_6, call, {"layer": 11, "3d and": style})
       for style, what in (("flat", "flat icons"), ("word", "written words"))
       for name, call in zip(("captions", "labels"), ACROSS, strict=True)),

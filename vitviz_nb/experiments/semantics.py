@@ -14,16 +14,17 @@ from tqdm import tqdm
 from ..datasets.backgrounds import CONTEXTS
 from ..datasets.emoji_world import COUNTS, POSITIONS, ROTATIONS, SIZES, STYLES, EmojiWorld, Scenes
 from ..datasets.image_set import AT_ONCE, ImageSet, default_world, derangement
-from ..models.reading import activations
+from ..models.reading import activations, each_layer
 from ..models.sites import find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils import cache, validate
-from ..utils.errors import VitvizError
+from ..utils.errors import NotApplicable, VitvizError
 from ..utils.memory import release_memory
 from ..utils.statistics import ClassSums, pearson, variance_explained
 from .result import Result, mean_of, proportion
 
 FACTS = ("concept", "category", "style", "color", "context", "count", "size", "rotation", "position")
+TOKENS = {"patches": "mean over patch tokens", "cls": "CLS token"}  # at which a unit's activation in an image is taken
 # Images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
 Batches = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
 
@@ -55,7 +56,7 @@ class ExplainedVariance:
 
 
 def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, kind: str | None = None,
-                     facts: dict[str, list] | None = None, shuffled: bool = False) -> ExplainedVariance:
+                     facts: dict[str, list] | None = None, shuffled: bool = False, token: str = "patches") -> ExplainedVariance:
     """Fraction of every unit's variance that each fact explains, at all layers.
 
     Args:
@@ -64,7 +65,10 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
         n: by default 8,192 scenes, or as ``ImageSet`` says.
         facts: for images other than scenes, what is known of each: a name, and a value for each image. By default their classes.
         shuffled: the control: the facts of other images.
+        token: one of ``TOKENS``: "patches" takes activations as means over patch tokens, "cls" those at the CLS token, for models
+            that have one in every layer.
     """
+    validate.choice("token", token, TOKENS)
     world = images if isinstance(images, EmojiWorld) else EmojiWorld("val", size=model.image_size) if images is None else None
     if world and facts:
         raise VitvizError("The facts of Emoji World's scenes are known; give facts only with images of your own.")
@@ -85,22 +89,27 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
 
     def measure() -> dict[str, np.ndarray]:
         return {f"layer{i}": torch.stack([total.variance_explained() for total in of_layer.values()]).numpy()
-                for i, of_layer in enumerate(sums_by_fact(model, kind, batches()))}
+                for i, of_layer in enumerate(sums_by_fact(model, kind, batches(), token=token))}
 
-    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled,
+    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled, "token": token,
            "facts": {name: labels.tolist() for name, labels in known.items()}}
     names = tuple(known) or FACTS
     shapes = {f"layer{site.layer}": (len(names), site.units) for site in find_sites(model)[kind]}
     stored = cache.made(model, key, "explained", measure, shapes)
     return ExplainedVariance(names, [torch.from_numpy(stored[name]) for name in shapes],
-                             f"{model.title} ({image_set.name}{', shuffled facts' if shuffled else ''})")
+                             f"{model.title} ({TOKENS[token]}, {image_set.name}{', shuffled facts' if shuffled else ''})")
 
 
-def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0) -> list[dict[str, ClassSums]]:
-    """Sums of activations by each fact about the images, of ``classes`` numbers at least: a layer each."""
+def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0,
+                 token: str = "patches") -> list[dict[str, ClassSums]]:
+    """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each."""
+    if token == "cls" and not all(site.prefix for site in find_sites(model)[find_site(model, kind=kind).kind]):
+        raise NotApplicable(f"{model.name} has no CLS token in every layer, so activations there cannot be taken; a ViT or a DeiT "
+                            f"has one. With token='patches' they are means over patch tokens.")
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:
-        layers = activations(model, kind, images)
+        layers = (activations(model, kind, images) if token == "patches" else
+                  each_layer(model, kind, images, lambda site, tokens: tokens[:, 0].clone(), prefix=True))
         sums = sums or [{name: ClassSums(classes, layer.shape[1]) for name in facts} for layer in layers]
         for layer, of_layer in zip(layers, sums, strict=True):
             for name, labels in facts.items():
@@ -137,7 +146,7 @@ def across_styles(model: VisionModel, n: int = 2048) -> Result:
     return Result(f"{model.title}: concept profiles of units in 3D and in other styles ({n:,} scenes each)", "correlation", rows)
 
 
-def category_beyond_concept(model: VisionModel, n: int = 2048) -> Result:
+def profiles_by_category(model: VisionModel, n: int = 2048, token: str = "patches") -> Result:
     """Fraction of units' concept profiles (mean activations for each concept, in one style) that the concepts' categories explain
     (ε², in percent), by layer and style: mean over units. The control: the mean of 20 shuffles of the categories among concepts.
 
@@ -146,11 +155,13 @@ def category_beyond_concept(model: VisionModel, n: int = 2048) -> Result:
 
     Args:
         n: scenes in each style, those on which ``across_styles`` with the same n compares: the second of the two is then fast.
+        token: one of ``TOKENS``, as for ``variance_by_fact``.
     """
+    validate.choice("token", token, TOKENS)
     validate.whole("n", n, AT_ONCE, 100_000)
     rows, category_of = [], torch.from_numpy(EmojiWorld("val").category_of)
     for style in STYLES:
-        profiles, shown = _profiles(model, style, range(n, 2 * n))
+        profiles, shown = _profiles(model, style, range(n, 2 * n), token)
         own = category_of[shown]
         shuffled = [own[torch.randperm(len(own), generator=torch.Generator().manual_seed(seed))] for seed in range(20)]
         for site, profile in zip(find_sites(model)[find_site(model).kind], profiles, strict=True):
@@ -159,23 +170,24 @@ def category_beyond_concept(model: VisionModel, n: int = 2048) -> Result:
                       **mean_of(100 * torch.stack([variance_explained(profile, labels) for labels in every]).mean(0))}
                      for name, every in (("own", [own]), ("shuffled", shuffled))]
     rows.sort(key=lambda row: row["layer"])
-    return Result(f"{model.title}: concept profiles explained by category ({n:,} scenes a style)",
+    return Result(f"{model.title}: concept profiles explained by category ({TOKENS[token]}, {n:,} scenes a style)",
                   "concept profile explained by category (%)", rows)
 
 
-def _profiles(model: VisionModel, style: str, numbers: range) -> tuple[list[torch.Tensor], torch.Tensor]:
+def _profiles(model: VisionModel, style: str, numbers: range, token: str = "patches") -> tuple[list[torch.Tensor], torch.Tensor]:
     """Mean activations for each concept (concepts, units), a layer each, over scenes in one style; and which were shown."""
     world = EmojiWorld("val", styles=(style,), size=model.image_size)
 
     def measure() -> dict[str, np.ndarray]:
         batches = in_random_contexts(model, world, numbers, style, lambda scenes: {"concept": scenes.concept.cpu()})
-        sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts))]
+        sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts), token)]
         means = {f"mean{i}": (total.sums / total.count.clamp_min(1)[:, None]).float().numpy() for i, total in enumerate(sums)}
         return means | {"count": sums[0].count.numpy()}
 
     shapes = {f"mean{i}": (len(world.concepts), site.units) for i, site in enumerate(find_sites(model)[find_site(model).kind])}
     shapes["count"] = (len(world.concepts),)
-    stored = cache.made(model, {"profiles": style, "numbers": [numbers.start, numbers.stop]}, "explained", measure, shapes)
+    key = {"profiles": style, "numbers": [numbers.start, numbers.stop], "token": token}
+    stored = cache.made(model, key, "explained", measure, shapes)
     count = torch.from_numpy(stored["count"])
     return [torch.from_numpy(stored[name]) for name in shapes if name != "count"], count > 0
 

@@ -15,16 +15,16 @@ from vitviz_nb.experiments.semantics import (
     FACTS,
     across_styles,
     caption_matching,
-    category_beyond_concept,
     image_embeddings,
     mean_colors,
+    profiles_by_category,
     random_contexts,
     scene_facts,
     variance_by_fact,
 )
 from vitviz_nb.models.sites import find_sites
 from vitviz_nb.models.vision_model import VisionModel
-from vitviz_nb.utils.errors import VitvizError
+from vitviz_nb.utils.errors import NotApplicable, VitvizError
 
 N = 512
 
@@ -134,10 +134,36 @@ def test_categories_explain_a_profile_as_far_as_it_depends_on_them(tiny_vit, mon
     monkeypatch.setattr(EmojiWorld, "batch", lambda self, *a, **named: shown.append(batch(self, *a, **named)) or shown[-1])
     monkeypatch.setattr(semantics, "activations", lambda *_: [units[shown[-1].concept]])
     monkeypatch.setattr(semantics, "find_sites", lambda model: {"mlp": [replace(find_sites(model)["mlp"][0], units=4)]})
-    found = category_beyond_concept(tiny_vit, 512)
+    found = profiles_by_category(tiny_vit, 512)
     mean = found.table.groupby("categories")["value"].mean()
     assert mean["own"] == pytest.approx((100 + 50 + 0) / 3, abs=5) and abs(mean["shuffled"]) < 2
     assert set(found.table["style"]) == set(STYLES) and set(found.table["layer"]) == {0} and set(found.table["n"]) == {3}
+
+
+def test_at_the_cls_token_it_is_its_own_activations_that_are_explained(tiny_vit):
+    """The CLS token's activation is made the class of its image, and those of the patch tokens are left as they are."""
+    images = torch.rand(64, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    half, site = torch.arange(64) % 2, find_sites(tiny_vit)["mlp"][-1]
+
+    def plant(module, inputs):
+        planted = inputs[0].clone()
+        planted[:, 0] = half[:len(planted), None].float()  # batches are of an even number of images
+        return (planted,)
+
+    hook = tiny_vit.module.get_submodule(site.path).register_forward_pre_hook(plant)
+    try:
+        at_cls, at_patches = (variance_by_fact(tiny_vit, images, facts={"half": half.tolist()}, token=token).fractions[-1]
+                              for token in ("cls", "patches"))
+    finally:
+        hook.remove()
+    assert at_cls == pytest.approx(1, abs=1e-4) and abs(at_patches).max() < 0.5
+
+
+def test_a_network_without_a_cls_token_is_refused_where_one_is_asked_for():
+    model = VisionModel(timm.create_model("resnet18").eval(), "resnet18", 64, trained=False)
+    for call in (variance_by_fact, profiles_by_category):
+        with pytest.raises(NotApplicable, match="resnet18 has no CLS token in every layer"):
+            call(model, n=64, token="cls")
 
 
 def test_images_of_ones_own_are_explained_by_their_classes_or_by_what_is_given(tiny_vit):
@@ -262,7 +288,8 @@ def test_choices_among_captions_need_a_text_tower_and_scenes_of_every_context(ti
     lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": 4}),
     lambda model: variance_by_fact(model, torch.rand(4, 3, 32, 32), facts={"a": [[], [], [], []]}),
     lambda model: across_styles(model, 0), lambda model: across_styles(model, None),
-    lambda model: category_beyond_concept(model, 2.5),
+    lambda model: profiles_by_category(model, 2.5), lambda model: profiles_by_category(model, token="CLS"),
+    lambda model: variance_by_fact(model, n=64, token=0),
     lambda model: image_embeddings(model, 255 * torch.ones(1, 3, 32, 32))])
 def test_arguments_of_a_wrong_type_or_range_are_refused_in_a_sentence(call, tiny_vit):
     tiny_vit.text = Reader()
