@@ -479,7 +479,7 @@ def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, mon
 
 def test_dask_with_two_workers_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
-    with (distributed.LocalCluster(2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
+    with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,
           distributed.Client(cluster) as client):
         before = client.run(os.getpid)
         came = kill_when_half_done(monkeypatch, lambda: os.kill(next(iter(before.values())), signal.SIGKILL))

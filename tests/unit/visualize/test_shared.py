@@ -46,7 +46,7 @@ def load(name: str, **more) -> VisionModel:
 
 
 def one_worker():
-    return distributed.LocalCluster(1, threads_per_worker=512, processes=False, protocol="tcp://",
+    return distributed.LocalCluster(n_workers=1, threads_per_worker=512, processes=False, protocol="tcp://",
                                     dashboard_address="127.0.0.1:0")
 
 
