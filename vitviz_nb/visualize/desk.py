@@ -7,6 +7,7 @@ from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, dataclass, replace
 from io import BytesIO
+from math import ceil
 from threading import Lock
 
 import numpy as np
@@ -22,7 +23,7 @@ from .recipe import Recipe
 from .rendering import Rendering
 from .request import Request
 from .scores import reference_set, score
-from .shared import check_version, keep, key_of, preview
+from .shared import check_version, keep, key_of, preview, tasks_by_worker
 from .top_images import strongest
 from .visualizer import Visualizer
 
@@ -105,9 +106,21 @@ class Desk:
             recipe = Recipe(**first.facts["recipe"])
             batch = [ticket for ticket in self._in_turn() if ticket.like == first.like]  # also who came while it was loaded
             batch = batch[: hardware.batch_size(model, recipe.copies)]
+            if len(batch) < len(tickets):
+                await self._share([ticket for ticket in self._in_turn() if ticket not in batch])
             self._turn += 1
             self._served |= {ticket.client: self._turn for ticket in batch}
             await self._make(model, recipe, batch)
+
+    async def _share(self, tickets: list[_Ticket]) -> None:
+        """Send back, from the last, what other workers have time for: a worker that dies leaves all its tasks to those that
+        live, and the one started in its place none. The scheduler gives them to whoever has the fewest.
+        """
+        counted = await self._worker.scheduler.run_function(function=dumps(tasks_by_worker), args=dumps(()))
+        counts = counted["result"]
+        above = counts.get(self._worker.address, 0) - ceil(sum(counts.values()) / max(1, len(counts)))
+        for ticket in tickets[-above:] if above > 1 else []:  # one more or less is not worth its way
+            self._settle(ticket, Reschedule())
 
     async def _make(self, model: VisionModel, recipe: Recipe, batch: list[_Ticket]) -> None:
         try:

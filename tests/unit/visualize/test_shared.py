@@ -193,6 +193,34 @@ def test_waiting_neurons_of_one_layer_are_made_in_one_pass_client_by_client(conn
     assert who == [["g"], ["g", "m", "o", "o"], ["g"] * 4, ["o"], ["g"] * 3]  # one that was served is behind others
 
 
+def test_a_worker_that_joins_takes_its_share_of_what_waits_at_another(monkeypatch):
+    monkeypatch.setattr(loading, "load", load)
+    loading.load_same.cache_clear()
+    monkeypatch.setattr("vitviz_nb.visualize.hardware.batch_size", lambda model, copies: 2)
+    from vitviz_nb.visualize import desk
+
+    gate, made, real = threading.Event(), [], desk.Desk._pass
+
+    def counted(self, model, recipe, batch):
+        gate.wait(10)
+        made.extend([self._worker.address] * len(batch))
+        time.sleep(0.1)  # else the first is done with all before the second has begun
+        return real(self, model, recipe, batch)
+
+    monkeypatch.setattr(desk.Desk, "_pass", counted)
+    with one_worker() as cluster, closing(vv.connect(cluster.scheduler_address)) as client:
+        stream = Visualizer(tiny(), RECIPE, client=client).stream(1, range(24))
+        next(stream)
+        until(lambda: sum(map(len, client.processing().values())) == 24)
+        first, = client.processing()
+        cluster.scale(2)
+        client.wait_for_workers(2, timeout=60)
+        gate.set()
+        *_, last = stream
+    assert last.finished and len(made) == 24  # none twice
+    assert 8 <= made.count(first) <= 16
+
+
 # Stop, and limits
 
 
