@@ -104,7 +104,7 @@ def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes
                  token: str = "patches") -> list[dict[str, ClassSums]]:
     """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each."""
     if token == "cls" and not all(site.prefix for site in find_sites(model)[find_site(model, kind=kind).kind]):
-        raise NotApplicable(f"{model.name} has no CLS token in every layer, so activations there cannot be taken; a ViT or a DeiT "
+        raise NotApplicable(f"{model.name} has no CLS token in every layer, so there are no activations at it; a ViT or a DeiT "
                             f"has one. With token='patches' they are means over patch tokens.")
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:

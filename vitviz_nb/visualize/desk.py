@@ -23,7 +23,7 @@ from .recipe import Recipe
 from .rendering import Rendering
 from .request import Request
 from .scores import reference_set, score
-from .shared import check_version, keep, key_of, preview, tasks_by_worker
+from .shared import check_version, keep, key_of, preview
 from .top_images import strongest
 from .visualizer import Visualizer
 
@@ -116,7 +116,7 @@ class Desk:
         """Send back, from the last, what other workers have time for: a worker that dies leaves all its tasks to those that
         live, and the one started in its place none. The scheduler gives them to whoever has the fewest.
         """
-        counted = await self._worker.scheduler.run_function(function=dumps(tasks_by_worker), args=dumps(()))
+        counted = await self._worker.scheduler.run_function(function=dumps(_tasks_by_worker), args=dumps(()))
         counts = counted["result"]
         above = counts.get(self._worker.address, 0) - ceil(sum(counts.values()) / max(1, len(counts)))
         for ticket in tickets[-above:] if above > 1 else []:  # one more or less is not worth its way
@@ -171,6 +171,11 @@ class Desk:
                 if any(map(self._is_dropped, left)):
                     break
         return {}
+
+
+def _tasks_by_worker(dask_scheduler=None) -> dict[str, int]:
+    """How many tasks each worker has, by its address; run on the scheduler."""
+    return {address: len(worker.processing) for address, worker in dask_scheduler.workers.items()}
 
 
 def _each(made: Rendering) -> list[dict[str, np.ndarray]]:

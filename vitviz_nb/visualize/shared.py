@@ -145,11 +145,6 @@ def keep(facts: dict, content: bytes) -> None:
     cache.write_packed(cache.path_of(facts, "shared"), content)
 
 
-def tasks_by_worker(dask_scheduler=None) -> dict[str, int]:
-    """How many tasks each worker has, by its address; run on the scheduler, for a worker."""
-    return {address: len(worker.processing) for address, worker in dask_scheduler.workers.items()}
-
-
 def frames(client: "Client", model: VisionModel, request: Request, frame: Rendering, scored: bool) -> Iterator[Rendering]:
     """The pictures of a request as workers make them: ``frame``, which shows how they begin, as it fills, at least every 0.05 s.
 
