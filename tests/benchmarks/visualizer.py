@@ -214,12 +214,15 @@ def elsewhere(model: VisionModel, turns: int) -> None:
 
 
 def fourier(model: VisionModel, clock: Clock) -> None:
-    """Seconds of the Fourier recipe in the last layer: to a first preview; of a visualization alone and of 4 together."""
+    """Seconds of the Fourier recipe in the last layer: to a first preview; of a visualization alone and of 4 together, with
+    their share of the peak.
+    """
     viewer = vv.Visualizer(model, vv.Recipe.fourier(), atlas=False, keep=False)
     previews = (clock.seconds(lambda seed=seed: next(viewer.stream(-1, 3, seed=seed, every=1))) for seed in range(5))
     alone, four = (clock.seconds(lambda n=n: viewer.optimize(-1, range(n), seed=9)) for n in (1, 4))
+    share = operations(lambda: viewer.optimize(-1, range(4), seed=9)) / four / clock.peak()
     print(f"{model.name}, {viewer.recipe.work}: preview {statistics.median(previews):.2f} s, a visualization alone "
-          f"{alone:.1f} s, of 4 together {four / 4:.1f} s")
+          f"{alone:.1f} s, of 4 together {four / 4:.1f} s at {100 * share:.0f} % of the peak")
 
 
 def main() -> None:

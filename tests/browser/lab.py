@@ -123,6 +123,16 @@ RECORDER = r"""
 PANEL = "const panel = window.jupyterapp.shell.currentWidget;"
 
 
+def complaints(page, within: str | None = None) -> list[str]:
+    """What axe-core finds wrong with a page as it is, or with what is ``within`` a CSS selector."""
+    import pytest
+
+    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="python -m pip install -e '.[ci]'")
+    found = axe.Axe().run(page, within).response
+    assert len(found["passes"]) > 10
+    return [f"{rule['id']}: {rule['help']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]]
+
+
 class LabError(AssertionError):
     """What went wrong in the notebook, the page or the server, with what they said."""
 

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from lab import complaints
 
 import vitviz_nb as vv
 from vitviz_nb.widgets.browser import export
@@ -38,14 +39,6 @@ def numbers(page) -> list[str]:
 
 def focused(page) -> str:
     return page.evaluate("document.activeElement.textContent || document.activeElement.placeholder || ''")
-
-
-def complaints(page) -> list[str]:
-    """What axe-core finds wrong with the page as it is."""
-    axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="python -m pip install -e '.[ci]'")
-    found = axe.Axe().run(page).response
-    assert len(found["passes"]) > 10
-    return [f"{rule['id']}: {rule['help']}: {rule['nodes'][0]['html']}" for rule in found["violations"]]
 
 
 def test_search_and_open_a_neuron_by_keyboard(page):

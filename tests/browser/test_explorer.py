@@ -9,6 +9,7 @@ import subprocess
 import sys
 
 import pytest
+from lab import complaints
 
 NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATUS, PICTURE, SCORES, SCENES = ".vitviz-status", ".vitviz-picture", ".vitviz-scores", ".vitviz-scenes"
@@ -305,3 +306,15 @@ def test_running_the_cells_again_replaces_the_explorer_and_its_thread(nb):
     nb.wait_text(STATUS, AT_REST, timeout=RUN)
     names = nb.python("import threading; print([thread.name for thread in threading.enumerate()])")
     assert names.count("'explorer'") == 1
+
+
+def test_the_rules_of_axe_hold_for_the_explorer(nb):
+    nb.slider("Layer")  # scrolls it into view
+    assert complaints(nb.page, ".vitviz-explorer") == []
+    names = nb.page.locator(".vitviz-explorer .noUi-handle").evaluate_all("all => all.map(one => one.ariaLabel)")
+    assert names == ["Layer", "Neuron"]
+
+
+def test_the_rules_of_axe_hold_for_the_texts_and_figures_of_the_notebook(nb):
+    assert complaints(nb.page, ".jp-RenderedMarkdown") == []
+    assert complaints(nb.page, ".jp-RenderedImage") == []

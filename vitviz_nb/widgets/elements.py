@@ -2,6 +2,7 @@
 
 import html
 
+import anywidget
 import ipywidgets as widgets
 from PIL import Image
 from traitlets import Unicode
@@ -28,6 +29,31 @@ class Status(widgets.HTML):
 
     def say(self, text: str) -> None:
         self.value = f"<div role='status' style='line-height: 1.4'>{html.escape(text)}</div>"
+
+
+class SliderNames(anywidget.AnyWidget):
+    """Shows nothing; gives the sliders in the box around it their descriptions as names for screen readers (ipywidgets 8 has none).
+    """
+
+    _esm = """
+    function render({ el }) {
+      let open = true;
+      const observer = new MutationObserver(() => name(el.parentElement));
+      const name = (box) => {
+        for (const handle of box?.querySelectorAll(".noUi-handle") ?? [])
+          handle.ariaLabel = handle.closest(".jupyter-widgets")?.querySelector(".widget-label")?.textContent ?? "";
+      };
+      const begin = () => {
+        if (!open) return;
+        if (!el.parentElement) return requestAnimationFrame(begin);  // not on the page yet
+        name(el.parentElement);
+        observer.observe(el.parentElement, { childList: true, subtree: true });
+      };
+      begin();
+      return () => { open = false; observer.disconnect(); };
+    }
+    export default { render };
+    """
 
 
 def sentence(error: Exception) -> str:

@@ -24,7 +24,7 @@ from ..visualize.rendering import Rendering
 from ..visualize.scores import reference_set
 from ..visualize.shared import check_client
 from ..visualize.top_images import TopImages
-from .elements import Status, sentence
+from .elements import SliderNames, Status, sentence
 from .explorer_side import Side
 
 _HELP = """<details style='line-height: 1.4'><summary>What the controls mean</summary><b>Layer</b>: depth in the network; 0 is
@@ -68,7 +68,7 @@ class Explorer(widgets.VBox):
         self._saved.add_class("vitviz-saved")
         self.add_class("vitviz-explorer")
         tools = widgets.Box([self._both, self._save, self._saved], layout=widgets.Layout(flex_flow="row wrap"))
-        super().__init__([self._row, tools, widgets.HTML(_HELP)])
+        super().__init__([self._row, tools, widgets.HTML(_HELP), SliderNames()])
         self._cell, self._run = _cell_and_run()
         for other in [other for other in _OPEN if other._cell == self._cell and other._run != self._run]:
             other.close()

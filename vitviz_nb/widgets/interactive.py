@@ -11,7 +11,7 @@ from PIL import Image
 from ..datasets.preprocessing import rgb
 from ..utils.errors import VitvizError
 from ..utils.validate import scalar
-from .elements import Picture, Status, sentence
+from .elements import Picture, SliderNames, Status, sentence
 
 
 class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets gives it
@@ -51,7 +51,7 @@ class interactive(widgets.interactive):  # noqa: N801, the name that ipywidgets 
             control.description = control.description.replace("_", " ")
             control.continuous_update = False
             control.layout.width, control.style.description_width = "420px", "initial"
-        self.children = [*shown, self._status, self._picture]
+        self.children = [*shown, self._status, self._picture, SliderNames()]
 
     @staticmethod
     def widget_from_tuple(o: tuple) -> widgets.Widget | None:
