@@ -129,7 +129,7 @@ def complaints(page, within: str | None = None) -> list[str]:
 
     axe = pytest.importorskip("axe_playwright_python.sync_playwright", reason="python -m pip install -e '.[ci]'")
     found = axe.Axe().run(page, within).response
-    assert len(found["passes"]) > 10
+    assert found["passes"], "nothing was checked"
     return [f"{rule['id']}: {rule['help']}: {node['html']}" for rule in found["violations"] for node in rule["nodes"]]
 
 

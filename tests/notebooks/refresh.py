@@ -38,7 +38,9 @@ def refresh(path: Path) -> None:
 
 
 def describe(notebook: nbformat.NotebookNode) -> None:
-    """Give each stored picture its cell's alt text, where JupyterLab looks for what it gives to screen readers."""
+    """Give each stored picture its cell's alt text, where IPython puts it and nbconvert looks. JupyterLab (4.6) looks nowhere:
+    its image outputs have no alt text (jupyter/enhancement-proposals#120).
+    """
     for cell in notebook.cells:
         for output in cell.get("outputs", []):
             kind = next(kind for kind in output.data if kind.startswith("image/"))

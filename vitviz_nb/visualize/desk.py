@@ -31,6 +31,7 @@ AT_ONCE = 512  # tasks of a worker, which Dask calls threads: they wait at the d
 _GATHER = 0.05  # s in which the others of a call come, too, before a pass begins
 _BETWEEN = 0.5  # s between two previews
 _SHOWN = 16  # previews at a time: on a card, where a pass has many pictures, encoding them would take longer than making them
+_ON_CPU = 4  # pictures of a pass at most: more together are no faster there, and whoever comes meanwhile waits for all of them
 _loading = Lock()
 
 
@@ -105,7 +106,8 @@ class Desk:
                 continue
             recipe = Recipe(**first.facts["recipe"])
             batch = [ticket for ticket in self._in_turn() if ticket.like == first.like]  # also who came while it was loaded
-            batch = batch[: hardware.batch_size(model, recipe.copies)]
+            most = hardware.batch_size(model, recipe.copies)
+            batch = batch[: min(most, _ON_CPU) if model.device.type == "cpu" else most]
             if len(batch) < len(tickets):
                 await self._share([ticket for ticket in self._in_turn() if ticket not in batch])
             self._turn += 1
