@@ -59,6 +59,7 @@ class _Ticket:
     facts: dict
     extra: np.ndarray | list | None
     done: asyncio.Future
+    asked: int = 0  # Dask's number of the submission: later ones have larger numbers, on whichever worker they end up
 
     @property
     def like(self) -> str:
@@ -69,16 +70,19 @@ class _Ticket:
 class Desk:
     """Requests of one worker. Pictures are made in one thread, as many in a pass as fit; what is quick, in another beside it.
 
-    Clients take turns: the next pass begins with the oldest request of the client that was served longest ago.
+    Clients take turns: first comes one request of each, that which waits longest first; one that was served waits since then.
+    So a request that a dead worker leaves to this one does not wait all over again.
     """
 
     def __init__(self, worker: Worker):
-        self._worker, self._waiting, self._turn, self._served = worker, [], 0, {}
+        self._worker, self._waiting, self._turn, self._served, self._latest = worker, [], 0, {}, 0
         self._maker, self._side = ThreadPoolExecutor(1, "vitviz"), ThreadPoolExecutor(1, "vitviz-side")
         self._working = None
 
     async def answer(self, ticket: _Ticket) -> dict[str, np.ndarray]:
         if ticket.facts["do"] == "picture":
+            ticket.asked = self._worker.state.tasks[ticket.key].priority[1]
+            self._latest = max(self._latest, ticket.asked)
             self._waiting.append(ticket)
             if self._working is None or self._working.done():
                 self._working = asyncio.create_task(self._work())
@@ -111,7 +115,7 @@ class Desk:
             if len(batch) < len(tickets):
                 await self._share([ticket for ticket in self._in_turn() if ticket not in batch])
             self._turn += 1
-            self._served |= {ticket.client: self._turn for ticket in batch}
+            self._served |= {ticket.client: (self._latest, self._turn) for ticket in batch}
             await self._make(model, recipe, batch)
 
     async def _share(self, tickets: list[_Ticket]) -> None:
@@ -146,7 +150,8 @@ class Desk:
         self._waiting = [ticket for ticket in self._waiting if not ticket.done.done()]
         rounds, ranks = Counter(), {}
         for ticket in self._waiting:
-            ranks[ticket] = rounds[ticket.client], self._served.get(ticket.client, 0)
+            served, turn = self._served.get(ticket.client, (0, 0))
+            ranks[ticket] = rounds[ticket.client], max(served, ticket.asked), turn
             rounds[ticket.client] += 1
         return sorted(self._waiting, key=ranks.get)
 
