@@ -10,8 +10,9 @@ import nbformat
 import pytest
 from nbclient import NotebookClient
 
+from .refresh import course
+
 ROOT = Path(__file__).parents[2]
-NOTEBOOKS = sorted(p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts)
 SECONDS = 600  # to end what hangs, not a measure of speed
 # Bytes beyond what importing torch and timm takes here, which is 0.3 GB of Binder's 2 with a CPU build of torch and three
 # times that with a CUDA build. Where all were measured last, they took 0.47e9 bytes at most.
@@ -47,12 +48,18 @@ def own_cache(tmp_path, monkeypatch):
     monkeypatch.setenv("PYTHONPATH", os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")]))
 
 
-@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_notebook_runs(path, imports):
+@pytest.mark.parametrize("path", course(ROOT), ids=lambda path: path.stem)
+def test_a_notebook_runs_and_then_its_solutions_with_the_cache_that_it_left(path, imports):
     notebook, peak = run(path)
     print(f"{path.stem}: the kernel's peak resident memory was {peak / 1e9:.2f} GB, {imports / 1e9:.2f} of it imports")
-    assert peak - imports <= MOST_MEMORY or path.parent.name == "solutions"
-    if path.parent.name == "solutions":
-        verdicts = ["".join(o.text for o in c.get("outputs", []) if o.get("name") == "stdout")  # beside it stand progress bars
-                    for c in notebook.cells if "vv.check(" in c.source]
-        assert verdicts and all(text.strip().rpartition("\n")[2].startswith("Right") for text in verdicts), verdicts
+    assert peak - imports <= MOST_MEMORY
+    notebook, _ = run(path.parent / "solutions" / f"{path.stem[:2]}_solutions.ipynb")
+    verdicts = ["".join(o.text for o in c.get("outputs", []) if o.get("name") == "stdout")  # beside it stand progress bars
+                for c in notebook.cells if "vv.check(" in c.source]
+    assert verdicts and all(text.strip().rpartition("\n")[2].startswith("Right") for text in verdicts), verdicts
+
+
+def test_every_notebook_is_run():
+    found = {p for p in (ROOT / "notebooks").rglob("*.ipynb") if ".ipynb_checkpoints" not in p.parts}
+    run = {*course(ROOT), *(p.parent / "solutions" / f"{p.stem[:2]}_solutions.ipynb" for p in course(ROOT))}
+    assert found == run

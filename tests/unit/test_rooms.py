@@ -91,11 +91,12 @@ def test_the_package_stays_thin():
     pooled keys for squares (19); and what the review broke: damaged stored selectivity,
     orders an atlas lacks, scenes drawn one by one, a page that cannot be written (31);
     and on 2026-11-28 the Explorer's two sides, its search for selective neurons and concepts, and what it says (447);
-    and for issue 19 a visualizer that a class shares (631, and 20 in the command line),
+    and for issue 19 a visualizer that a class shares (637, and 20 in the command line),
     and checksums that tell whether weights changed since they were hashed (42);
     and for issue 17 general words for what captions do not name, stochastic depth (59), and categories in concept profiles, read
-    at patch tokens and at CLS (47).
+    at patch tokens and at CLS (47);
+    and names of sliders for screen readers (27).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 7704, lines
-    assert sum(map(length, MODULES)) <= 12299
+    assert sum(lines.values()) <= 7737, lines
+    assert sum(map(length, MODULES)) <= 12332
