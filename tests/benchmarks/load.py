@@ -103,7 +103,7 @@ def main() -> int:
             time.sleep(1)
         return report(students, sizes, given)
     finally:
-        served.send_signal(signal.SIGINT)
+        served.terminate()  # SIGINT is ignored by what a shell starts in the background
         served.wait(30)
         folder.cleanup()
 
