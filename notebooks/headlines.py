@@ -166,7 +166,7 @@ FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("em
             "Swin": ("emoji-swin", 5), "Twins": ("emoji-twins", 4)}  # and the last layer of each
 SELECTIVE_IN = {family: Call(selectivity_by_layer, (name,), "neurons") for family, (name, _) in FAMILIES.items()}
 LOCALITY, POINTING = Call(localization.locality, VIT), Call(localization.pointing_game, VIT, "neurons")
-POINTING_DEEP = Call(localization.pointing_game, DEEP, "neurons", COLORS)
+POINTING_DEEP, POINTING_STANDARD = (Call(localization.pointing_game, models, "neurons", COLORS) for models in (DEEP, STANDARD))
 PROBES = Call(localization.linear_probes, VIT, arguments={"n": 384})
 ISOLATED, ISOLATED_VIT, ISOLATED_DEEP = (Call(class_token.cls_isolation, models, styles=COLORS, arguments={"n": 768})
                                          for models in (STANDARD, VIT, DEEP))
@@ -230,6 +230,8 @@ ROWS = (
     Row("04", "control: layer 4, mask of another image", OURS, POINTING, {"layer": 4, **OTHER}),
     Row("04", "pointing game, layer 5, the last", SECTION_4, POINTING, {"layer": 5, **OWN}),
     Row("04", "control: layer 5, mask of another image", OURS, POINTING, {"layer": 5, **OTHER}),
+    Row("04", "pointing game, standard training, layer 4, the last but one", SECTION_4, POINTING_STANDARD, {"layer": 4, **OWN}),
+    Row("04", "control: standard training, layer 4, mask of another image", OURS, POINTING_STANDARD, {"layer": 4, **OTHER}),
     Row("04", "pointing game, twelve blocks, layer 10, the last but one", SECTION_4, POINTING_DEEP, {"layer": 10, **OWN}),
     Row("04", "control: twelve blocks, layer 10, mask of another image", OURS, POINTING_DEEP, {"layer": 10, **OTHER}),
     Row("04", "probe of a patch token's position, layer 4", SECTION_4, PROBES, {"layer": 4, **POSITION}),
