@@ -1,8 +1,10 @@
 """What an experiment returns: a table of measured numbers with 95 % intervals that filters, plots, compares and saves itself."""
 
 import html
+import re
 import textwrap
 from dataclasses import dataclass, replace
+from itertools import cycle
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -16,6 +18,8 @@ from ..utils.errors import VitvizError, nearest
 from ..utils.statistics import pearson, wilson
 
 NUMBERS = ["value", "low", "high", "n"]
+# Of the palette, for the models that the course compares most: each has the same color in every figure.
+_COLORS = {"emoji-vit": 0, "emoji-vit-standard": 1, "emoji-vit-deep": 2, "emoji-resnet": 3, "emoji-clip": 4, "ViT-B/16": 7}
 
 
 @dataclass(frozen=True, eq=False)
@@ -108,16 +112,17 @@ class Result:
         return self.table[[*chosen]].isin(chosen).all(axis=1)
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
-        """Values with their intervals: lines where the first factor is numeric, else bars; one color a series."""
+        """Values with their intervals: lines where the first factor is numeric, else bars; one color a series, a model's own."""
         if not isinstance(axis, plt.Axes | None):
             raise VitvizError(f"A result is plotted on an axis of matplotlib, got {validate.shown(axis)}.")
         axis = axis or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]
         first, *others = self.factors
         series = list(self.table.groupby(others, sort=False)) if others else [((), self.table)]
+        colors = _colors([", ".join(map(str, levels)) for levels, _ in series])
         lines = pd.api.types.is_numeric_dtype(self.table[first])
         ticks = list(dict.fromkeys(self.table[first]))
         for i, (levels, rows) in enumerate(series):
-            label, color = ", ".join(map(str, levels)), sns.color_palette("colorblind")[i % 10]
+            label, color = ", ".join(map(str, levels)), colors[i]
             errors = np.abs(rows[["low", "high"]].to_numpy().T - rows["value"].to_numpy())
             if lines:
                 axis.errorbar(rows[first], rows["value"], errors, label=label, color=color, capsize=3,
@@ -174,6 +179,14 @@ class Result:
             shown[column] = shown[column].map("{:.3g}".format)
         text = html.escape(f"{self.title}. Value: {self.quantity}; low and high: its 95 % interval.")
         return f"<p>{text}</p>{shown.to_html(index=False)}"
+
+
+def _colors(labels: list[str]) -> list[tuple[float, float, float]]:
+    """A color for each series: its model's own where its label begins with one, else the first that are free."""
+    own = [next((color for name, color in _COLORS.items() if re.match(rf"{name}(?![\w-])", label)), None) for label in labels]
+    free = cycle([i for i in range(10) if i not in own] or range(10))
+    palette = sns.color_palette("colorblind")
+    return [palette[next(free) if color is None else color] for color in own]
 
 
 def is_table(path: Path) -> bool:

@@ -310,3 +310,16 @@ def test_a_correlation_has_fishers_interval_and_that_of_a_constant_none():
     assert table["value"].tolist() == pytest.approx([1, 0.6, 0, 0], abs=1e-4)
     assert table.loc["mixed", ["low", "high"]].tolist() == pytest.approx([0.4575, 0.7124], abs=1e-3)  # tanh(0.693 -+ 0.199)
     assert table.loc["constant", ["low", "high"]].isna().all()
+
+
+def test_a_model_has_the_same_color_in_every_plot_and_no_two_series_share_one():
+    def colors(*models):
+        table = [row(1, 0, 2, layer=layer, model=model) for model in models for layer in (0, 1)]
+        axis = Result("", "x", table).plot(plt.subplots()[1])
+        return dict(zip(models, [to_rgb(line[0].get_color()) for line in axis.containers], strict=True))
+
+    one = colors("emoji-vit-standard", "emoji-vit", "another")
+    other = colors("a third", "emoji-resnet", "emoji-vit", "emoji-vit-standard, measured here", "emoji-vit-b")
+    assert one["emoji-vit"] == other["emoji-vit"]
+    assert one["emoji-vit-standard"] == other["emoji-vit-standard, measured here"]
+    assert len(set(one.values())) == 3 and len(set(other.values())) == 5

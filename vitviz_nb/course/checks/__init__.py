@@ -48,6 +48,8 @@ def implementation(answer: Any, reference: Callable, inputs: list[tuple], misses
         expected = torch.as_tensor(reference(*given)).double()
         if isinstance(found := called(answer, given, expected.shape), str):
             return False, found
+        if found.isnan().any():
+            return False, "on a hidden input it gives NaN, as 0 / 0 does: is a sum that you divide by 0"
         if not _close(found, expected, tolerance):
             named = (miss for miss, wrong in misses.items() if _close(found, torch.as_tensor(wrong(*given)), tolerance))
             return False, next(named, f"on a hidden input it is {(found - expected).abs().max():.3g} off")
@@ -94,6 +96,8 @@ def verdict(right: bool, measured: str, hint: str) -> tuple[bool, str]:
 def close(answer: float, value: float, tolerance: float, measured: str, hint: str) -> tuple[bool, str]:
     """What a check of a number returns: the measured one only where the answer is within ``tolerance`` of it."""
     near = abs(answer - value) <= tolerance
+    if not near and abs(100 * answer - value) <= tolerance:
+        hint = "It looks like a fraction of 1; give it in percent"
     return near, f"{measured}." if near else f"your number is more than {tolerance:g} off. {hint}."
 
 

@@ -80,5 +80,5 @@ def exercise_3(answer, model):
     """Accuracy in percent with a patch token, the control, isolated in all blocks but the last, within 3 points."""
     number, blocks = validate.real("A number of percent", answer, 0, 100), range(depth(model) - 1)
     control, cls = accuracy(model, 28, blocks), accuracy(model, 0, blocks)
-    return close(number, control, 3, f"with one patch isolated it is {control:.1f} %, with CLS {cls:.1f} %: the network "
-                 f"tolerates a cut of that size", "Isolate another token than CLS in the same blocks")
+    return close(number, control, 3, f"with one patch isolated it is {control:.1f} %, with CLS {cls:.1f} %: a cut of that size "
+                 f"is harmless, unless it is CLS that is cut", "Isolate another token than CLS in the same blocks")
