@@ -32,8 +32,7 @@ class Status(widgets.HTML):
 
 
 class SliderNames(anywidget.AnyWidget):
-    """Shows nothing; gives the sliders in the box around it their descriptions as names for screen readers (ipywidgets 8 has none).
-    """
+    """Shows nothing; gives the sliders in the box around it their descriptions as names, which ipywidgets 8 leaves out."""
 
     _esm = """
     function render({ el }) {
