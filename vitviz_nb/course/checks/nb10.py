@@ -41,6 +41,7 @@ def exercise_1(answer, model):
     n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
     low, high = wilson(hits, n)
     return verdict(low > 0.5, f"{hits} of {n} choices are correct; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %",
+                   "that is worse than chance: is it 1 where the right image is meant" if high < 0.5 else
                    "so it could be chance (50 %)")
 
 
@@ -65,16 +66,18 @@ def exercise_3(answer, model):
         hits.append(recognition(pictures, selective.concept[part], recognizer).float())
     hits, strength = torch.cat(hits), selective.strength
     high, low = (100 * hits[part].mean().item() for part in (strength >= 4, strength < 3))
-    return close(number, high - low, 3, f"{high:.1f} against {low:.1f} %: {high - low:.1f} points",
-                 "Take all neurons of the last layer, as 10.3 says")
+    hint = ("Subtract the lower share from the higher one" if abs(number + high - low) <= 3 else
+            "The difference of the two shares is meant, in percentage points, over all neurons of the last layer")
+    return close(number, high - low, 3, f"{high:.1f} against {low:.1f} %: {high - low:.1f} points", hint)
 
 
 def exercise_4(answer, model):
-    """Accuracy in percent of emoji-resnet as a player, from feature visualizations, all images in gray, within 5."""
+    """Accuracy in percent of emoji-resnet as a player, from feature visualizations, all images in gray, within 3."""
     number, player = validate.real("A number of percent", answer, 0, 100), model_player(load("emoji-resnet"))
 
     def in_gray(hint: torch.Tensor, images: torch.Tensor) -> int:
         return player(*(part.mean(1, keepdim=True).expand_as(part) for part in (hint, images)))
 
     value = _play(model, in_gray, 400, 1).table["value"].iloc[0]
-    return close(number, value, 5, f"{value:.1f} %", "Take the 400 questions of trials, gray hints and gray scenes")
+    return close(number, value, 3, f"{value:.1f} %", "Take the accuracy from visualizations on the 400 questions of trials, hints "
+                 "and scenes in gray, the mean of the channels")
