@@ -19,7 +19,7 @@ from ..utils.statistics import pearson, wilson
 
 NUMBERS = ["value", "low", "high", "n"]
 # Of the palette, for the models that the course compares most: each has the same color in every figure.
-_COLORS = {"emoji-vit": 0, "emoji-vit-standard": 1, "emoji-vit-deep": 2, "emoji-resnet": 3, "emoji-clip": 4, "ViT-B/16": 7}
+_COLORS = {"emoji-vit": 0, "emoji-vit-standard": 1, "emoji-resnet": 2, "emoji-vit-deep": 4, "emoji-clip": 9, "ViT-B/16": 7}
 
 
 @dataclass(frozen=True, eq=False)
