@@ -312,7 +312,7 @@ def test_a_correlation_has_fishers_interval_and_that_of_a_constant_none():
     assert table.loc["constant", ["low", "high"]].isna().all()
 
 
-def test_a_model_has_the_same_color_in_every_plot_and_no_two_series_share_one():
+def test_a_model_has_the_same_color_in_every_plot_and_no_two_models_share_one():
     def colors(*models):
         table = [row(1, 0, 2, layer=layer, model=model) for model in models for layer in (0, 1)]
         axis = Result("", "x", table).plot(plt.subplots()[1])
