@@ -32,6 +32,8 @@ FIGURE = re.compile(r"^\[figure: ([\w-]+)((?:, (?:width|height) [\d.]+-[\d.]+)*)
 PART = re.compile(r"(width|height) ([\d.]+)-([\d.]+)")
 SPACE = re.compile(r" (?=[%±])|(?<=±) ")  # which must not break a line
 PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)]+)\)$", re.MULTILINE)
+# In JavaScript. While Reveal moves slides onto pages, there are for a moment none of either.
+LAID_OUT = "Reveal.isReady() && document.querySelectorAll('.pdf-page').length == (Reveal.getTotalSlides() || -1)"
 BROWSERS = ("chromium", "chromium-browser", "google-chrome", "chrome")
 
 
@@ -126,7 +128,7 @@ def printed(pages: list[Path]) -> list[Path]:
         for page in pages if browser else ():
             for ending, query in (("", ""), ("_notes", "&showNotes=separate-page")):
                 tab.goto(f"{page.resolve().as_uri()}?print-pdf{query}")
-                tab.wait_for_function("document.querySelectorAll('.pdf-page').length == Reveal.getTotalSlides()")
+                tab.wait_for_function(LAID_OUT)
                 made.append(page.with_name(f"{page.stem}{ending}.pdf"))
                 tab.pdf(path=made[-1], prefer_css_page_size=True, print_background=True)
     return made

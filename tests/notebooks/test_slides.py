@@ -105,7 +105,7 @@ def test_text_fits_its_slide_and_a_pdf_has_every_slide(deck, built, tab):
         pdf = (built / f"{deck.stem}{ending}.pdf").read_bytes()
         assert len(re.findall(rb"/Type\s*/Page\b", pdf)) == pages * len(parts(deck))
     tab.goto(f"{(built / deck.stem).as_uri()}.html?print-pdf")
-    tab.wait_for_function("document.querySelectorAll('.pdf-page').length == Reveal.getTotalSlides()")
+    tab.wait_for_function(command.LAID_OUT)
     over = "s => [s.scrollHeight - s.clientHeight, s.scrollWidth - s.clientWidth"
     sizes = tab.evaluate(f"[...document.querySelectorAll('.slide')].map({over}, "
                          "...[...s.querySelectorAll('figure')].map(f => 250 - f.clientHeight)])")  # of 720
