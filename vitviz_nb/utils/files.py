@@ -5,6 +5,7 @@ import hashlib
 import os
 import secrets
 import socket
+import stat
 import sys
 import tempfile
 import time
@@ -29,9 +30,11 @@ def check_target(path: Path, ours: Callable[[Path], bool] | None = None, force: 
     Args:
         ours: says whether the file that exists is the kit's own and may be replaced; if it fails, it is not.
     """
-    if not path.exists():
+    try:  # asked once: another process may remove the file between two questions
+        is_file = stat.S_ISREG(path.stat().st_mode)
+    except (OSError, ValueError):  # there is none, or none that can be seen
         return
-    if not path.is_file():
+    if not is_file:
         raise VitvizError(f"{path} is not a file that can be replaced; name another.")
     if ours and not force:
         with suppress(Exception):
@@ -60,7 +63,7 @@ def write(path: Path, content: bytes | str, *, ours: Callable[[Path], bool] | No
                 file.write(content.encode("utf-8", "backslashreplace") if isinstance(content, str) else content)
                 file.flush()
                 os.fsync(file.fileno())
-            if target.exists():
+            with suppress(FileNotFoundError):  # a new file
                 os.chmod(partial, target.stat().st_mode & 0o777)
             os.replace(partial, target)
         finally:

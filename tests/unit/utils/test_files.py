@@ -4,6 +4,7 @@ import os
 import re
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -31,6 +32,25 @@ def test_what_a_link_points_to_is_replaced_and_the_link_stays(tmp_path: Path):
     (tmp_path / "link").symlink_to(tmp_path / "there")
     files.write(tmp_path / "link", "new")
     assert (tmp_path / "link").is_symlink() and (tmp_path / "there").read_text() == "new"
+
+
+def test_a_file_that_another_process_removes_meanwhile_is_written_all_the_same(tmp_path: Path):
+    """A cache that is full loses entries at any moment, also those that are being replaced."""
+    path, done = tmp_path / "a.npz", threading.Event()
+
+    def remove() -> None:
+        while not done.is_set():
+            path.unlink(missing_ok=True)
+
+    thread = threading.Thread(target=remove)
+    thread.start()
+    try:
+        for _ in range(500):
+            path.touch()
+            files.write(path, b"new")
+    finally:
+        done.set()
+        thread.join()
 
 
 @pytest.mark.parametrize("ours", [lambda path: False, lambda path: path.read_text("ascii") == ""], ids=["foreign", "unreadable"])

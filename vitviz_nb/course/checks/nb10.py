@@ -79,5 +79,5 @@ def exercise_4(answer, model):
         return player(*(part.mean(1, keepdim=True).expand_as(part) for part in (hint, images)))
 
     value = _play(model, in_gray, 400, 1).table["value"].iloc[0]
-    return close(number, value, 3, f"{value:.1f} %", "Take the accuracy from visualizations on the 400 questions of trials, hints "
+    return close(number, value, 3, f"{value:.1f} %", "Take the accuracy from visualizations on the 400 questions of trials, hint "
                  "and scenes in gray, the mean of the channels")
