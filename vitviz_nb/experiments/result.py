@@ -112,7 +112,7 @@ class Result:
         return self.table[[*chosen]].isin(chosen).all(axis=1)
 
     def plot(self, axis: plt.Axes | None = None) -> plt.Axes:
-        """Values with their intervals: lines where the first factor is numeric, else bars; one color a series, a model's own."""
+        """Values with their intervals: lines where the first factor is numeric, else bars; a color for each model, or series."""
         if not isinstance(axis, plt.Axes | None):
             raise VitvizError(f"A result is plotted on an axis of matplotlib, got {validate.shown(axis)}.")
         axis = axis or plt.subplots(figsize=(7, 3.6), layout="constrained")[1]

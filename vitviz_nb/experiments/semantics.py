@@ -65,8 +65,8 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
         n: by default 8,192 scenes, or as ``ImageSet`` says.
         facts: for images other than scenes, what is known of each: a name, and a value for each image. By default their classes.
         shuffled: the control: the facts of other images.
-        token: one of ``TOKENS``: "patches" takes activations as means over patch tokens, "cls" those at the CLS token, for models
-            that have one in every layer.
+        token: one of ``TOKENS``: "patches" takes activations as means over patch tokens, "cls" those at the CLS token. Models
+            without one in every layer raise NotApplicable.
     """
     validate.choice("token", token, TOKENS)
     world = images if isinstance(images, EmojiWorld) else EmojiWorld("val", size=model.image_size) if images is None else None
@@ -103,7 +103,8 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
 def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0,
                  token: str = "patches") -> list[dict[str, ClassSums]]:
     """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each."""
-    if token == "cls" and not all(site.prefix for site in find_sites(model)[find_site(model, kind=kind).kind]):
+    sites = find_sites(model)
+    if token == "cls" and not ("cls" in sites and all(site.prefix for site in sites[find_site(model, kind=kind).kind])):
         raise NotApplicable(f"{model.name} has no CLS token in every layer, so there are no activations at it; a ViT or a DeiT "
                             f"has one. With token='patches' they are means over patch tokens.")
     sums: list[dict[str, ClassSums]] = []

@@ -122,7 +122,10 @@ class Desk:
         """Send back, from the last, what other workers have time for: a worker that dies leaves all its tasks to those that
         live, and the one started in its place none. The scheduler gives them to whoever has the fewest.
         """
-        counted = await self._worker.scheduler.run_function(function=dumps(_tasks_by_worker), args=dumps(()))
+        try:
+            counted = await self._worker.scheduler.run_function(function=dumps(_tasks_by_worker), args=dumps(()))
+        except OSError:  # the scheduler cannot be reached just now: whoever waits here is answered here
+            return
         counts = counted["result"]
         above = counts.get(self._worker.address, 0) - ceil(sum(counts.values()) / max(1, len(counts)))
         for ticket in tickets[-above:] if above > 1 else []:  # one more or less is not worth its way

@@ -286,6 +286,22 @@ def test_a_player_is_tried_on_hidden_questions_and_what_it_raises_is_said(suspec
         assert capsys.readouterr().out.startswith(said), said
 
 
+@pytest.mark.parametrize(("exercise", "model", "answer", "said"), [
+    ("05.3", "depths", 0.93, "It looks like a fraction of 1; give it in percent."),
+    ("05.3", "depths", 50.0, "Isolate another token than CLS"), ("05.3", "depths", 0.05, "Isolate another token than CLS"),
+    ("10.1", "suspect", score(20.0, 100), "worse than chance: a player returns 0 for the left image"),
+    ("10.1", "suspect", score(50.0, 100), "so it could be chance"),
+    ("10.3", "suspect", -65, "Subtract the lower share from the higher one."), ("10.3", "suspect", 5, "in percentage points")])
+def test_a_wrong_answer_of_a_known_kind_is_told_what_it_is(exercise, model, answer, said, request, tiny_vit, capsys):
+    vv.check(exercise, answer, request.getfixturevalue(model) or tiny_vit)
+    assert said in capsys.readouterr().out
+
+
+def test_a_function_that_divides_by_0_is_told_so(capsys):
+    vv.check("05.1", lambda attention, token: attention * torch.nan)
+    assert "on a hidden input it gives NaN, as 0 / 0 does: is a sum that you divide by 0" in capsys.readouterr().out
+
+
 def test_an_unchanged_model_has_no_fooling_circuit(tiny_vit):
     with pytest.raises(VitvizError, match="tiny-vit has none; pass suspect"):
         vv.check("10.2", 3, tiny_vit)
@@ -661,7 +677,8 @@ def test_images_scored_for_other_neurons_are_counted(capsys, monkeypatch, tiny_v
 
     monkeypatch.setattr(nb00, "Visualizer", lambda model: SimpleNamespace(
         render=lambda layer, neurons: Made([*neurons]), score=score))
-    for answer, said in ((2, "Right: 2 of 8"), (3, "Not yet: not 3"), (0, "Not yet")):
+    for answer, said in ((2, "Right: 2 of 8"), (3, "Not yet: not 3. Score"), (0, "Not yet"),
+                         (8, "Not yet: not 8: that many are for the neurons they were made for. Score the same images for")):
         vv.check("00.3", answer, tiny_vit)
         assert capsys.readouterr().out.startswith(said)
 

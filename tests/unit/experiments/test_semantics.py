@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import timm
 import torch
+from timm.models.vision_transformer import VisionTransformer
 from torch import nn
 
 from vitviz_nb.datasets.backgrounds import CONTEXTS
@@ -159,10 +160,14 @@ def test_at_the_cls_token_it_is_its_own_activations_that_are_explained(tiny_vit)
     assert at_cls == pytest.approx(1, abs=1e-4) and abs(at_patches).max() < 0.5
 
 
-def test_a_network_without_a_cls_token_is_refused_where_one_is_asked_for():
-    model = VisionModel(timm.create_model("resnet18").eval(), "resnet18", 64, trained=False)
+@pytest.mark.parametrize("network", [
+    lambda: timm.create_model("resnet18"),
+    lambda: VisionTransformer(64, 8, embed_dim=16, depth=2, num_heads=2, class_token=False, reg_tokens=4, global_pool="avg")],
+    ids=["CNN", "registers and no CLS token"])
+def test_a_network_without_a_cls_token_is_refused_where_one_is_asked_for(network):
+    model = VisionModel(network().eval(), "a-network", 64, trained=False)
     for call in (variance_by_fact, profiles_by_category):
-        with pytest.raises(NotApplicable, match="resnet18 has no CLS token in every layer"):
+        with pytest.raises(NotApplicable, match="a-network has no CLS token in every layer"):
             call(model, n=64, token="cls")
 
 

@@ -5,9 +5,10 @@ import signal
 import socket
 import threading
 import time
-from contextlib import closing
+from contextlib import ExitStack, closing
 from itertools import count
 from multiprocessing import get_context
+from unittest.mock import AsyncMock
 
 import numpy as np
 import pytest
@@ -219,6 +220,56 @@ def test_a_worker_that_joins_takes_its_share_of_what_waits_at_another(monkeypatc
         *_, last = stream
     assert last.finished and len(made) == 24  # none twice
     assert 8 <= made.count(first) <= 16
+
+
+async def lose(address: str, dask_scheduler=None) -> None:
+    await dask_scheduler.remove_worker(address, stimulus_id="test")
+
+
+def test_a_request_left_by_a_lost_worker_goes_before_those_that_were_made_later(monkeypatch):
+    monkeypatch.setattr(loading, "load", load)
+    loading.load_same.cache_clear()
+    monkeypatch.setattr("vitviz_nb.visualize.hardware.batch_size", lambda model, copies: 1)
+    from vitviz_nb.visualize import desk
+
+    gate, made, real = threading.Event(), [], desk.Desk._pass
+
+    def counted(self, model, recipe, batch):
+        gate.wait(20)
+        made.extend(ticket.facts["neuron"] for ticket in batch)
+        return real(self, model, recipe, batch)
+
+    monkeypatch.setattr(desk.Desk, "_pass", counted)
+    monkeypatch.setattr(desk.Desk, "_share", AsyncMock())  # every request stays where it was sent
+    with one_worker() as cluster, ExitStack() as clients:
+        cluster.scale(2)
+        first, *others = (clients.enter_context(closing(vv.connect(cluster.scheduler_address))) for _ in range(7))
+        first.wait_for_workers(2, timeout=60)
+        streams = []
+        for neuron, client in enumerate([first, *others]):
+            streams.append(Visualizer(tiny(), RECIPE, client=client).stream(1, [neuron]))
+            next(streams[-1])
+            until(lambda n=neuron: sum(map(len, first.processing().values())) == n + 1)
+            time.sleep(0.15)  # Dask counts what comes within a tenth of a second as one submission
+        # The scheduler sends them to the workers in turns; that with three is lost.
+        lost = min(first.processing().items(), key=lambda each: len(each[1]))[0]
+        first.run_on_scheduler(lose, lost)
+        until(lambda: sum(map(len, first.processing().values())) == 7 and len(first.processing()) == 1, 30)
+        gate.set()
+        assert all([*stream][-1].finished for stream in streams)
+    assert [neuron for neuron in made if neuron in (2, 3, 4, 5, 6)][-5:] == [2, 3, 4, 5, 6]
+
+
+def test_on_a_cpu_a_pass_is_of_at_most_four_pictures_so_that_nobody_waits_for_many(client, desk):
+    assert client is not None
+    gate, real = threading.Event(), desk._pass
+    desk._pass = lambda *job: gate.wait(10) and real(*job)
+    stream = Visualizer(tiny(), RECIPE, client=client).stream(1, range(10))
+    next(stream)
+    until(lambda: len(waiting(desk)) == 10)
+    gate.set()
+    assert [*stream][-1].finished
+    assert max(map(len, desk.passes)) == 4
 
 
 # Stop, and limits

@@ -96,7 +96,7 @@ def verdict(right: bool, measured: str, hint: str) -> tuple[bool, str]:
 def close(answer: float, value: float, tolerance: float, measured: str, hint: str) -> tuple[bool, str]:
     """What a check of a number returns: the measured one only where the answer is within ``tolerance`` of it."""
     near = abs(answer - value) <= tolerance
-    if not near and abs(100 * answer - value) <= tolerance:
+    if not near and 0 < answer < 1 < value and abs(100 * answer - value) <= tolerance:
         hint = "It looks like a fraction of 1; give it in percent"
     return near, f"{measured}." if near else f"your number is more than {tolerance:g} off. {hint}."
 

@@ -44,5 +44,5 @@ def exercise_3(answer, model):
     above = sum(percentile > 99 for percentile in other)
     return number == above, (f"{above} of 8 are above the 99th percentile of another neuron; the highest is at "
                              f"{max(other):.0f} %." if number == above else
-                             f"not {number}{': that many are for their own neurons' if number == 8 else ''}. Score the same "
-                             f"images for other neurons: replace(late, neurons=…).")
+                             f"not {number}{': that many are for the neurons they were made for' if number == 8 else ''}. "
+                             f"Score the same images for other neurons: replace(late, neurons=…).")

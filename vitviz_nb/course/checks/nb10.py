@@ -41,7 +41,7 @@ def exercise_1(answer, model):
     n, hits = int(table["n"].sum()), round((table["value"] * table["n"]).sum() / 100)
     low, high = wilson(hits, n)
     return verdict(low > 0.5, f"{hits} of {n} choices are correct; the 95 % interval is {100 * low:.1f} to {100 * high:.1f} %",
-                   "that is worse than chance: is it 1 where the right image is meant" if high < 0.5 else
+                   "worse than chance: a player returns 0 for the left image and 1 for the right one" if high < 0.5 else
                    "so it could be chance (50 %)")
 
 
