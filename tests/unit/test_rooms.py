@@ -99,5 +99,5 @@ def test_the_package_stays_thin():
     of checks that a learner missed (21).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
-    assert sum(lines.values()) <= 7739, lines
-    assert sum(map(length, MODULES)) <= 12356
+    assert sum(lines.values()) <= 7742, lines
+    assert sum(map(length, MODULES)) <= 12360

@@ -272,6 +272,26 @@ def test_on_a_cpu_a_pass_is_of_at_most_four_pictures_so_that_nobody_waits_for_ma
     assert max(map(len, desk.passes)) == 4
 
 
+def test_a_worker_that_cannot_ask_how_busy_others_are_answers_all_that_waits(client, desk, monkeypatch):
+    from vitviz_nb.visualize import desk as module
+
+    scheduler, asked = desk._worker.scheduler, []
+    real = scheduler.run_function
+
+    async def unreachable(function, args):
+        if function != module.dumps(module._tasks_by_worker):
+            return await real(function=function, args=args)
+        asked.append(function)
+        raise OSError("Timed out")
+
+    monkeypatch.setattr(scheduler, "run_function", unreachable, raising=False)
+    made: list = []
+    viewer = Visualizer(tiny(), RECIPE, client=client)
+    threading.Thread(target=lambda: made.append(viewer.render(2, range(20, 30))), daemon=True).start()
+    until(lambda: made, 30)
+    assert asked and made[0].finished and made[0].scores
+
+
 # Stop, and limits
 
 
