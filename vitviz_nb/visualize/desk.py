@@ -70,8 +70,8 @@ class _Ticket:
 class Desk:
     """Requests of one worker. Pictures are made in one thread, as many in a pass as fit; what is quick, in another beside it.
 
-    Clients take turns: first comes one request of each, that which waits longest first; one that was served waits since then.
-    So a request that a dead worker leaves to this one does not wait all over again.
+    Clients take turns. First comes one request of each, that which waits longest first, on whichever worker it has waited; who
+    was served waits since then. Then come second requests, of who was served longest ago first, and so on.
     """
 
     def __init__(self, worker: Worker):
@@ -153,8 +153,8 @@ class Desk:
         self._waiting = [ticket for ticket in self._waiting if not ticket.done.done()]
         rounds, ranks = Counter(), {}
         for ticket in self._waiting:
-            served, turn = self._served.get(ticket.client, (0, 0))
-            ranks[ticket] = rounds[ticket.client], max(served, ticket.asked), turn
+            (served, turn), before = self._served.get(ticket.client, (0, 0)), rounds[ticket.client]
+            ranks[ticket] = before, 0 if before else max(served, ticket.asked), turn
             rounds[ticket.client] += 1
         return sorted(self._waiting, key=ranks.get)
 
