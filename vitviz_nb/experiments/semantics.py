@@ -103,10 +103,11 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
 def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0,
                  token: str = "patches") -> list[dict[str, ClassSums]]:
     """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each."""
-    sites = find_sites(model)
-    if token == "cls" and not ("cls" in sites and all(site.prefix for site in sites[find_site(model, kind=kind).kind])):
-        raise NotApplicable(f"{model.name} has no CLS token in every layer, so there are no activations at it; a ViT or a DeiT "
-                            f"has one. With token='patches' they are means over patch tokens.")
+    if token == "cls":
+        sites = find_sites(model)
+        if "cls" not in sites or not all(site.prefix for site in sites[find_site(model, kind=kind).kind]):
+            raise NotApplicable(f"{model.name} has no CLS token in every layer, so there are no activations at it; a ViT or a "
+                                f"DeiT has one. With token='patches' they are means over patch tokens.")
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:
         layers = (activations(model, kind, images) if token == "patches" else
