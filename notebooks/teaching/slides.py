@@ -31,6 +31,7 @@ DECKS = Path(__file__).resolve().parent / "slides"
 FIGURE = re.compile(r"^\[figure: ([\w-]+)((?:, (?:width|height) [\d.]+-[\d.]+)*)\]\(([^)]+)\)$", re.MULTILINE)
 PART = re.compile(r"(width|height) ([\d.]+)-([\d.]+)")
 SPACE = re.compile(r" (?=[%±])|(?<=±) ")  # which must not break a line
+STORED = re.compile(r'<img [^>]*src="data:image/(\w+);base64,([^"]+)"')
 PICTURE = re.compile(r"^!\[([^\]]+)\]\(([^)]+)\)$", re.MULTILINE)
 # In JavaScript. While Reveal moves slides onto pages, there are for a moment none of either.
 LAID_OUT = "Reveal.isReady() && document.querySelectorAll('.pdf-page').length == (Reveal.getTotalSlides() || -1)"
@@ -41,9 +42,8 @@ def figure(notebook: Path, cell_id: str) -> tuple[Image.Image, str, str]:
     """The first picture stored in a cell, its alt text, and the ending of its file name."""
     for cell in json.loads(notebook.read_text("utf-8"))["cells"]:
         for output in cell.get("outputs", []) if cell["id"] == cell_id else ():
-            for kind in ("image/png", "image/jpeg"):
-                if kind in output.get("data", {}):
-                    return Image.open(BytesIO(b64decode("".join(output["data"][kind])))), cell["metadata"]["alt"], kind[6:]
+            if found := STORED.search("".join(output.get("data", {}).get("text/html", ""))):
+                return Image.open(BytesIO(b64decode(found[2]))), cell["metadata"]["alt"], found[1]
     raise VitvizError(f"{notebook.name} has no cell {cell_id} with a stored picture; name one that has.")
 
 

@@ -92,7 +92,7 @@ def relinked(text: str, path: Path, linked: set[Path]) -> str:
 
 
 def staged(source: Path, galleries: list[str]) -> None:
-    """Write what Sphinx reads: pages with their links, alt texts where MyST-NB looks for them, contents, and galleries."""
+    """Write what Sphinx reads: pages with their links, contents, and galleries."""
     linked = set()
     for path in pages():
         text = path.read_text("utf-8")
@@ -129,8 +129,6 @@ def notebook(content: dict, path: Path, linked: set[Path]) -> dict:
     for cell in content["cells"]:
         if cell["cell_type"] == "markdown":
             cell["source"] = relinked("".join(cell["source"]), path, linked)
-        elif "alt" in cell["metadata"]:
-            cell["metadata"]["mystnb"] = {"image": {"alt": cell["metadata"]["alt"]}}
     if path.parent.name == "solutions":
         content["metadata"] |= {"orphan": True, "nosearch": True}
     return content

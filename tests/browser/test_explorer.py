@@ -4,6 +4,7 @@ One page and one kernel serve the module; every test leaves the Explorer at rest
 run ("measured in the browser") and never decide a test.
 """
 
+import json
 import re
 import subprocess
 import sys
@@ -16,13 +17,25 @@ from nbconvert import HTMLExporter
 ROOT = Path(__file__).parents[2]
 NOTEBOOK = "notebooks/00_start_here.ipynb"
 STATUS, PICTURE, SCORES, SCENES = ".vitviz-status", ".vitviz-picture", ".vitviz-scores", ".vitviz-scenes"
+FIGURES, ALTS = ".jp-OutputArea-output.jp-RenderedHTML img", "all => all.map(one => one.alt)"
 AT_REST = r": finished|: stopped at step"
 RUN = 60  # the longest wait for a quick picture, in seconds; a slow machine is not a failure
 
 
 @pytest.fixture(scope="module")
-def nb(open_notebook, measured):
-    notebook = open_notebook(NOTEBOOK)
+def opened(open_notebook):
+    return open_notebook(NOTEBOOK)
+
+
+@pytest.fixture(scope="module")
+def stored(opened):
+    """The alt texts of the figures as they come with the notebook."""
+    return opened.page.locator(FIGURES).evaluate_all(ALTS)
+
+
+@pytest.fixture(scope="module")
+def nb(opened, stored, measured):
+    notebook = opened
     measured("notebook 00, all cells", notebook.run_all())
     notebook.wait_text(STATUS, AT_REST, timeout=RUN)
     yield notebook
@@ -322,13 +335,30 @@ def test_the_rules_of_axe_hold_for_the_texts_of_the_notebook(nb):
     assert complaints(nb.page, ".jp-RenderedMarkdown") == []
 
 
-def test_the_rules_of_axe_hold_for_the_figures_of_the_notebook_as_html(chromium, tmp_path):
-    """JupyterLab itself gives no image output an alt text; nbconvert does."""
+def described():
+    """The alt texts that the notebook stores, one for each figure."""
+    cells = json.loads((ROOT / NOTEBOOK).read_text("utf-8"))["cells"]
+    return [cell["metadata"]["alt"] for cell in cells for _ in cell.get("outputs", [])]
+
+
+def test_stored_figures_have_their_alt_texts_before_anything_is_run(stored):
+    assert len(stored) >= 5 and stored == described()
+
+
+def test_figures_have_alt_texts_after_their_cells_were_run(nb):
+    alts = nb.page.locator(FIGURES).evaluate_all(ALTS)
+    print(alts)
+    assert len(alts) >= len(described()) and all(alts)
+    assert any("neuron" in alt for alt in alts) and any(alt.startswith("Figure: ") for alt in alts)  # of PIL, of matplotlib
+    assert complaints(nb.page, FIGURES.split()[0]) == []
+    assert nb.page.locator(".jp-OutputArea-output.jp-RenderedImage").count() == 0  # to which JupyterLab gives none
+
+
+def test_stored_figures_have_their_alt_texts_in_the_html_of_nbconvert(chromium, tmp_path):
     file = tmp_path / "00.html"
     file.write_text(HTMLExporter().from_filename(ROOT / NOTEBOOK)[0], encoding="utf-8")
     page = chromium.browser.new_page()
     page.goto(file.as_uri(), wait_until="domcontentloaded")
-    alts = page.locator(".jp-RenderedImage img").evaluate_all("all => all.map(one => one.alt)")
-    assert len(alts) >= 5 and all(len(alt) > 20 for alt in alts)
-    assert complaints(page, ".jp-RenderedImage") == []
+    assert page.locator(FIGURES).evaluate_all(ALTS) == described()
+    assert complaints(page, FIGURES.split()[0]) == []
     page.close()

@@ -4,20 +4,24 @@
     python tests/notebooks/refresh.py --links
     python tests/notebooks/refresh.py --alt
 
-All of notebooks/ by default. Cells tagged "figure" keep their pictures; every other output and all widget state go. With
---links nothing is run: the last line of every notebook of the course is written anew, after one came or went. With --alt
-stored pictures take the alt text of their cells, after one was changed.
+All of notebooks/ by default. Cells tagged "figure" keep their pictures, as HTML with the alt text of the cell's metadata; every
+other output and all widget state go. With --links nothing is run: the line below the title and the last line of every notebook
+of the course are written anew, after one came or went. With --alt stored pictures take the alt text of their cells, after one
+was changed.
 """
 
 import json
+import re
 import sys
-from base64 import b64decode, b64encode
+from base64 import b64decode
 from io import BytesIO
 from pathlib import Path
 
 import nbformat
 from nbclient import NotebookClient
 from PIL import Image
+
+from vitviz_nb.plotting.alt_text import img
 
 ROOT = Path(__file__).parents[2]
 
@@ -32,29 +36,27 @@ def refresh(path: Path) -> None:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
             figure = "figure" in cell.metadata.get("tags", [])
-            cell.outputs = [compact(o) for o in cell.outputs if figure and "image/png" in o.get("data", {})]
-    describe(notebook)
+            cell.outputs = [stored(o, cell.metadata.get("alt", ""))
+                            for o in cell.outputs if figure and "image/png" in o.get("data", {})]
     write(path, notebook)
 
 
-def describe(notebook: nbformat.NotebookNode) -> None:
-    """Give each stored picture its cell's alt text, where IPython puts it and nbconvert looks. JupyterLab (4.6) looks nowhere:
-    its image outputs have no alt text (jupyter/enhancement-proposals#120).
-    """
-    for cell in notebook.cells:
-        for output in cell.get("outputs", []):
-            kind = next(kind for kind in output.data if kind.startswith("image/"))
-            output.metadata = {kind: {"alt": cell.metadata.get("alt", "")}}
-
-
-def compact(output: nbformat.NotebookNode) -> nbformat.NotebookNode:
-    """A stored picture as JPEG where that halves it, as it does for walls of pictures: history keeps every version."""
+def stored(output: nbformat.NotebookNode, alt: str) -> nbformat.NotebookNode:
+    """An output's PNG as HTML, as JPEG where that halves it, as it does for walls of pictures: history keeps every version."""
     raw, packed = b64decode(output.data["image/png"]), BytesIO()
     Image.open(BytesIO(raw)).convert("RGB").save(packed, "JPEG", quality=88, subsampling=0, optimize=True)
-    if len(packed.getvalue()) < len(raw) / 2:
-        output.data["image/jpeg"] = b64encode(packed.getvalue()).decode()
-        del output.data["image/png"]
+    smaller = len(packed.getvalue()) < len(raw) / 2
+    shown = img(packed.getvalue(), alt, "jpeg") if smaller else img(raw, alt)
+    output.data, output.metadata = nbformat.from_dict({"text/html": shown, "text/plain": output.data["text/plain"]}), {}
     return output
+
+
+def describe(notebook: nbformat.NotebookNode) -> None:
+    """Give each stored picture its cell's alt text."""
+    for cell in notebook.cells:
+        for output in cell.get("outputs", []):
+            kind, content = re.search(r'src="data:image/(\w+);base64,([^"]+)"', output.data["text/html"]).groups()
+            output.data["text/html"] = img(b64decode(content), cell.metadata.get("alt", ""), kind)
 
 
 def write(path: Path, notebook: nbformat.NotebookNode) -> None:
@@ -68,7 +70,7 @@ def course(root: Path) -> list[Path]:
 
 
 def neighbors(path: Path, notebooks: list[Path]) -> str:
-    """The last line of a notebook of the course: links to the one before, to the contents, and to the next."""
+    """Links from a notebook of the course to the one before, to the contents, and to the next."""
     i = notebooks.index(path)
     links = [("Previous", notebooks[i - 1])] if i else []
     links += [("Contents", path.parent / "README.md")]
@@ -77,12 +79,10 @@ def neighbors(path: Path, notebooks: list[Path]) -> str:
 
 
 def link(path: Path, notebooks: list[Path]) -> None:
-    """Write its last line, in the place of the one it has."""
+    """Write them below its title and as its last line, in the place of those it has."""
     notebook = nbformat.read(path, as_version=4)
-    *text, line = notebook.cells[-1].source.splitlines()
-    if "Contents: [" not in line:
-        raise SystemExit(f"{path}: the last line has no link to the contents: {line[:80]}")
-    notebook.cells[-1].source = "\n".join([*text, neighbors(path, notebooks)])
+    for cell in notebook.cells:
+        cell.source = re.sub(r"^(Previous: .*|Contents: \[.*)$", neighbors(path, notebooks), cell.source, flags=re.MULTILINE)
     write(path, notebook)
 
 

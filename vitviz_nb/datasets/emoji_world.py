@@ -11,7 +11,8 @@ from textwrap import wrap
 import numpy as np
 import torch
 
-from ..plotting.image_grid import Tile, bundle, contact_sheet
+from ..plotting.alt_text import bundle
+from ..plotting.image_grid import Tile, contact_sheet
 from ..utils import random_streams, validate
 from ..utils.errors import VitvizError, first_line, nearest
 from .backgrounds import CONTEXTS, TILE, tiles

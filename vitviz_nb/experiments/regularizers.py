@@ -12,7 +12,8 @@ from ..datasets.image_set import AT_ONCE, ImageSet
 from ..models.reading import tokens
 from ..models.sites import Site, check_neurons, find_site
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import Tile, bundle, contact_sheet
+from ..plotting.alt_text import bundle
+from ..plotting.image_grid import Tile, contact_sheet
 from ..training.pgd import pgd
 from ..utils import validate
 from ..utils.errors import VitvizError

@@ -106,8 +106,7 @@ def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes
     if token == "cls":
         sites = find_sites(model)
         if "cls" not in sites or not all(site.prefix for site in sites[find_site(model, kind=kind).kind]):
-            raise NotApplicable(f"{model.name} has no CLS token in every layer, so there are no activations at it; a ViT or a "
-                                f"DeiT has one. With token='patches' they are means over patch tokens.")
+            raise NotApplicable(f"{model.name} has no CLS token in every layer, as a ViT or a DeiT has; use token='patches'.")
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:
         layers = (activations(model, kind, images) if token == "patches" else

@@ -4,7 +4,6 @@ import math
 import textwrap
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import matplotlib
 import torch
@@ -60,6 +59,7 @@ def contact_sheet(tiles: list[Tile], title: str, side: int = 160, columns: int =
         for j, line in enumerate(tile.lines):
             color = _ALARM if not tile.good else _INK if j == 0 else _FAINT
             draw.text((x, y + side + 2 + j * _LINE), line, font=small, fill=color)
+    sheet.info["alt"] = title
     return sheet
 
 
@@ -68,18 +68,8 @@ def stack(images: list[Image.Image]) -> Image.Image:
     whole = Image.new("RGB", (max(image.width for image in images), sum(image.height for image in images)), "white")
     for i, image in enumerate(images):
         whole.paste(image, (0, sum(above.height for above in images[:i])))
+    whole.info["alt"] = "; ".join(image.info["alt"] for image in images if "alt" in image.info)
     return whole
-
-
-def png(image: Image.Image) -> bytes:
-    buffer = BytesIO()
-    image.save(buffer, "PNG", compress_level=3)
-    return buffer.getvalue()
-
-
-def bundle(image: Image.Image, alt: str) -> tuple[dict, dict]:
-    """What ``_repr_mimebundle_`` returns for an image with alternative text."""
-    return {"image/png": png(image), "text/plain": alt}, {"image/png": {"alt": alt}}
 
 
 def with_map(picture: torch.Tensor, activation: torch.Tensor) -> torch.Tensor:

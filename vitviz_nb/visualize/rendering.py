@@ -13,7 +13,8 @@ import torch
 from PIL import Image
 
 from .. import __version__
-from ..plotting.image_grid import Tile, bundle, contact_sheet, png, to_image
+from ..plotting.alt_text import bundle, png
+from ..plotting.image_grid import Tile, contact_sheet, to_image
 from ..utils import files, validate
 from ..utils.errors import VitvizError
 from .recipe import Recipe

@@ -7,7 +7,7 @@ import ipywidgets as widgets
 from PIL import Image
 from traitlets import Unicode
 
-from ..plotting.image_grid import png
+from ..plotting.alt_text import png
 from ..utils.errors import VitvizError
 
 

@@ -17,7 +17,8 @@ from IPython import get_ipython
 from ..datasets.image_set import ImageSet
 from ..models.sites import find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import png, stack
+from ..plotting.alt_text import png
+from ..plotting.image_grid import stack
 from ..utils import files
 from ..utils.errors import VitvizError
 from ..visualize.rendering import Rendering

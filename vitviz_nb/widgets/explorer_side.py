@@ -1,6 +1,5 @@
 """One side of the Explorer: a model's neuron chosen by controls, its image as it forms, what the scores say, its top images."""
 
-import base64
 import html
 import math
 import random
@@ -14,7 +13,8 @@ from PIL import Image
 from ..datasets.image_set import ImageSet
 from ..models.sites import KINDS, find_site, find_sites
 from ..models.vision_model import VisionModel
-from ..plotting.image_grid import png, to_image, with_map
+from ..plotting.alt_text import img, png
+from ..plotting.image_grid import to_image, with_map
 from ..visualize.atlas import STRONGEST
 from ..visualize.recipe import RECIPES, Recipe
 from ..visualize.rendering import Rendering
@@ -282,9 +282,8 @@ def _words(frame: Rendering, neuron: str, units: int) -> str:
 def _figures(top: TopImages, most: int, reference: str) -> str:
     """The top images, each with what it shows and its activation map, as HTML, whose images have their text in any front end."""
     figures, shows = [], max(top.names, key=top.names.count)
-    for i, name in enumerate(top.names[:most]):
-        name = html.escape(name, quote=True)
-        images = [_img(to_image(top.images[i]), f"top image {i + 1}: {name}")]
+    for i, said in enumerate(top.names[:most]):
+        name, images = html.escape(said), [_img(to_image(top.images[i]), f"top image {i + 1}: {said}")]
         if top.maps is not None:
             row, column = divmod(int(top.maps[i].argmax()), top.maps.shape[-1])
             images.append(_img(to_image(with_map(top.images[i], top.maps[i])),
@@ -300,7 +299,6 @@ def _figures(top: TopImages, most: int, reference: str) -> str:
 
 
 def _img(image: Image.Image, alternative: str) -> str:
-    """An image as an element of HTML; ``alternative`` is escaped."""
+    """An image as an element of HTML."""
     image.thumbnail((_STORED, _STORED))
-    return (f"<img alt='{alternative}' width={_SMALL} height={_SMALL} style='display: block; margin-bottom: 2px' "
-            f"src='data:image/png;base64,{base64.b64encode(png(image)).decode()}'>")
+    return img(png(image), alternative, attributes=f"width={_SMALL} height={_SMALL} style='display: block; margin-bottom: 2px'")

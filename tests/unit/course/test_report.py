@@ -13,7 +13,7 @@ from PIL import Image
 import vitviz_nb as vv
 from vitviz_nb.course.report import Report
 from vitviz_nb.experiments.result import Result
-from vitviz_nb.plotting.image_grid import bundle, png
+from vitviz_nb.plotting.alt_text import bundle, png
 from vitviz_nb.utils.errors import VitvizError
 
 PNG_TEXT = b64encode(png(Image.new("RGB", (4, 4)))).decode()

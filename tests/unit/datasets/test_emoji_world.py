@@ -363,7 +363,7 @@ def test_a_device_that_is_not_there_is_refused(world: EmojiWorld, device):
 def test_an_empty_batch_is_empty(world: EmojiWorld):
     scenes = world.batch([])
     assert len(scenes) == 0 and scenes.captions == [] and scenes.images.shape == (0, 3, 64, 64)
-    assert "image/png" in scenes._repr_mimebundle_()[0]
+    assert "image/png" in scenes._repr_mimebundle_()
 
 
 def test_captions_need_no_pictures():

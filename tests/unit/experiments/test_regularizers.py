@@ -285,6 +285,6 @@ def test_perturbations_in_inference_mode_are_the_same(red: VisionModel):
 
 
 def test_it_shows_itself_with_the_size_of_the_perturbation(red: VisionModel):
-    data, _ = adversarial_example(red, REDS[3], neuron=0, images=REDS)._repr_mimebundle_()
+    data = adversarial_example(red, REDS[3], neuron=0, images=REDS)._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
     assert data["text/plain"].startswith("units, mlp layer 0, neuron 0: a perturbation of 1.00 (L2), percentiles among 8 images")

@@ -1,7 +1,9 @@
 """Renderings: what they show of themselves, and that nothing is lost on disk."""
 
 import json
+import re
 from dataclasses import replace
+from html import unescape
 
 import numpy as np
 import pytest
@@ -206,9 +208,9 @@ def test_title_says_what_it_is_made_from_and_measured_against(rendering):
 
 
 def test_notebook_shows_the_sheet_with_alternative_text(rendering):
-    data, metadata = rendering._repr_mimebundle_()
+    data = rendering._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
-    alt = metadata["image/png"]["alt"]
+    alt = unescape(re.match('<img alt="(.*?)"', data["text/html"])[1])
     assert alt == data["text/plain"] == f"Pictures of neurons 7, 30, 2: {rendering.title}"
     assert "untrained" in alt
 

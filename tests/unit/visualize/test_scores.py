@@ -136,9 +136,9 @@ def test_maps_show_where_in_the_image_the_neuron_is_raised(model):
 
 def test_top_images_show_themselves_with_alternative_text(model):
     best = top_images(model, 0, RED, images=IMAGES, k=4)
-    data, metadata = best._repr_mimebundle_()
+    data = best._repr_mimebundle_()
     assert data["image/png"].startswith(b"\x89PNG")
-    assert metadata["image/png"]["alt"] == "colors, mlp layer 0, neuron 0: strongest of 8 images, with activation maps"
+    assert '<img alt="colors, mlp layer 0, neuron 0: strongest of 8 images, with activation maps"' in data["text/html"]
     rows = {columns: best.sheet(columns).height for columns in (2, 4)}
     assert rows[2] > 1.5 * rows[4]  # two rows of images and two of maps, against one and one
 

@@ -1,0 +1,50 @@
+"""Alternative text of what notebooks display; that it reaches readers is tested in the browser."""
+
+import base64
+import io
+import re
+from html import unescape
+
+import matplotlib.pyplot as plt
+import pytest
+import torch
+from PIL import Image
+
+from vitviz_nb.plotting.alt_text import alt_of_figure, bundle, img, png
+from vitviz_nb.plotting.image_grid import Tile, contact_sheet, stack
+
+
+def test_an_element_holds_the_text_and_the_file_it_was_given():
+    text, content = "\"a\" <b> & 'c'", png(Image.new("RGB", (3, 2), "red"))
+    for element in (img(content, text), img(content, text, attributes="width=9")):
+        found = re.fullmatch(r'<img alt="([^"]*)" src="data:image/(\w+);base64,([^"]+)"(?: width=9)?>', element)
+        alt, kind, source = found.groups()
+        assert unescape(alt) == text and "<" not in alt and kind == "png"
+        assert Image.open(io.BytesIO(base64.b64decode(source))).getpixel((2, 1)) == (255, 0, 0)
+
+
+def test_a_bundle_shows_the_same_image_in_every_way():
+    data = bundle(Image.new("RGB", (3, 2)), "Two scenes")
+    assert data["text/plain"] == "Two scenes"
+    assert data["text/html"] == img(data["image/png"], "Two scenes")
+
+
+def test_sheets_are_described_by_their_titles():
+    first, second = (contact_sheet([Tile(torch.zeros(3, 8, 8), ["x"])], title) for title in ("Colors", "Edges"))
+    assert first.info["alt"] == "Colors"
+    assert stack([first, Image.new("RGB", (2, 2)), second]).info["alt"] == "Colors; Edges"
+
+
+@pytest.mark.parametrize(("titles", "suptitle", "said"), [
+    (["Left", "Right"], "Both", "Figure: Both; Left; Right"),
+    (["Same", "Same"], "", "Figure: Same"),
+    (["Of two\nlines", ""], "", "Figure: Of two lines; accuracy by layer"),
+    (["", ""], "", "Figure: accuracy by layer"),
+])
+def test_figures_are_described_by_titles_or_else_by_what_the_axes_show(titles, suptitle, said):
+    figure, axes = plt.subplots(1, 2)
+    for axis, title in zip(axes, titles, strict=True):
+        axis.set(title=title, xlabel="layer", ylabel="accuracy")
+    figure.suptitle(suptitle)
+    assert alt_of_figure(figure) == said
+    plt.close(figure)
