@@ -160,6 +160,7 @@ RISE, RISE_STANDARD = Call(regularizers.sensitivity, VIT), Call(regularizers.sen
 ALIGNMENT_QUERIES, ALIGNMENT_NEURONS, ALIGNMENT_RANDOM = (Call(units.axis_alignment, VIT, counted)
                                                           for counted in ("queries", "neurons", "directions"))
 DIMENSION = Call(units.effective_dimension, VIT)
+BY_KIND = Call(units.recognition_by_kind, VIT + CNN, "visualizations of each kind", arguments={"neurons": 64})
 FREQUENCY = Call(mean_frequency, VIT, "visualizations")
 SELECTIVE, SELECTIVE_CNN = Call(selectivity_by_layer, VIT, "neurons"), Call(selectivity_by_layer, CNN, "channels")
 FAMILIES = {"DeiT": ("emoji-deit", 5), "CoaT": ("emoji-coat", 6), "ConViT": ("emoji-convit", 5), "PiT": ("emoji-pit", 4),
@@ -193,6 +194,7 @@ OURS = "–"  # a control, or a question that the paper does not ask
 ADVERSARIAL, RANDOM = ({"L2 norm": 1.0, "perturbation": name} for name in ("adversarial", "random"))
 EFFECTIVE = {"counted": "effective dimension"}
 UNITS, DIRECTIONS = ({"of": of, "quantity": "selectivity (standard deviations)"} for of in ("units", "random directions"))
+KNOWN = "recognized by emoji-resnet"
 TOP1, PATCHES = {"measure": "top-1"}, {"tokens": "patches"}
 REAL, SHUFFLED = {"labels": "concepts"}, {"labels": "shuffled"}
 OWN, OTHER = {"mask": "of the image"}, {"mask": "of another image"}
@@ -215,6 +217,10 @@ ROWS = (
     Row("02", "effective dimension, 512 MLP neurons of the last layer", SECTION_3, DIMENSION, {"kind": "mlp", **EFFECTIVE}),
     Row("02", "effective dimension, MLP neurons before their activation function", OURS, DIMENSION,
         {"kind": "before", **EFFECTIVE}),
+    *(Row("02", f"visualizations of {called}, recognized by the CNN", SECTION_3, BY_KIND, {"kind": kind, "pictures": KNOWN})
+      for kind, called in (("query", "queries"), ("key", "keys"), ("value", "values"), ("mlp", "MLP neurons"))),
+    Row("02", "control: visualizations of random directions among MLP neurons, recognized by the CNN", OURS, BY_KIND,
+        {"kind": "mlp directions", "pictures": KNOWN}),
     Row("03", "visualizations of layer 0", FIGURES, FREQUENCY, {"layer": 0}),
     Row("03", "visualizations of layer 5, the last", FIGURES, FREQUENCY, {"layer": 5}),
     Row("03", "neurons of layer 0", SECTION_3, SELECTIVE, {"layer": 0, **REAL}),

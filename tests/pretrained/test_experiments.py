@@ -35,6 +35,13 @@ def test_02_mlp_neurons_need_more_dimensions_than_queries(model, few):
     assert set(table["kind"]) >= {"mlp", "query", "key", "value", "residual"} and (table["value"] > 0).all()
 
 
+def test_02_mlp_neurons_are_more_selective_than_random_directions_and_queries_are_not(model):
+    table = units.axis_alignment(model, layer=8, n=1024)[0].table.set_index(["kind", "of"])  # notebook 02 has 2,048 scenes
+    assert table.loc[("mlp", "units"), "low"] > table.loc[("mlp", "random directions"), "high"] + 0.1
+    for kind in ("query", "key", "value"):
+        assert abs(table.loc[(kind, "units"), "value"] - table.loc[(kind, "random directions"), "value"]) < 0.1
+
+
 def test_03_frequency_of_pictures_and_invariance_of_units(model, few):
     pictures = {layer: few.batch(range(4)) for layer in (0, 11)}
     assert all(value > 0 for result in progression.frequency_and_color(pictures, "photographs") for value in values(result))
