@@ -30,13 +30,16 @@ def test_01_adversarial_perturbations_raise_a_neuron_and_random_ones_do_not(mode
     assert means.max() > 0.5 > abs(means.min())
 
 
-def test_02_mlp_neurons_need_more_dimensions_than_queries(model, few):
+def test_02_dimensions_of_every_kind_of_unit_are_counted(model, few):
     table = units.effective_dimension(model, few, n=24).table
     assert set(table["kind"]) >= {"mlp", "query", "key", "value", "residual"} and (table["value"] > 0).all()
 
 
-def test_02_mlp_neurons_are_more_selective_than_random_directions_and_queries_are_not(model):
-    table = units.axis_alignment(model, layer=8, n=1024)[0].table.set_index(["kind", "of"])  # notebook 02 has 2,048 scenes
+def test_02_mlp_neurons_are_more_selective_and_vary_in_more_dimensions_than_queries(model):
+    selectivity = units.axis_alignment(model, layer=8, n=1024)[0]  # notebook 02 has 2,048 scenes
+    dimensions = units.effective_dimension(model, layer=8, n=1024).where(counted="effective dimension").table.set_index("kind")
+    assert dimensions.loc["mlp", "low"] > dimensions.loc[["query", "key", "value"], "high"].max()
+    table = selectivity.table.set_index(["kind", "of"])
     assert table.loc[("mlp", "units"), "low"] > table.loc[("mlp", "random directions"), "high"] + 0.1
     for kind in ("query", "key", "value"):
         assert abs(table.loc[(kind, "units"), "value"] - table.loc[(kind, "random directions"), "value"]) < 0.1
