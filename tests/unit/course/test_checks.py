@@ -236,7 +236,7 @@ def suspect(monkeypatch: pytest.MonkeyPatch, tiny_vit):
     hits = torch.tensor([True] * 30 + [False] * 10 + [True] * 68 + [True] * 2 + [False] * 18)
     monkeypatch.setattr(nb10, "selectivity", lambda model, site: Selectivity(
         torch.zeros(1, len(strength), dtype=torch.long), strength[None]))
-    monkeypatch.setattr(nb10, "load", lambda name: name)
+    monkeypatch.setattr(nb10, "load", lambda name: SimpleNamespace(name=name, class_names=tiny_vit.class_names))
     monkeypatch.setattr(nb10, "Visualizer", lambda model: SimpleNamespace(
         render=lambda layer, neurons, kind: finished(pictures=hits[neurons])))  # a picture says whether it is recognized
     monkeypatch.setattr(nb10, "recognition", lambda pictures, concept, recognizer: pictures)
@@ -300,6 +300,13 @@ def test_a_wrong_answer_of_a_known_kind_is_told_what_it_is(exercise, model, answ
 def test_a_function_that_divides_by_0_is_told_so(capsys):
     vv.check("05.1", lambda attention, token: attention * torch.nan)
     assert "on a hidden input it gives NaN, as 0 / 0 does: is a sum that you divide by 0" in capsys.readouterr().out
+
+
+def test_a_model_whose_concepts_no_recognizer_knows_is_refused_before_anything_is_visualized(tiny_vit, monkeypatch):
+    monkeypatch.setattr(nb10, "load", lambda name: SimpleNamespace(name=name, class_names=("cat", "dog")))
+    monkeypatch.setattr(nb10, "selectivity", None)  # nothing may begin
+    with pytest.raises(VitvizError, match="needs a model of Emoji World, whose concepts emoji-resnet knows"):
+        vv.check("10.3", 0, tiny_vit)
 
 
 def test_an_unchanged_model_has_no_fooling_circuit(tiny_vit):

@@ -72,7 +72,7 @@ def sides(explorer: vv.Explorer) -> list[widgets.Widget]:
 
 def figures(scenes: widgets.HTML) -> list[tuple[str, np.ndarray]]:
     """The images of the HTML, each with its text alternative."""
-    found = re.findall(r"<img alt='([^']*)'[^>]*base64,([^']*)'", scenes.value)
+    found = re.findall(r'<img alt="([^"]*)"[^>]*base64,([^"]*)"', scenes.value)
     return [(html.unescape(text), np.asarray(Image.open(BytesIO(base64.b64decode(data))))) for text, data in found]
 
 

@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import torch
 
-from ...experiments.faithfulness import check_recognizer, recognition, selectivity
+from ...experiments.faithfulness import recognition, selectivity
 from ...experiments.fooling_circuit import FoolingCircuit
 from ...experiments.result import Result
 from ...models.loading import load
@@ -60,7 +60,8 @@ def exercise_3(answer, model):
     """Points between recognition from a selectivity of 4 and below 3, last layer, within 3."""
     number, site = validate.real("A number of percentage points", answer, -100, 100), find_site(model)
     recognizer = load("emoji-resnet" if model.name != "emoji-resnet" else "emoji-vit")
-    check_recognizer(model, recognizer)
+    if model.class_names != recognizer.class_names:
+        raise VitvizError(f"Exercise 10.3 needs a model of Emoji World, whose concepts {recognizer.name} knows; pass such a model.")
     selective, viewer, hits = selectivity(model, site), Visualizer(model), []
     for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
         pictures = viewer.render(site.layer, part.tolist(), site.kind).require_finished().pictures
