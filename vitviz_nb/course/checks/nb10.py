@@ -61,7 +61,7 @@ def exercise_3(answer, model):
     number, site = validate.real("A number of percentage points", answer, -100, 100), find_site(model)
     recognizer = load("emoji-resnet" if model.name != "emoji-resnet" else "emoji-vit")
     if model.class_names != recognizer.class_names:
-        raise VitvizError(f"Exercise 10.3 needs a model of Emoji World, whose concepts {recognizer.name} knows; pass such a model.")
+        raise VitvizError(f"Exercise 10.3 needs a model of Emoji World, whose concepts {recognizer.name} knows; pass one.")
     selective, viewer, hits = selectivity(model, site), Visualizer(model), []
     for part in torch.arange(site.units).split(64):  # all pictures at once would take the notebook past 1.2 GB
         pictures = viewer.render(site.layer, part.tolist(), site.kind).require_finished().pictures
