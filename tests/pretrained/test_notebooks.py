@@ -1,7 +1,7 @@
 """The cells of the notebooks run on a real ViT in place of the kit's model, or say in a sentence why they do not apply.
 
 Everything is small here (small.py): a step for a picture, at most 24 images for an experiment. What the numbers are on a real
-network is for those who have it and an hour.
+network is for those who have it and an hour. notebooks.md has what four more networks did, with random weights.
 """
 
 import ast
