@@ -41,14 +41,21 @@ def alt_of_figure(figure: "Figure") -> str:
 
 
 def describe_outputs() -> None:
-    """In a Jupyter kernel: show matplotlib's figures and PIL's images as HTML with alternative text, made from their titles."""
+    """In a Jupyter kernel: show matplotlib's figures and PIL's images as HTML with alternative text, made from their titles.
+
+    Not where figures are to be in another format than PNG (``%config InlineBackend.figure_formats``): that is the user's word.
+    """
     shell = sys.modules["IPython"].get_ipython() if "IPython" in sys.modules else None
     if not hasattr(shell, "kernel"):
         return
     from IPython.core.pylabtools import print_figure
+    from matplotlib_inline.config import InlineBackend
 
     def of_figure(figure, **_):
-        content = print_figure(figure)  # None without axes
+        wanted = InlineBackend.instance() if InlineBackend.initialized() else InlineBackend()
+        if wanted.figure_formats != {"png"}:
+            return None
+        content = print_figure(figure, **wanted.print_figure_kwargs)  # None without axes
         return content and {"text/html": img(content, alt_of_figure(figure)), "image/png": content}
 
     def of_image(image, **_):

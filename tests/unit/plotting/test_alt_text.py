@@ -4,13 +4,17 @@ import base64
 import io
 import re
 from html import unescape
+from types import SimpleNamespace
 
+import IPython
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from IPython.core.formatters import DisplayFormatter
+from matplotlib_inline.config import InlineBackend
 from PIL import Image
 
-from vitviz_nb.plotting.alt_text import alt_of_figure, bundle, img, png
+from vitviz_nb.plotting.alt_text import alt_of_figure, bundle, describe_outputs, img, png
 from vitviz_nb.plotting.image_grid import Tile, contact_sheet, stack
 
 
@@ -47,4 +51,38 @@ def test_figures_are_described_by_titles_or_else_by_what_the_axes_show(titles, s
         axis.set(title=title, xlabel="layer", ylabel="accuracy")
     figure.suptitle(suptitle)
     assert alt_of_figure(figure) == said
+    plt.close(figure)
+
+
+@pytest.fixture
+def shown(monkeypatch):
+    """What a kernel would display of an object, by MIME type."""
+    formatter = DisplayFormatter()
+    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=True, display_formatter=formatter))
+    describe_outputs()
+    return lambda item: formatter.format(item)[0]
+
+
+def test_a_kernel_shows_images_and_figures_with_their_titles(shown):
+    figure, axis = plt.subplots()
+    axis.set_title("Accuracy by layer")
+    assert shown(figure)["text/html"] == img(shown(figure)["image/png"], "Figure: Accuracy by layer")
+    assert '<img alt="Colors"' in shown(contact_sheet([Tile(torch.zeros(3, 8, 8), [])], "Colors"))["text/html"]
+    assert '<img alt="3 x 2 px"' in shown(Image.new("RGB", (3, 2)))["text/html"]
+    plt.close(figure)
+
+
+def test_images_that_png_does_not_hold_and_figures_without_axes_are_shown_as_before(shown, capsys):
+    assert "text/html" not in shown(Image.new("F", (3, 2)))
+    assert "text/html" not in shown(plt.figure())
+    assert capsys.readouterr().err == ""  # where a formatter that fails prints its traceback
+    plt.close()
+
+
+def test_a_user_who_wants_figures_in_another_format_gets_them(shown, monkeypatch):
+    figure, _ = plt.subplots()
+    monkeypatch.setattr(InlineBackend, "_instance", InlineBackend(figure_formats={"svg"}))
+    assert "text/html" not in shown(figure)
+    monkeypatch.setattr(InlineBackend, "_instance", InlineBackend(print_figure_kwargs={"dpi": 20}))
+    assert Image.open(io.BytesIO(shown(figure)["image/png"])).width < 200
     plt.close(figure)
