@@ -49,13 +49,12 @@ def describe_outputs() -> None:
     if not hasattr(shell, "kernel"):
         return
     from IPython.core.pylabtools import print_figure
-    from matplotlib_inline.config import InlineBackend
 
     def of_figure(figure, **_):
-        wanted = InlineBackend.instance() if InlineBackend.initialized() else InlineBackend()
-        if wanted.figure_formats != {"png"}:
+        wanted = next((one for one in shell.configurables if type(one).__name__ == "InlineBackend"), None)
+        if wanted and wanted.figure_formats != {"png"}:
             return None
-        content = print_figure(figure, **wanted.print_figure_kwargs)  # None without axes
+        content = print_figure(figure, **(wanted.print_figure_kwargs if wanted else {}))  # None without axes
         return content and {"text/html": img(content, alt_of_figure(figure)), "image/png": content}
 
     def of_image(image, **_):

@@ -56,11 +56,16 @@ def test_figures_are_described_by_titles_or_else_by_what_the_axes_show(titles, s
 
 @pytest.fixture
 def shown(monkeypatch):
-    """What a kernel would display of an object, by MIME type."""
-    formatter = DisplayFormatter()
-    monkeypatch.setattr(IPython, "get_ipython", lambda: SimpleNamespace(kernel=True, display_formatter=formatter))
+    """What a kernel would display of an object, by MIME type, where matplotlib's backend has these settings."""
+    shell = SimpleNamespace(kernel=True, display_formatter=DisplayFormatter(), configurables=[])
+    monkeypatch.setattr(IPython, "get_ipython", lambda: shell)
     describe_outputs()
-    return lambda item: formatter.format(item)[0]
+
+    def show(item, **settings):
+        shell.configurables[:] = [InlineBackend(**settings)] if settings else []
+        return shell.display_formatter.format(item)[0]
+
+    return show
 
 
 def test_a_kernel_shows_images_and_figures_with_their_titles(shown):
@@ -79,10 +84,8 @@ def test_images_that_png_does_not_hold_and_figures_without_axes_are_shown_as_bef
     plt.close()
 
 
-def test_a_user_who_wants_figures_in_another_format_gets_them(shown, monkeypatch):
+def test_a_user_who_wants_figures_in_another_format_or_size_gets_them(shown):
     figure, _ = plt.subplots()
-    monkeypatch.setattr(InlineBackend, "_instance", InlineBackend(figure_formats={"svg"}))
-    assert "text/html" not in shown(figure)
-    monkeypatch.setattr(InlineBackend, "_instance", InlineBackend(print_figure_kwargs={"dpi": 20}))
-    assert Image.open(io.BytesIO(shown(figure)["image/png"])).width < 200
+    assert "text/html" not in shown(figure, figure_formats={"svg"})
+    assert Image.open(io.BytesIO(shown(figure, print_figure_kwargs={"dpi": 20})["image/png"])).width < 200
     plt.close(figure)
