@@ -37,7 +37,7 @@ def alt_of_figure(figure: "Figure") -> str:
     for axis in figure.axes:
         labels = " by ".join(filter(None, (axis.get_ylabel(), axis.get_xlabel())))
         said.append(axis.get_title() or axis.get_title("left") or labels)
-    return "Figure: " + "; ".join(dict.fromkeys(" ".join(text.split()) for text in said if text))
+    return "Figure: " + ("; ".join(dict.fromkeys(" ".join(text.split()) for text in said if text)) or "no titles")
 
 
 def describe_outputs() -> None:

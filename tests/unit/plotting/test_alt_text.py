@@ -54,6 +54,11 @@ def test_figures_are_described_by_titles_or_else_by_what_the_axes_show(titles, s
     plt.close(figure)
 
 
+def test_a_figure_that_says_nothing_is_still_a_figure():
+    assert alt_of_figure(plt.figure()) == "Figure: no titles"
+    plt.close()
+
+
 @pytest.fixture
 def shown(monkeypatch):
     """What a kernel would display of an object, by MIME type, where matplotlib's backend has these settings."""
