@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import numpy as np
 import pandas as pd
 import pytest
+import timm
 import torch
 
 import vitviz_nb as vv
@@ -67,7 +68,7 @@ def grays(monkeypatch: pytest.MonkeyPatch) -> None:
         images[:, 0, 0, 0], images[:, :, 0, 1] = 0.5, torch.tensor([*numbers])[:, None].float()
         return images
 
-    monkeypatch.setattr(nb03, "reference_set", lambda model: SimpleNamespace(batch=batch, labels=lambda numbers: labels))
+    monkeypatch.setattr(nb03, "ImageSet", lambda model, n: SimpleNamespace(batch=batch, labels=lambda numbers: labels[:n]))
     monkeypatch.setattr(nb03, "activations", activations)
 
 
@@ -461,6 +462,13 @@ def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, planted, a
     model = request.getfixturevalue(planted) or tiny_vit
     with pytest.raises(VitvizError, match=wanted):
         vv.check(exercise, answer, model)
+
+
+def test_a_network_of_other_classes_is_told_that_its_check_needs_theirs():
+    network = timm.create_model("vit_tiny_patch16_224", img_size=112, embed_dim=24, depth=1, num_classes=4)
+    large = vv.wrap(network, 112, class_names=["ant", "bee", "cat", "dog"])  # 128 images by default, half of what 03.4 shows
+    with pytest.raises(VitvizError, match="class"):
+        vv.check("03.4", (100, 50), large)
 
 
 # Functions of notebooks 08, 09 and 11: a right one in two ways, and each mistake by what it lacks

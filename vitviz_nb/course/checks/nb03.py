@@ -2,7 +2,7 @@
 
 import torch
 
-from ...datasets.image_set import default_world
+from ...datasets.image_set import ImageSet, default_world
 from ...experiments.faithfulness import selectivity
 from ...models.reading import activations
 from ...models.sites import find_site, find_sites
@@ -63,7 +63,7 @@ def exercise_3(answer, model):
 def exercise_4(answer, model):
     """The percentages of the first and the last layer's selectivity that are left in gray scenes, each within 5."""
     given = [validate.real("A number of percent", part, -200, 200) for part in parts(answer, (100.0, 100.0))]
-    reference, sites = reference_set(model), find_sites(model)[find_site(model).kind]
+    reference, sites = ImageSet(model, n=_SCENES), find_sites(model)[find_site(model).kind]
     labels, seen = reference.labels(range(_SCENES)), [[], []]
     for start in range(0, _SCENES, 16):
         images = reference.batch(range(start, start + 16))
