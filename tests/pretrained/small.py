@@ -10,6 +10,7 @@ from vitviz_nb import experiments
 from vitviz_nb.experiments import faithfulness, fooling_circuit, inversion
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.visualizer import Visualizer
+from vitviz_nb.widgets.two_alternative import Task
 
 MOST = {"n": 24, "neurons": 2}  # of images, and of neurons of each layer
 OF_UNITS = 1024  # scenes, of which some concept has four in each half
@@ -36,10 +37,11 @@ for name in [info.name for info in pkgutil.iter_modules(experiments.__path__)]:
     for called, function in list(vars(module).items()):
         if inspect.isfunction(function) and not called.startswith("_"):
             known = inspect.signature(function).parameters
-            if MOST.keys() & known.keys() and next(iter(known)) in ("model", "models", "visualizer"):
-                of_units = MOST | {"n": OF_UNITS} if function.__module__.endswith(".units") else MOST
-                setattr(module, called, limited(function, of_units))
+            if MOST.keys() & known.keys() and (first := next(iter(known))) in ("model", "models", "visualizer"):
+                n = {"n": OF_UNITS} if function.__module__.endswith(".units") else {"n": 2} if first == "visualizer" else {}
+                setattr(module, called, limited(function, MOST | n))  # of a visualizer's, n counts neurons
 faithfulness._SCENES_OF_LARGE, fooling_circuit._SCENES, inversion.STEPS = 256, 64, 2
+Task.__init__ = limited(Task.__init__, {"n": 8})  # questions, half of them with a visualization
 
 whole = Visualizer.__init__
 

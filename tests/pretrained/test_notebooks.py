@@ -28,9 +28,12 @@ NO_CLASSES = {
     "10_can_you_trust_a_picture": {"code-09", "code-30"},  # cross-model recognition, and an exercise on it
     "11_your_own": set(),
 }
-FEWER = {"range(0, 512, 4)": "range(0, 512, 256)", "range(512)": "range(16)", "[:512]": "[:16]",  # neurons visualized
-         "steps=96": "steps=2", "for step in range(128)": "for step in range(2)",  # of gradient ascent written out
-         "range(4096, 6144, 64)": "range(4096, 4224, 64)", "Task(model, 400,": "Task(model, 20,"}  # scenes, questions
+FEWER = {
+    "range(0, 512, 4)": "range(0, 512, 256)", "range(512)": "range(16)", "[:512]": "[:16]", "(model, 16)": "(model, 6)",  # neurons
+    "steps=96": "steps=2", "for step in range(128)": "for step in range(2)",  # of gradient ascent written out
+    "range(4096, 6144, 64)": "range(4096, 4224, 64)", "n=256).batch(range(256))": "n=64).batch(range(64))",  # scenes
+    "scene=(0, 255)": "scene=(0, 63)",
+}
 
 
 def with_model(source: str, expression: str) -> str:
