@@ -467,7 +467,7 @@ def test_an_answer_of_the_wrong_kind_is_told_what_is_wanted(exercise, planted, a
 def test_a_network_of_other_classes_is_told_that_its_check_needs_theirs():
     network = timm.create_model("vit_tiny_patch16_224", img_size=112, embed_dim=24, depth=1, num_classes=4)
     large = vv.wrap(network, 112, class_names=["ant", "bee", "cat", "dog"])  # 128 images by default, half of what 03.4 shows
-    with pytest.raises(VitvizError, match="fits none"):
+    with pytest.raises(VitvizError, match="knows no class"):
         vv.check("03.4", (100, 50), large)
 
 
