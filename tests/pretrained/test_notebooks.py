@@ -29,7 +29,7 @@ NO_CLASSES = {
     "11_your_own": set(),
 }
 FEWER = {
-    "range(0, 512, 4)": "range(0, 512, 256)", "range(512)": "range(16)", "[:512]": "[:16]", "(model, 16)": "(model, 6)",  # neurons
+    "range(0, 512, 4)": "range(0, 512, 256)", "range(512)": "range(16)", "[:512]": "[:16]", "(model, 16)": "(model, 6)",
     "steps=96": "steps=2", "for step in range(128)": "for step in range(2)",  # of gradient ascent written out
     "range(4096, 6144, 64)": "range(4096, 4224, 64)", "n=256).batch(range(256))": "n=64).batch(range(64))",  # scenes
     "scene=(0, 255)": "scene=(0, 63)", "sensitivity(network, world)": "sensitivity(network, world, n=4)",

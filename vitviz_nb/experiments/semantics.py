@@ -81,41 +81,51 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
                      for numbers, images in image_set.batches(f"{model.name}: facts"))
         else:
             every = in_random_contexts(model, image_set.source, range(image_set.n), "facts", scene_facts)
-        for i, (images, of) in enumerate(every):
-            if shuffled:
-                other = derangement(len(images), i * AT_ONCE)
-                of = {name: labels[other] for name, labels in of.items()}
-            yield images, of
+        before: dict[str, torch.Tensor] = {}
+        for i, (images, of) in enumerate(every):  # a last image alone takes the facts of one before
+            other = derangement(len(images), i * AT_ONCE) if len(images) > 1 else [0]
+            facts_of_others = before if len(images) == 1 else of
+            yield images, of | {f"{name}, shuffled": labels[other] for name, labels in facts_of_others.items()}
+            before = of
 
-    def measure() -> dict[str, np.ndarray]:
-        return {f"layer{i}": torch.stack([total.variance_explained() for total in of_layer.values()]).numpy()
-                for i, of_layer in enumerate(sums_by_fact(model, kind, batches(), token=token))}
+    def measure() -> dict[str, np.ndarray]:  # with and without shuffling from one pass over the images
+        return {f"layer{i}{end}": torch.stack([of_layer[f"{name}{end}"].variance_explained() for name in names]).numpy()
+                for i, of_layer in enumerate(sums_by_fact(model, kind, batches(), token=token)) for end in ("", ", shuffled")}
 
-    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "shuffled": shuffled, "token": token,
-           "facts": {name: labels.tolist() for name, labels in known.items()}}
     names = tuple(known) or FACTS
-    shapes = {f"layer{site.layer}": (len(names), site.units) for site in find_sites(model)[kind]}
+    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "token": token,
+           "facts": {name: labels.tolist() for name, labels in known.items()}}
+    shapes = {f"layer{site.layer}{end}": (len(names), site.units) for site in find_sites(model)[kind]
+              for end in ("", ", shuffled")}
     stored = cache.made(model, key, "explained", measure, shapes)
-    return ExplainedVariance(names, [torch.from_numpy(stored[name]) for name in shapes],
+    return ExplainedVariance(names, [torch.from_numpy(stored[name]) for name in shapes if name.endswith("shuffled") == shuffled],
                              f"{model.title} ({TOKENS[token]}, {image_set.name}{', shuffled facts' if shuffled else ''})")
 
 
 def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0,
                  token: str = "patches") -> list[dict[str, ClassSums]]:
-    """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each."""
-    if token == "cls":
-        sites = find_sites(model)
-        if "cls" not in sites or not all(site.prefix for site in sites[find_site(model, kind=kind).kind]):
-            raise NotApplicable(f"{model.name} has no CLS token in every layer, as a ViT or a DeiT has; use token='patches'.")
+    """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each.
+
+    With token "both" a layer has twice its units: averaged over patch tokens, then at the CLS token.
+    """
+    if token != "patches" and not _has_cls(model, kind):
+        raise NotApplicable(f"{model.name} has no CLS token in every layer, as a ViT or a DeiT has; use token='patches'.")
+    keep = {"cls": lambda site, tokens: tokens[:, 0].clone(),
+            "both": lambda site, tokens: torch.cat([tokens[:, site.prefix:].mean(1), tokens[:, 0]], 1)}
     sums: list[dict[str, ClassSums]] = []
     for images, facts in batches:
         layers = (activations(model, kind, images) if token == "patches" else
-                  each_layer(model, kind, images, lambda site, tokens: tokens[:, 0].clone(), prefix=True))
+                  each_layer(model, kind, images, keep[token], prefix=True))
         sums = sums or [{name: ClassSums(classes, layer.shape[1]) for name in facts} for layer in layers]
         for layer, of_layer in zip(layers, sums, strict=True):
             for name, labels in facts.items():
                 of_layer[name].add(layer, labels)
     return sums
+
+
+def _has_cls(model: VisionModel, kind: str | None) -> bool:
+    sites = find_sites(model)
+    return "cls" in sites and all(site.prefix for site in sites[find_site(model, kind=kind).kind])
 
 
 def in_random_contexts(model: VisionModel, world: EmojiWorld, numbers: range, what: str,
@@ -177,20 +187,24 @@ def profiles_by_category(model: VisionModel, n: int = 2048, token: str = "patche
 
 def _profiles(model: VisionModel, style: str, numbers: range, token: str = "patches") -> tuple[list[torch.Tensor], torch.Tensor]:
     """Mean activations for each concept (concepts, units), a layer each, over scenes in one style; and which were shown."""
-    world = EmojiWorld("val", styles=(style,), size=model.image_size)
+    world, both = EmojiWorld("val", styles=(style,), size=model.image_size), _has_cls(model, None)
+    read = "both" if both else token  # from one pass over the scenes
 
     def measure() -> dict[str, np.ndarray]:
         batches = in_random_contexts(model, world, numbers, style, lambda scenes: {"concept": scenes.concept.cpu()})
-        sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts), token)]
-        means = {f"mean{i}": (total.sums / total.count.clamp_min(1)[:, None]).float().numpy() for i, total in enumerate(sums)}
-        return means | {"count": sums[0].count.numpy()}
+        sums = [of_layer["concept"] for of_layer in sums_by_fact(model, None, batches, len(world.concepts), read)]
+        means = [(total.sums / total.count.clamp_min(1)[:, None]).float().numpy() for total in sums]
+        split = {f"mean{i} {of}": part for i, mean in enumerate(means)
+                 for of, part in zip(TOKENS, np.split(mean, 2, axis=1) if both else [mean], strict=False)}
+        return split | {"count": sums[0].count.numpy()}
 
-    shapes = {f"mean{i}": (len(world.concepts), site.units) for i, site in enumerate(find_sites(model)[find_site(model).kind])}
-    shapes["count"] = (len(world.concepts),)
-    key = {"profiles": style, "numbers": [numbers.start, numbers.stop], "token": token}
-    stored = cache.made(model, key, "explained", measure, shapes)
+    sites = find_sites(model)[find_site(model).kind]
+    shapes = {f"mean{i} {of}": (len(world.concepts), site.units) for i, site in enumerate(sites)
+              for of in (TOKENS if both else ["patches"])}
+    key = {"profiles": style, "numbers": [numbers.start, numbers.stop], "tokens": read}
+    stored = cache.made(model, key, "explained", measure, shapes | {"count": (len(world.concepts),)})
     count = torch.from_numpy(stored["count"])
-    return [torch.from_numpy(stored[name]) for name in shapes if name != "count"], count > 0
+    return [torch.from_numpy(stored[name]) for name in shapes if name.endswith(token)], count > 0
 
 
 def _has_text(model: VisionModel) -> None:

@@ -93,6 +93,17 @@ def test_a_second_run_comes_from_the_cache(planted, monkeypatch: pytest.MonkeyPa
     assert again.facts == first.facts and torch.equal(again.fractions[0], first.fractions[0])
 
 
+def test_one_pass_measures_facts_and_shuffled_facts_and_profiles_at_either_token(tiny_vit, monkeypatch: pytest.MonkeyPatch):
+    facts = {"half": [i % 2 for i in range(33)]}  # the last batch is of one image, which has no other to take facts of
+    images = torch.rand(33, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    own, profiles = variance_by_fact(tiny_vit, images, facts=facts), profiles_by_category(tiny_vit, 512)
+    for name in ("activations", "each_layer"):
+        monkeypatch.setattr(semantics, name, lambda *_, **__: pytest.fail("measured again"))
+    control = variance_by_fact(tiny_vit, images, facts=facts, shuffled=True)
+    assert control.fractions[0].shape == own.fractions[0].shape and not torch.equal(control.fractions[0], own.fractions[0])
+    assert profiles_by_category(tiny_vit, 512, "cls").table["value"].tolist() != profiles.table["value"].tolist()
+
+
 def test_colors_have_the_names_people_give_them():
     shown = torch.tensor([[0, 0, 0], [0.5, 0.5, 0.5], [1, 1, 1], [1, 0, 0], [1, 0.75, 0], [0, 1, 0], [0, 0, 1], [0.9, 0.1, 0.1]])
     images = shown[:, :, None, None].expand(-1, 3, 4, 4).clone()
