@@ -14,7 +14,8 @@ from .refresh import course
 ROOT = Path(__file__).parents[2]
 SECONDS = 600  # of a cell, to end what hangs, not a measure of speed
 # Bytes beyond what importing torch and timm takes here, which is 0.3 GB of Binder's 2 with a CPU build of torch and three
-# times that with a CUDA build. Where all were measured last, they took 0.47e9 bytes at most, and 08 0.58e9 since it measures more in a pass. A class has 1.5e9.
+# times that with a CUDA build. Where all were measured last, they took 0.47e9 bytes at most, and 08 takes 0.58e9 since it
+# measures more in a pass; a class has 1.5e9 for all.
 MOST_MEMORY = 0.7e9
 MEASURE = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
