@@ -49,7 +49,7 @@ def show(label: str, hits, concept, group=None) -> None:
                       for weights in (hits, None))
 
     def value(chosen) -> float:
-        return 100 * np.nanmean(correct[chosen].sum(0) / np.maximum(count[chosen].sum(0), 1))
+        return 100 * (correct[chosen].sum(0) / count[chosen].sum(0)).mean()
 
     dice = np.random.default_rng(0)
     low, high = np.percentile([value(dice.integers(len(ids), size=len(ids))) for _ in range(2000)], [2.5, 97.5])
@@ -58,7 +58,7 @@ def show(label: str, hits, concept, group=None) -> None:
 
 def auc(values: torch.Tensor, own: torch.Tensor) -> torch.Tensor:
     """Probability that a column of ``values`` (N, units) is higher where ``own`` (N,) than elsewhere: (units,)."""
-    ranks, n = values.argsort(0).argsort(0).double() + 1, int(own.sum())  # activations have no ties
+    ranks, n = values.argsort(0).argsort(0).double() + 1, int(own.sum())  # activations are hardly ever equal
     return (ranks[own].sum(0) - n * (n + 1) / 2) / (n * (len(own) - n))
 
 
@@ -78,6 +78,9 @@ def tables(worlds: dict[str, EmojiWorld], seen: dict[str, dict[str, torch.Tensor
         names = named([world.concepts[i] for i in known])
         ways = {"captions": found["embedding"][there] @ names.T,
                 "labels: name most like that of the concept predicted": named(trained)[found["labels"][there]] @ names.T}
+        if concepts == "unseen":
+            alike = [i for i in known if set(split(world.concepts[i])) & {word for name in trained for word in split(name)}]
+            print(f"{len(alike)} of these {len(known)} names share a word with a trained name")
         for name, near in ways.items():
             show(f"{concepts}: name, of {len(known)}, {name}", near.argmax(1) == truth, of[there])
         show(f"{concepts}: control, another scene's name", ways["captions"].argmax(1) == truth.roll(1), of[there])

@@ -97,8 +97,8 @@ def test_the_package_stays_thin():
     at patch tokens and at CLS (47);
     and names of sliders for screen readers (26); a model's own color in every plot, and messages
     of checks that a learner missed (21); alternative text that reaches readers of JupyterLab and of HTML (66);
-    one pass for facts and shuffled facts, and for profiles at both tokens (14).
+    one pass for facts and shuffled facts, and for profiles at both tokens (15).
     """
     lines = {room: sum(length(path) for path in MODULES if path.relative_to(PACKAGE).parts[0] == room) for room in CORE}
     assert sum(lines.values()) <= 7807, lines
-    assert sum(map(length, MODULES)) <= 12442
+    assert sum(map(length, MODULES)) <= 12443

@@ -3,7 +3,7 @@
 Emoji World knows every fact of its scenes, so the fraction of a unit's variance that each fact explains can be measured.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -25,8 +25,8 @@ from .result import Result, mean_of, proportion
 
 FACTS = ("concept", "category", "style", "color", "context", "count", "size", "rotation", "position")
 TOKENS = {"patches": "mean over patch tokens", "cls": "CLS token"}  # at which a unit's activation in an image is taken
-# Images (N, 3, S, S) in [0, 1], and under the name of each fact a number for each image: int64 (N,).
-Batches = Iterator[tuple[torch.Tensor, dict[str, torch.Tensor]]]
+# Images (N, 3, S, S) in [0, 1], and under the key of each fact a number for each image: int64 (N,).
+Batches = Iterator[tuple[torch.Tensor, dict[Hashable, torch.Tensor]]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -83,27 +83,28 @@ def variance_by_fact(model: VisionModel, images=None, *, n: int | None = None, k
             every = in_random_contexts(model, image_set.source, range(image_set.n), "facts", scene_facts)
         before: dict[str, torch.Tensor] = {}
         for i, (images, of) in enumerate(every):  # a last image alone takes the facts of one before
-            other = derangement(len(images), i * AT_ONCE) if len(images) > 1 else [0]
-            facts_of_others = before if len(images) == 1 else of
-            yield images, of | {f"{name}, shuffled": labels[other] for name, labels in facts_of_others.items()}
+            others, order = (of, derangement(len(images), i * AT_ONCE)) if len(images) > 1 else (before, [0])
+            yield images, ({("own", name): labels for name, labels in of.items()}
+                           | {("shuffled", name): labels[order] for name, labels in others.items()})
             before = of
 
     def measure() -> dict[str, np.ndarray]:  # with and without shuffling from one pass over the images
-        return {f"layer{i}{end}": torch.stack([of_layer[f"{name}{end}"].variance_explained() for name in names]).numpy()
-                for i, of_layer in enumerate(sums_by_fact(model, kind, batches(), token=token)) for end in ("", ", shuffled")}
+        return {f"{whose}{i}": torch.stack([of_layer[whose, name].variance_explained() for name in names]).numpy()
+                for i, of_layer in enumerate(sums_by_fact(model, kind, batches(), token=token)) for whose in ("own", "shuffled")}
 
     names = tuple(known) or FACTS
-    key = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "token": token,
-           "facts": {name: labels.tolist() for name, labels in known.items()}}
-    shapes = {f"layer{site.layer}{end}": (len(names), site.units) for site in find_sites(model)[kind]
-              for end in ("", ", shuffled")}
-    stored = cache.made(model, key, "explained", measure, shapes)
-    return ExplainedVariance(names, [torch.from_numpy(stored[name]) for name in shapes if name.endswith("shuffled") == shuffled],
-                             f"{model.title} ({TOKENS[token]}, {image_set.name}{', shuffled facts' if shuffled else ''})")
+    about = {"kind": kind, "images": image_set.key, "n": image_set.n, "styles": STYLES, "token": token,
+             "facts": {name: labels.tolist() for name, labels in known.items()}}
+    shapes = {f"{whose}{site.layer}": (len(names), site.units) for site in find_sites(model)[kind]
+              for whose in ("own", "shuffled")}
+    stored = cache.made(model, about, "explained", measure, shapes)
+    chosen = [torch.from_numpy(stored[name]) for name in shapes if name.startswith("shuffled") == bool(shuffled)]
+    about_images = f"{TOKENS[token]}, {image_set.name}{', shuffled facts' if shuffled else ''}"
+    return ExplainedVariance(names, chosen, f"{model.title} ({about_images})")
 
 
 def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes: int = 0,
-                 token: str = "patches") -> list[dict[str, ClassSums]]:
+                 token: str = "patches") -> list[dict[Hashable, ClassSums]]:
     """Sums of activations at ``token`` by each fact about the images, of ``classes`` numbers at least: a layer each.
 
     With token "both" a layer has twice its units: averaged over patch tokens, then at the CLS token.
@@ -112,7 +113,7 @@ def sums_by_fact(model: VisionModel, kind: str | None, batches: Batches, classes
         raise NotApplicable(f"{model.name} has no CLS token in every layer, as a ViT or a DeiT has; use token='patches'.")
     keep = {"cls": lambda site, tokens: tokens[:, 0].clone(),
             "both": lambda site, tokens: torch.cat([tokens[:, site.prefix:].mean(1), tokens[:, 0]], 1)}
-    sums: list[dict[str, ClassSums]] = []
+    sums: list[dict[Hashable, ClassSums]] = []
     for images, facts in batches:
         layers = (activations(model, kind, images) if token == "patches" else
                   each_layer(model, kind, images, keep[token], prefix=True))

@@ -4,6 +4,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import torch
 import torch.nn.functional as F
@@ -130,3 +131,14 @@ def test_every_atlas_is_of_the_weights_and_the_quick_recipe_that_ship_so_that_sl
     atlas = vv.Atlas.open(folder)
     shown = vv.load(folder.name, device="cpu")
     assert all(vv.Visualizer(shown).in_atlas(layer, atlas.facts["kind"]) for layer in atlas.facts["layers"])
+
+
+def test_what_notebook_05_plots_of_other_trainings_is_in_the_models_readme():
+    text = (models_dir() / "README.md").read_text("utf-8").split("### Trainings for late reading")[1].split("\n### ")[0]
+    rows = [line.strip("| ").split(" | ") for line in text.splitlines() if line.count("|") == 13][2:]
+    table = pd.read_csv(models_dir() / "late_reading.csv").rename(columns=lambda name: name.replace(" ", "_"))
+    reading = "last_blocks_in_which_CLS_reads_the_patches"
+    found = table[table.million_scenes == 2.85].pivot_table("value", "training", reading, sort=False)
+    assert [found.iloc[i][[12, 9, 6, 3, 1]].tolist() for i in range(5)] == [[float(cell) for cell in row[3:8]] for row in rows]
+    early = table[table.million_scenes < 2.85].groupby("training", sort=False)["value"].agg(list)
+    assert early.tolist() == [[2, 1, 10], [1, 11, 25]] and "1, 11, 25 and 28 %" in text and "2, 1, 10 and 7 %" in text

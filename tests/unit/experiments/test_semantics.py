@@ -96,12 +96,27 @@ def test_a_second_run_comes_from_the_cache(planted, monkeypatch: pytest.MonkeyPa
 def test_one_pass_measures_facts_and_shuffled_facts_and_profiles_at_either_token(tiny_vit, monkeypatch: pytest.MonkeyPatch):
     facts = {"half": [i % 2 for i in range(33)]}  # the last batch is of one image, which has no other to take facts of
     images = torch.rand(33, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+
+    def plant(module, inputs):  # at the CLS token no unit varies
+        return (torch.cat([torch.zeros_like(inputs[0][:, :1]), inputs[0][:, 1:]], 1),)
+
+    for site in find_sites(tiny_vit)["mlp"]:
+        tiny_vit.module.get_submodule(site.path).register_forward_pre_hook(plant)
+    monkeypatch.setattr(type(tiny_vit), "state", lambda self: {"weights": "planted"})  # a hook of others is not cached
     own, profiles = variance_by_fact(tiny_vit, images, facts=facts), profiles_by_category(tiny_vit, 512)
     for name in ("activations", "each_layer"):
         monkeypatch.setattr(semantics, name, lambda *_, **__: pytest.fail("measured again"))
     control = variance_by_fact(tiny_vit, images, facts=facts, shuffled=True)
     assert control.fractions[0].shape == own.fractions[0].shape and not torch.equal(control.fractions[0], own.fractions[0])
-    assert profiles_by_category(tiny_vit, 512, "cls").table["value"].tolist() != profiles.table["value"].tolist()
+    assert (profiles.table["n"] > 0).all() and (profiles_by_category(tiny_vit, 512, "cls").table["n"] == 0).all()
+
+
+def test_a_fact_may_be_called_what_the_control_is_called(tiny_vit):
+    images, half = torch.rand(32, 3, 32, 32), [i % 2 for i in range(32)]
+    facts = {"half": half, "half, shuffled": half, "shuffled": half}
+    for shuffled in (False, True, 2):
+        found = variance_by_fact(tiny_vit, images, facts=facts, shuffled=shuffled)
+        assert len(found.fractions) == 2 and all(torch.equal(row, found.fractions[0][0]) for row in found.fractions[0])
 
 
 def test_colors_have_the_names_people_give_them():
