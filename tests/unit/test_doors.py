@@ -47,7 +47,7 @@ from vitviz_nb.widgets.explorer import explore
 from vitviz_nb.widgets.interactive import interactive
 from vitviz_nb.widgets.two_alternative import Task
 
-QUICK = settings(max_examples=30, deadline=None, derandomize=True, database=None,
+QUICK = settings(max_examples=15, deadline=None, derandomize=True, database=None,
                  suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 
 

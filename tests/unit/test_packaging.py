@@ -80,6 +80,7 @@ def test_every_import_of_the_package_is_declared():
     assert imported - declared - cluster - set(sys.stdlib_module_names) == {"vitviz_nb"}
 
 
+@pytest.mark.slow
 def test_all_but_the_worker_of_a_shared_visualizer_imports_without_dask():
     modules = [".".join(path.relative_to(ROOT).with_suffix("").parts) for path in (ROOT / "vitviz_nb").rglob("*.py")
                if path.name not in ("__main__.py", "desk.py")]
@@ -98,6 +99,7 @@ def test_import_is_light():
     assert fresh(f"import sys, vitviz_nb, vitviz_nb.cli; print({heavy} & set(sys.modules))") == "set()"
 
 
+@pytest.mark.slow
 def test_every_name_that_a_text_or_a_docstring_mentions_works_in_a_fresh_process():
     """Public names and what is written as vv.NAME or vv.NAME.NAME, in README, notebooks, teaching, data and code."""
     texts = [ROOT / "README.md", *(path for folder in ("notebooks", "data", "vitviz_nb") for path in (ROOT / folder).rglob("*")
@@ -117,6 +119,7 @@ def wheel(tmp_path_factory) -> Path:
     return Path(next(WheelBuilder(str(ROOT)).build(directory=str(folder), versions=["standard"])))
 
 
+@pytest.mark.slow
 def test_wheel_carries_its_data_and_nothing_of_the_checkout(wheel, tmp_path):
     with zipfile.ZipFile(wheel) as archive:
         names = archive.namelist()
@@ -142,6 +145,7 @@ def test_editable_install_reads_the_checkout(tmp_path):
     assert data_dir() == ROOT / "data"
 
 
+@pytest.mark.slow
 def test_command_is_installed(wheel):
     with zipfile.ZipFile(wheel) as archive:
         entry = next(name for name in archive.namelist() if name.endswith("entry_points.txt"))

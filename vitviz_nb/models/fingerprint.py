@@ -24,7 +24,7 @@ def structure(module: nn.Module, ignored: Collection[str] = ()) -> str:
     parts = [(path, _name(type(part)), part.extra_repr()) for path, part in module.named_modules()]
     used = [(path, value) for path, value in sorted(settings(module).items()) if path not in ignored]
     code = [(_name(kind), name, _code(function.__code__)) for kind, name, function in _methods(module) if not _is_known(kind)]
-    configs = {id(part.config): part.config for part in module.modules() if hasattr(getattr(part, "config", None), "to_dict")}
+    configs = {id(each): each for part in module.modules() if hasattr(each := vars(part).get("config"), "to_dict")}
     known = parts, used, code, *(config.to_dict() for config in configs.values())  # Hugging Face's, which passes read
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
@@ -50,8 +50,8 @@ def changes(module: nn.Module) -> list[str] | None:
 
 def _methods(module: nn.Module) -> Iterator[tuple[type, str, FunctionType]]:
     """(class, name, function) of every method of the parts' classes, but for nn.Module's own."""
-    kinds = {kind for part in module.modules() for kind in type(part).__mro__ if issubclass(kind, nn.Module)} - {nn.Module}
-    for kind in sorted(kinds, key=_name):
+    types = {type(part) for part in module.modules()}
+    for kind in sorted({kind for each in types for kind in each.__mro__ if issubclass(kind, nn.Module)} - {nn.Module}, key=_name):
         yield from ((kind, name, value) for name, value in vars(kind).items() if isinstance(value, FunctionType))
 
 

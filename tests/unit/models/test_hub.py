@@ -96,6 +96,7 @@ def test_a_model_by_name_is_ready_to_be_shown_pictures(server: StandIn, weights:
     assert [len(values[0]) for values in activations(model, "mlp", images)] == [place.units for place in find_sites(model)["mlp"]]
 
 
+@pytest.mark.slow
 def test_as_a_user_sets_it_up(server: StandIn, tmp_path: Path, weights: bytes):
     """HF_ENDPOINT and HF_HOME in the environment, nothing patched."""
     expected = tmp_path / "expected.safetensors"

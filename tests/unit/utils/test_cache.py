@@ -144,6 +144,7 @@ for i in range(100):
 """
 
 
+@pytest.mark.slow
 def test_processes_share_a_cache_that_is_full_all_the_time(tmp_path: Path):
     environment = os.environ | {"VITVIZ_CACHE_LIMIT": "20kB"}
     processes = [subprocess.Popen([sys.executable, "-W", "error", "-c", BUSY, str(factor)], env=environment)

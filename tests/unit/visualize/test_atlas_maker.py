@@ -213,6 +213,7 @@ this.make(this.make_model(), this.Path(sys.argv[2]))
 """
 
 
+@pytest.mark.slow
 def test_kill_9(model, whole, rendered, tmp_path):
     here = Path(__file__).parent
     threads = {"OMP_NUM_THREADS": str(torch.get_num_threads())}
@@ -466,6 +467,7 @@ class Deadly(ProcessPoolExecutor):
         return super().submit(function, *arguments)
 
 
+@pytest.mark.slow
 def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     monkeypatch.setattr(Deadly, "made", [])
@@ -477,6 +479,7 @@ def test_processes_of_which_one_is_killed_half_way(by_name, alone, tmp_path, mon
     assert contents(atlas.folder) == alone
 
 
+@pytest.mark.slow
 def test_dask_with_two_workers_of_which_one_is_killed_half_way(by_name, alone, tmp_path, monkeypatch):
     distributed = pytest.importorskip("distributed")
     with (distributed.LocalCluster(n_workers=2, threads_per_worker=1, processes=True, dashboard_address=None) as cluster,

@@ -25,6 +25,7 @@ from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.top_images import top_images
 from vitviz_nb.visualize.visualizer import Visualizer
 
+pytestmark = pytest.mark.slow
 dask, distributed = pytest.importorskip("dask"), pytest.importorskip("distributed")
 RECIPE, SIZE = Recipe(steps=12, copies=1, jitter=0), 16
 LONG = Recipe(steps=100_000, copies=1, jitter=0)  # never finished by a test

@@ -594,6 +594,7 @@ print(time.time())
 """
 
 
+@pytest.mark.slow
 def test_a_program_that_ends_while_an_image_forms_ends_well_and_soon():
     done = subprocess.run([sys.executable, "-c", PROGRAM], capture_output=True, text=True, timeout=120)
     gone = time.time()
