@@ -294,6 +294,7 @@ def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.C
             assert rendering.pictures.shape == (128, 3, 32, 32) and len(rendering.scores.rank) == 128
 
 
+@pytest.mark.slow
 def test_an_atlas_of_some_neurons_of_ones_own_weights_at_a_size_of_ones_own(tmp_path: Path, capsys: pytest.CaptureFixture):
     import timm
     from safetensors.torch import save_file

@@ -591,6 +591,7 @@ def test_isolation_of_a_token_is_accepted_in_any_form_and_each_missing_idea_is_n
         assert said in capsys.readouterr().out, said
 
 
+@pytest.mark.slow
 def test_the_accuracy_with_an_isolated_token_is_that_of_isolated_cls_and_the_model_is_left_as_it_was():
     model = vv.load("emoji-vit-standard", device="cpu")
     scenes, before = nb05.color_world(model).batch(range(256)), model.state()

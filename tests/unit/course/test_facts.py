@@ -51,6 +51,7 @@ def test_an_unknown_exercise_names_those_there_are(model):
         vv.check("99.9", 1, model)
 
 
+@pytest.mark.slow
 def test_49_neurons_of_the_last_layer_pass_the_exercise(model):
     reference = reference_set(model)
     contexts = torch.as_tensor(reference.source.facts(np.arange(reference.n))["context"]).long()

@@ -272,6 +272,7 @@ def test_a_changed_network_is_measured_and_rotated_anew_and_a_foreign_hook_is_ne
     assert torch.equal(layer_activations(tiny_vit, images)[1]["query"], changed["query"])
 
 
+@pytest.mark.slow
 def test_the_embedded_model_has_axes_in_its_mlp_and_none_in_its_queries():
     values = axis_alignment(vv.load("emoji-vit", device="cpu"), n=512)[0].table.set_index(["kind", "of"])["value"]
     assert values["mlp", "units"] > 1.5 * values["mlp", "random directions"]

@@ -174,6 +174,7 @@ def name_of(path) -> str:
     return os.path.basename(os.fspath(path))
 
 
+@pytest.mark.slow
 def test_killed_at_any_step_it_goes_on_and_makes_no_finished_chunk_again(model, whole, rendered, tmp_path):
     with pytest.MonkeyPatch.context() as patch:
         steps = Steps(patch)

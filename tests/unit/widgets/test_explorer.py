@@ -125,7 +125,7 @@ class Desk:
 Session = Callable[[Callable[[Desk], object]], None]
 
 
-@pytest.fixture(params=["thread", "slices"])
+@pytest.fixture(params=["thread", pytest.param("slices", marks=pytest.mark.slow)])
 def session(request, model, images, monkeypatch) -> Session:
     """Runs a coroutine function of a Desk at an Explorer that works in a thread, or in slices as on ipywidgets 7."""
     if request.param == "slices":
