@@ -1,4 +1,4 @@
-"""What runs together where two processes share the tests (``--dist=loadgroup``): a file, whose fixtures serve all of it."""
+"""What runs together where two processes share the tests (``--dist=loadgroup``)."""
 
 import pytest
 
@@ -6,5 +6,7 @@ APART = ("test_run.py", "test_notebooks.py")  # each test takes minutes and need
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """A file, whose fixtures serve all of it; or the folder of the browser, of which there is one."""
     for item in items:
-        item.add_marker(pytest.mark.xdist_group(item.nodeid if item.path.name in APART else str(item.path)))
+        group = item.nodeid if item.path.name in APART else item.path.parent if item.path.parent.name == "browser" else item.path
+        item.add_marker(pytest.mark.xdist_group(str(group)))
