@@ -279,6 +279,7 @@ def hasty(shelf):
     shelf.card.write_text(json.dumps({**card, "pictures": {"steps": 1, "copies": 1}}))
 
 
+@pytest.mark.slow
 def test_atlas_writes_what_can_be_opened(hasty, tmp_path: Path, capsys: pytest.CaptureFixture):
     from vitviz_nb.visualize.atlas import Atlas
 

@@ -91,6 +91,7 @@ def small(family: str, **arguments) -> VisionModel:
 # Isolation
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", [VIT, DEIT])
 @pytest.mark.parametrize("reading", [0, 1, 2])
 def test_only_the_block_that_reads_the_patches_matters(family, reading):
@@ -296,6 +297,7 @@ class Fused(nn.Linear):
         return super().forward(x)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("error", [KeyboardInterrupt, RuntimeError])
 @pytest.mark.parametrize("experiment", ALL)
 def test_the_model_is_as_before_wherever_an_experiment_is_stopped(experiment, error, tmp_path, monkeypatch):

@@ -28,6 +28,7 @@ WAYS: dict[str, Callable[[Visualizer, int], object]] = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", WAYS)
 def test_twenty_renderings_leave_no_hook_no_tensor_and_no_pass_behind(tiny_vit, passes, way):
     viewer = Visualizer(tiny_vit, Recipe(steps=1, copies=1), torch.rand(3, 3, 32, 32), keep=way != "optimize")

@@ -236,6 +236,7 @@ def test_tokens_lie_on_the_image_in_raster_order(family_models):
         assert row >= 0.7 * site.grid[0] and column < 0.3 * site.grid[1], name
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", FAMILIES)
 def test_an_image_is_read_the_same_alone_and_among_others_by_either_way(name: str, family_models):
     model = family_models[name]

@@ -163,6 +163,7 @@ def test_measured_accuracy_is_that_of_the_rounded_weights(tmp_path: Path, monkey
     assert seen and all(torch.equal(state[key], weights[key].float()) for state in seen for key in weights)
 
 
+@pytest.mark.slow
 def test_weights_depend_on_the_seed_and_nothing_else(tmp_path: Path, uninterrupted, recipe):
     torch.manual_seed(77)
     assert same(trained(tmp_path / "again"), uninterrupted)

@@ -817,6 +817,7 @@ def test_every_family_can_be_rendered(family):
         assert rendering.pictures.isfinite().all() and np.isfinite(rendering.scores.activation).all()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_every_family_is_optimized_in_bfloat16_nearly_as_in_float32(family, monkeypatch):
     torch.manual_seed(5)

@@ -54,6 +54,7 @@ def test_every_shipped_atlas_can_be_browsed_and_its_page_holds_what_the_table_sa
     assert browser.layer == page["layers"][-1] == max(table["layer"]) and browser.opened is None
 
 
+@pytest.mark.slow
 def test_thumbnails_are_cut_from_the_sheet_where_the_picture_lies(real: Atlas):
     page = contents(real)
     for at in range(0, len(page["neurons"]["row"]), 7):
@@ -186,6 +187,7 @@ def test_a_larger_page_has_its_images_beside_it(real: Atlas, tmp_path: Path, mon
     assert all((tmp_path / address).read_bytes() == image(real, name) for name, address in list(images.items())[:20])
 
 
+@pytest.mark.slow
 def test_a_page_replaces_its_like_and_nothing_else(tmp_path: Path):
     path = tmp_path / "index.html"
     path.write_text("<!doctype html> my homepage")

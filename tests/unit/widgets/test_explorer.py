@@ -341,6 +341,7 @@ class Colored(Dataset):
         return Image.new("RGB", (SIZE, SIZE), tuple(60 + 5 * i + 100 * (i % 3 == channel) for channel in range(3))), i % 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("images", [Colored()], ids=["classes"])
 def test_a_concept_is_searched_among_top_images_and_next_goes_through_the_matches(session, model):
     reference = vv.ImageSet(model, Colored())
@@ -416,6 +417,7 @@ def other() -> VisionModel:
     return VisionModel(module, "shallow", SIZE, card=CARD)
 
 
+@pytest.mark.slow
 def test_compare_shows_a_second_neuron_of_the_model_beside_the_first_and_each_obeys_its_own_controls(session):
     async def play(desk):
         first = await desk.finished()
