@@ -1,13 +1,24 @@
-"""What runs together where two processes share the tests (``--dist=loadgroup``)."""
+"""What runs together, and in which order, where two processes share the tests (``--dist=loadscope``, see ``.ci/run``)."""
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 APART = ("test_run.py", "test_notebooks.py")  # each test takes minutes and needs no other
 
 
+class Groups(LoadScopeScheduling):
+    """A file, whose fixtures serve all of it; or the folder of the browser, of which there is one."""
+
+    def _split_scope(self, nodeid: str) -> str:  # as xdist's own schedulers for files and groups
+        path = nodeid.partition("::")[0]
+        return nodeid if path.endswith(APART) else "browser" if "/browser/" in path else path
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Groups | None:
+    return Groups(config, log) if config.getvalue("dist") == "loadscope" else None
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """A file, whose fixtures serve all of it; or the folder of the browser, of which there is one. What is long comes first."""
+    """What is long comes first."""
     items.sort(key=lambda item: ("pretrained" in item.path.parts, item.path.name not in APART))
-    for item in items:
-        group = item.nodeid if item.path.name in APART else item.path.parent if item.path.parent.name == "browser" else item.path
-        item.add_marker(pytest.mark.xdist_group(str(group)))
