@@ -1,4 +1,4 @@
-"""Fixtures of the browser tests: one JupyterLab and one Chromium for the session, a page and a kernel per notebook.
+"""Fixtures of the browser tests: one JupyterLab and one Chromium a file, a page and a kernel per notebook.
 
 Without a browser or playwright the tests are skipped, with the reason; with ``VITVIZ_REQUIRE_BROWSER=1`` (as in
 ``.ci/run``) they fail instead. Screenshots of failures go to ``$VITVIZ_ARTEFACTS`` or the temporary folder.
@@ -41,7 +41,7 @@ def _missing() -> str | None:
     return None
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium():
     """The headless browser."""
     reason = _missing()
@@ -53,7 +53,7 @@ def chromium():
         yield browser
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def lab(chromium):
     """A JupyterLab over a copy of the repository's ``notebooks``."""
     with Lab(["notebooks"]) as server:
