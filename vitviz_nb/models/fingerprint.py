@@ -24,7 +24,7 @@ def structure(module: nn.Module, ignored: Collection[str] = ()) -> str:
     parts = [(path, _name(type(part)), part.extra_repr()) for path, part in module.named_modules()]
     used = [(path, value) for path, value in sorted(settings(module).items()) if path not in ignored]
     code = [(_name(kind), name, _code(function.__code__)) for kind, name, function in _methods(module) if not _is_known(kind)]
-    configs = {id(each): each for part in module.modules() if hasattr(each := vars(part).get("config"), "to_dict")}
+    configs = {id(part.config): part.config for part in module.modules() if hasattr(getattr(part, "config", None), "to_dict")}
     known = parts, used, code, *(config.to_dict() for config in configs.values())  # Hugging Face's, which passes read
     return hashlib.sha256(repr(known).encode()).hexdigest()[:16]
 
