@@ -124,13 +124,14 @@ def mean_frequency(model: vv.VisionModel) -> Result:
 
 
 def selectivity_by_layer(model: vv.VisionModel) -> Result:
-    """Concept selectivity by layer, as notebook 03 has it; measured, though of some models it is stored (data/selectivity)."""
+    """Concept selectivity by layer, as notebook 03 has it; measured, though of some models it is stored (data/measured)."""
     return progression.selectivity_by_layer(model, default_world(model))
 
 
 def variance_by_fact(model: vv.VisionModel, shuffled: bool = False) -> Result:
-    """Variance of neurons explained by facts, by layer, as notebook 08 measures it."""
-    return semantics.variance_by_fact(model, n=2048, shuffled=shuffled).by_layer()
+    """Variance of neurons explained by facts, by layer, as notebook 08 has it; measured, though of these models it is stored."""
+    world = vv.EmojiWorld("val", size=model.image_size)
+    return semantics.variance_by_fact(model, world, n=semantics.STORED, shuffled=shuffled).by_layer()
 
 
 def excess(model: vv.VisionModel) -> Result:

@@ -1,5 +1,7 @@
 """What runs together, and in which order, where two processes share the tests (``--dist=loadscope``, see ``.ci/run``)."""
 
+from pathlib import Path
+
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
@@ -19,6 +21,10 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log) -> Groups | None:
     return Groups(config, log) if config.getvalue("dist") == "loadscope" else None
 
 
+@pytest.hookimpl(tryfirst=True)  # before -m looks at marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """What is long comes first."""
+    """Unit tests are marked as such; what is long comes first."""
+    for item in items:
+        if item.path.is_relative_to(Path(__file__).parent / "unit"):
+            item.add_marker("unit")
     items.sort(key=lambda item: ("pretrained" in item.path.parts, item.path.name not in APART))

@@ -1,4 +1,7 @@
-"""Every notebook runs from top to bottom in a fresh kernel, as a reader would run it."""
+"""Every notebook runs from top to bottom in a fresh kernel, as a reader would run it; and then its solutions.
+
+These take over the kernel, with all names forgotten, and the cache: imports and measurements of their own would take minutes.
+"""
 
 import os
 import subprocess
@@ -19,20 +22,23 @@ SECONDS = 600  # of a cell, to end what hangs, not a measure of speed
 MOST_MEMORY = 0.7e9
 MEASURE = "import resource; print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)"
 UNIT = 1 if sys.platform == "darwin" else 1024  # of ru_maxrss, bytes
+FORGET = "%reset -f\n%cd -q solutions"
 
 
-def run(path: Path) -> tuple[nbformat.NotebookNode, float]:
-    """Run a notebook where it lies; returns it with its kernel's peak resident memory in bytes. Raises at the first error."""
-    notebook = nbformat.read(path, as_version=4)
-    notebook.cells.append(nbformat.v4.new_code_cell(MEASURE))
+def run(path: Path, solutions: Path) -> tuple[float, list[nbformat.NotebookNode]]:
+    """Run a notebook where it lies, then its solutions; the kernel's peak resident memory in bytes after the first, and the cells
+    of the second. Raises at the first error."""
+    notebook, solved = (nbformat.read(each, as_version=4) for each in (path, solutions))
+    measured, forgotten = (nbformat.v4.new_code_cell(source) for source in (MEASURE, FORGET))
+    notebook.cells += [measured, forgotten, *solved.cells]
     where = {"metadata": {"path": str(path.parent)}}
     NotebookClient(
         notebook, timeout=SECONDS, kernel_name="python3", resources=where, store_widget_state=False
     ).execute()
     # An error that a raises-exception tag lets pass is an error here too: a reader would see it.
     assert not [o for c in notebook.cells if c.cell_type == "code" for o in c.outputs if o.output_type == "error"]
-    printed = "".join(o.text for o in notebook.cells[-1].outputs)  # a line may come in two pieces
-    return notebook, UNIT * float(printed)
+    printed = "".join(o.text for o in measured.outputs)  # a line may come in two pieces
+    return UNIT * float(printed), solved.cells
 
 
 @pytest.fixture(scope="session")
@@ -49,12 +55,11 @@ def own_cache(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("path", course(ROOT), ids=lambda path: path.stem)
 def test_a_notebook_runs_and_then_its_solutions_with_the_cache_that_it_left(path, imports):
-    notebook, peak = run(path)
+    peak, cells = run(path, path.parent / "solutions" / f"{path.stem[:2]}_solutions.ipynb")
     print(f"{path.stem}: the kernel's peak resident memory was {peak / 1e9:.2f} GB, {imports / 1e9:.2f} of it imports")
     assert peak - imports <= MOST_MEMORY
-    notebook, _ = run(path.parent / "solutions" / f"{path.stem[:2]}_solutions.ipynb")
     verdicts = ["".join(o.text for o in c.get("outputs", []) if o.get("name") == "stdout")  # beside it stand progress bars
-                for c in notebook.cells if "vv.check(" in c.source]
+                for c in cells if "vv.check(" in c.source]
     assert verdicts and all(text.strip().rpartition("\n")[2].startswith("Right") for text in verdicts), verdicts
 
 

@@ -7,6 +7,8 @@ import pkgutil
 from dataclasses import replace
 
 from vitviz_nb import experiments
+from vitviz_nb.datasets.emoji_world import EmojiWorld
+from vitviz_nb.datasets.image_set import ImageSet
 from vitviz_nb.experiments import faithfulness, fooling_circuit, inversion
 from vitviz_nb.visualize.recipe import Recipe
 from vitviz_nb.visualize.visualizer import Visualizer
@@ -43,12 +45,19 @@ for name in [info.name for info in pkgutil.iter_modules(experiments.__path__)]:
 faithfulness._SCENES_OF_LARGE, fooling_circuit._SCENES, inversion.STEPS = 256, 64, 2
 Task.__init__ = limited(Task.__init__, {"n": 8})  # questions, half of them with a visualization
 
-whole = Visualizer.__init__
+visualizer, image_set, trajectory = Visualizer.__init__, ImageSet.__init__, fooling_circuit.trajectory
 
 
-@functools.wraps(whole)
+@functools.wraps(visualizer)
 def few_steps(self, model, recipe=None, *args, **kwargs):
-    whole(self, model, replace(recipe or Recipe.quick(model), steps=1, copies=1), *args, **kwargs)
+    visualizer(self, model, replace(recipe or Recipe.quick(model), steps=1, copies=1), *args, **kwargs)
 
 
-Visualizer.__init__ = few_steps
+@functools.wraps(image_set)
+def few_images(self, model, images=None, n=None):
+    scenes = images is None or isinstance(images, EmojiWorld)
+    image_set(self, model, images, 96 if n is None and scenes and not model.card else n)
+
+
+Visualizer.__init__, ImageSet.__init__ = few_steps, few_images
+fooling_circuit.trajectory = lambda model, site, neurons, recipe: trajectory(model, site, neurons, replace(recipe, steps=8))

@@ -4,6 +4,7 @@ import math
 from dataclasses import replace
 
 import pytest
+from real_vit import NAME
 
 import vitviz_nb as vv
 from vitviz_nb.datasets.image_set import ImageSet
@@ -35,7 +36,8 @@ def test_02_dimensions_of_every_kind_of_unit_are_counted(model, few):
     assert set(table["kind"]) >= {"mlp", "query", "key", "value", "residual"} and (table["value"] > 0).all()
 
 
-def test_02_mlp_neurons_are_more_selective_and_vary_in_more_dimensions_than_queries(model):
+def test_02_mlp_neurons_are_more_selective_and_vary_in_more_dimensions_than_queries(hub):
+    model = vv.load(NAME, image_size=56)  # a third of the work of 112
     selectivity = units.axis_alignment(model, layer=8, n=1024)[0]  # notebook 02 has 2,048 scenes
     dimensions = units.effective_dimension(model, layer=8, n=1024).where(counted="effective dimension").table.set_index("kind")
     assert dimensions.loc["mlp", "low"] > dimensions.loc[["query", "key", "value"], "high"].max()

@@ -24,6 +24,9 @@ if TYPE_CHECKING:  # models import this subpackage
 
 AT_ONCE = 16  # images in a forward pass: more are hardly faster, and memory once taken is not always given back
 _MOST = 10**7
+_MOST_KEPT = 64e6  # bytes of scenes that were drawn, of 16 a pixel with their masks
+_kept: tuple[EmojiWorld | None, dict] = (None, {})  # the world that was drawn last, and its scenes by numbers and device
+_keeping = threading.Lock()
 
 
 class ImageSet:
@@ -54,7 +57,7 @@ class ImageSet:
         if isinstance(images, ImageSet):
             images, n = images.source, min(n or images.n, images.n)
         self.source = source = default_world(model) if images is None else images
-        self._model, self.classes, self._masks, self._last, self._paths = model, [], None, None, []
+        self._model, self.classes, self._masks, self._paths = model, [], None, []
         if isinstance(source, EmojiWorld):
             if source.size != size:
                 raise VitvizError(f"{model.name} sees {size} px; make the world with EmojiWorld(size={size}).")
@@ -143,11 +146,21 @@ class ImageSet:
         return self._masks[index_array("numbers", numbers, self.n - 1)]
 
     def _scenes(self, numbers) -> Scenes:
-        """The scenes of these numbers; the last batch is kept, because its masks are often asked for next."""
-        numbers = index_array("numbers", numbers, self.n - 1).tolist()
-        if self._last is None or self._last[0] != numbers:
-            self._last = numbers, self.source.batch(numbers, self._model.device)
-        return self._last[1]
+        """The scenes of these numbers, kept: their masks are often asked for next, and the same scenes under another change."""
+        global _kept
+        numbers, device = tuple(index_array("numbers", numbers, self.n - 1).tolist()), self._model.device
+        world, drawn = _kept
+        if world is self.source and (numbers, device) in drawn:
+            return drawn[numbers, device]
+        scenes = self.source.batch(numbers, device)
+        with _keeping:
+            world, drawn = _kept
+            count = len(numbers) + sum(len(of) for of, _ in drawn)
+            if world is not self.source or count > _MOST_KEPT / (4 * self._model.image_size) ** 2:
+                drawn = {}
+                _kept = self.source, drawn
+            drawn[numbers, device] = scenes
+        return scenes
 
 
 def default_world(model: "VisionModel") -> EmojiWorld:

@@ -1,7 +1,5 @@
 """Does the feature visualization of a neuron show what the neuron detects? Emoji World has the ground truth to measure it."""
 
-import zipfile
-import zlib
 from dataclasses import dataclass
 
 import numpy as np
@@ -14,9 +12,8 @@ from ..models.reading import activations
 from ..models.sites import Site, find_site, find_sites
 from ..models.vision_model import VisionModel
 from ..utils import cache
-from ..utils.errors import VitvizError, first_line
+from ..utils.errors import VitvizError
 from ..utils.memory import release_memory
-from ..utils.paths import data_dir
 from ..utils.statistics import pearson
 from ..visualize.atlas import evenly_spaced
 from ..visualize.parameterization import resized
@@ -54,12 +51,12 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
     """Concept selectivity of every unit at a site over 8,192 scenes, by default validation scenes in the model's styles.
 
     Of ``shuffled`` labels, the control, the best of 256 concepts has about 0.5. One pass over the scenes measures all layers and
-    the control, in about a minute of a CPU core; of the models in ``data/selectivity`` it is stored, for the default scenes.
+    the control, in about a minute of a CPU core; of the models in ``data/measured`` it is stored, for the default scenes.
     Networks that are not embedded see 2,048 scenes (the control has about 1): a minute for a ViT-S/14 at 112 px on two cores.
     """
     sites, stored, n = find_sites(model)[site.kind], None, _SCENES if model.card else _SCENES_OF_LARGE
     if world is None and model.card and model.unchanged and site.kind == find_site(model).kind:
-        stored = stored_selectivity(model.name, model.weights_hash)
+        stored = cache.shipped(f"{model.name}-selectivity", model.weights_hash)
     world = world or default_world(model)
 
     def batches() -> Batches:
@@ -84,23 +81,6 @@ def selectivity(model: VisionModel, site: Site, world: EmojiWorld | None = None,
     found = stored or cache.made(model, facts, "selectivity", measure, shapes, low=-np.inf)  # of classes of too few scenes
     name = f"{'shuffled' if shuffled else 'concepts'}{site.layer}"
     return Selectivity(torch.from_numpy(found[f"{name}_of"]).long(), torch.from_numpy(found[name]))
-
-
-def stored_selectivity(name: str, weights: str) -> dict[str, np.ndarray] | None:
-    """What ``data/selectivity/measure.py`` stored of an embedded model with this SHA-256 of its weights; None of any other.
-
-    For layer 3 "concepts3" and "concepts3_of", each (5, units): values, and the concepts that they are of; with shuffled labels
-    "shuffled3" and "shuffled3_of". At neurons of the model's own kind. VitvizError: the file is damaged.
-    """
-    path = data_dir() / "selectivity" / f"{name}.npz"
-    if not path.exists():
-        return None
-    try:
-        with np.load(path, allow_pickle=False) as arrays:
-            found = dict(arrays)
-        return found if found.pop("weights").item() == weights else None
-    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
-        raise VitvizError(f"{path} is damaged ({first_line(error)}); run vitviz doctor.") from None
 
 
 def recognition(pictures: torch.Tensor, concept: torch.Tensor, recognizer: VisionModel) -> torch.Tensor:

@@ -75,7 +75,7 @@ class VisionModel:
         self._changes: list[str] = []
         self._hashed: tuple[bytes, dict, str] | None = None  # what precedes the weights, their sums, and the hash of all
         self._ran, self._volatile, self._settings = False, None, settings(self._parts())
-        self._built = structure(self._parts()), self._constants()
+        self._built = structure(self._parts()), self._constants(), self._replaced()
 
     @property
     def title(self) -> str:
@@ -196,25 +196,30 @@ class VisionModel:
         """
         with self.lock:
             now = self.structure
-            known = [changes(part) for part in (self.module, self.text) if part is not None]
-            if None in known or self.device.type == "meta":
+            replaced = self._replaced()
+            if replaced is None or self.device.type == "meta":
                 return None
             precision = sorted({str(p.dtype).removeprefix("torch.") for part in (self.module, self.text) if part is not None
                                 for p in part.parameters()})
             if torch.is_autocast_enabled(self.device.type):
                 precision.append(f"autocast {torch.get_autocast_dtype(self.device.type)}")
             return {"weights": self.weights_hash, "size": self.image_size, "precision": precision, "structure": now,
-                    "constants": sorted(self._constants().items()), "changes": [*self._changes, *sum(known, [])]}
+                    "constants": sorted(self._constants().items()), "changes": [*self._changes, *replaced]}
 
     @property
     def unchanged(self) -> bool:
-        """Whether the network, but for its weights, is as it was loaded: no hooks, no changes, float32."""
-        state, (structure, constants) = self.state(), self._built
+        """Whether the network, but for its weights, is as it was loaded: no more hooks, no changes, float32."""
+        state, (structure, constants, replaced) = self.state(), self._built
         now = self._constants()
-        return (bool(state) and not state["changes"] and state["structure"] == structure
+        return (bool(state) and state["changes"] == replaced and state["structure"] == structure
                 and now.keys() == constants.keys()
                 and all(size != constants[path][0] or value == constants[path][1] for path, (size, value) in now.items())
                 and state["precision"] in ([], ["float32"]))
+
+    def _replaced(self) -> list[str] | None:
+        """See ``fingerprint.changes``; torch's text encoders hold their activation function like a replaced method."""
+        known = [changes(part) for part in (self.module, self.text) if part is not None]
+        return None if None in known else sum(known, [])
 
     def _constants(self) -> dict[str, tuple[list[int], str]]:
         """Shapes and hashes of the buffers that are no weights, by path: position indices, attention masks."""

@@ -5,6 +5,8 @@ import json
 import os
 import re
 import warnings
+import zipfile
+import zlib
 from collections.abc import Callable
 from contextlib import suppress
 from io import BytesIO
@@ -14,8 +16,8 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from . import files
-from .errors import VitvizError
-from .paths import cache_dir
+from .errors import VitvizError, first_line
+from .paths import cache_dir, data_dir
 
 if TYPE_CHECKING:
     from ..models.vision_model import VisionModel
@@ -53,6 +55,23 @@ def made(model: "VisionModel", facts: dict, folder: str, make: Callable[[], dict
                               f"of no single network; measure them again.")
         write(path, arrays)
     return arrays
+
+
+def shipped(name: str, weights: str) -> dict[str, np.ndarray] | None:
+    """What the kit ships in ``data/measured/NAME.npz`` (its README says what), if measured on the weights of this SHA-256.
+
+    Raises:
+        VitvizError: the file is damaged.
+    """
+    path = data_dir() / "measured" / f"{name}.npz"
+    if not path.exists():
+        return None
+    try:
+        with np.load(path, allow_pickle=False) as arrays:
+            found = dict(arrays)
+        return found if found.pop("weights").item() == weights else None
+    except (OSError, ValueError, LookupError, EOFError, AttributeError, zipfile.BadZipFile, zlib.error) as error:
+        raise VitvizError(f"{path} is damaged ({first_line(error)}); run vitviz doctor.") from None
 
 
 def fits(arrays: dict[str, np.ndarray], shapes: dict[str, tuple], low: float = -_LARGEST, high: float = _LARGEST) -> bool:

@@ -17,11 +17,10 @@ from PIL import Image
 from .. import __version__
 from ..datasets.emoji_world import EmojiWorld
 from ..datasets.photographs import Photos
-from ..experiments.faithfulness import stored_selectivity
 from ..models.sites import KINDS
 from ..models.vision_model import VisionModel
 from ..plotting.image_grid import to_image
-from ..utils import files, validate
+from ..utils import cache, files, validate
 from ..utils.errors import VitvizError
 from ..utils.paths import data_dir
 from ..visualize.atlas import Atlas, columns, embedded
@@ -106,7 +105,7 @@ def contents(atlas: Atlas) -> dict:
     shows = {number: concept for top, scenes in zip(neurons["top"], table["scenes"], strict=True)
              for number, concept in zip(top, scenes, strict=False)}
     whole = facts["kind"] in ("mlp", "channel") and "neurons" not in facts
-    if whole and (stored := stored_selectivity(facts["model"], facts["weights"])):
+    if whole and (stored := cache.shipped(f"{facts['model']}-selectivity", facts["weights"])):
         neurons["selectivity"] = [v for layer in facts["layers"] for v in stored[f"concepts{layer}"][0].tolist()]
         preferred = [i for layer in facts["layers"] for i in stored[f"concepts{layer}_of"][0].tolist()]
         neurons["preferred"] = np.array(EmojiWorld().concepts)[preferred].tolist()

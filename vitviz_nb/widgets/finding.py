@@ -6,10 +6,9 @@ import numpy as np
 
 from ..datasets.image_set import ImageSet
 from ..datasets.photographs import Photos
-from ..experiments.faithfulness import stored_selectivity
 from ..models.sites import Site, find_site
 from ..models.vision_model import VisionModel
-from ..utils.cache import FORMAT
+from ..utils import cache
 from ..utils.errors import VitvizError, nearest
 from ..utils.paths import data_dir
 from ..visualize.atlas import STRONGEST, Atlas, embedded
@@ -39,7 +38,7 @@ def most_selective(model: VisionModel, site: Site, reference: ImageSet, sample: 
     """
     layer, neurons = site.layer, list(range(site.units))
     if _default(model, reference) and site.kind == find_site(model).kind and model.unchanged and (
-            stored := stored_selectivity(model.name, model.weights_hash)):
+            stored := cache.shipped(f"{model.name}-selectivity", model.weights_hash)):
         values = stored[f"concepts{layer}"][0]
         why = [f"{value:.1f} standard deviations" for value in values]
     elif atlas := _atlas(model, site, reference):
@@ -103,7 +102,7 @@ def stored_image(model: VisionModel, site: Site, neuron: int, reference: ImageSe
     """The neuron's image with its scores, and its top images, if an atlas that ships has it by this recipe and seed."""
     atlas = _atlas(model, site, reference)
     made = atlas and (atlas.facts["format"], Recipe(**atlas.facts["recipe"]), atlas.facts["seed"])
-    has = made == (FORMAT, recipe, seed) and neuron in atlas.neurons(site.layer)
+    has = made == (cache.FORMAT, recipe, seed) and neuron in atlas.neurons(site.layer)
     if not has:
         return None
     top = (top_images(atlas, site.layer, neuron) if "photos" in atlas.facts else

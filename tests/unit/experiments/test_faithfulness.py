@@ -24,6 +24,7 @@ from vitviz_nb.experiments.faithfulness import (
 from vitviz_nb.models.loading import load
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
+from vitviz_nb.utils import cache
 from vitviz_nb.utils.errors import VitvizError
 from vitviz_nb.visualize.optimize import Adam
 from vitviz_nb.visualize.recipe import Recipe
@@ -182,12 +183,12 @@ def test_stored_selectivity_is_of_the_weights_that_ship_and_what_the_headlines_m
 
 @pytest.mark.parametrize("content", [b"", b"PK\x03\x04 cut off", b"not an archive"])
 def test_damaged_stored_selectivity_is_reported_in_a_sentence(content, monkeypatch, tmp_path):
-    (tmp_path / "selectivity").mkdir()
-    (tmp_path / "selectivity" / "emoji-vit.npz").write_bytes(content)
-    monkeypatch.setattr(faithfulness, "data_dir", lambda: tmp_path)
-    with pytest.raises(VitvizError, match=r"emoji-vit\.npz is damaged \(.+\); run vitviz doctor"):
-        faithfulness.stored_selectivity("emoji-vit", "0" * 64)
-    assert faithfulness.stored_selectivity("emoji-swin", "0" * 64) is None  # of which nothing is stored
+    (tmp_path / "measured").mkdir()
+    (tmp_path / "measured" / "emoji-vit-selectivity.npz").write_bytes(content)
+    monkeypatch.setattr(cache, "data_dir", lambda: tmp_path)
+    with pytest.raises(VitvizError, match=r"emoji-vit-selectivity\.npz is damaged \(.+\); run vitviz doctor"):
+        cache.shipped("emoji-vit-selectivity", "0" * 64)
+    assert cache.shipped("emoji-swin-selectivity", "0" * 64) is None  # of which nothing is stored
 
 
 def test_stored_selectivity_is_not_taken_for_other_scenes_or_weights(monkeypatch):

@@ -1,8 +1,10 @@
 """Facts that explain activations: planted units that depend on one fact; and choices among captions."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
+import pandas as pd
 import pytest
 import timm
 import torch
@@ -14,6 +16,7 @@ from vitviz_nb.datasets.emoji_world import POSITIONS, ROTATIONS, SIZES, STYLES, 
 from vitviz_nb.experiments import semantics
 from vitviz_nb.experiments.semantics import (
     FACTS,
+    STORED,
     across_styles,
     caption_matching,
     image_embeddings,
@@ -23,6 +26,7 @@ from vitviz_nb.experiments.semantics import (
     scene_facts,
     variance_by_fact,
 )
+from vitviz_nb.models.loading import load
 from vitviz_nb.models.sites import find_sites
 from vitviz_nb.models.vision_model import VisionModel
 from vitviz_nb.utils.errors import NotApplicable, VitvizError
@@ -91,6 +95,38 @@ def test_a_second_run_comes_from_the_cache(planted, monkeypatch: pytest.MonkeyPa
     monkeypatch.setattr(semantics, "activations", lambda *_: pytest.fail("measured again"))
     again = variance_by_fact(planted, n=64)
     assert again.facts == first.facts and torch.equal(again.fractions[0], first.fractions[0])
+
+
+def test_what_is_stored_is_of_the_weights_that_ship_and_what_the_headlines_measured(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(semantics, "sums_by_fact", None)  # nothing is measured
+    measured = pd.read_csv(Path(__file__).parents[3] / "notebooks" / "headlines.csv").set_index(["call", "cell"])["value"]
+    for name, shuffled in (("emoji-clip", False), ("emoji-clip", True), ("emoji-vit-deep", False)):
+        last = variance_by_fact(load(name, device="cpu"), n=STORED, shuffled=shuffled).by_layer().where(layer=11).table
+        call = f"variance_by_fact({name}{', shuffled=True' * shuffled})"
+        for fact in ("concept",) if shuffled else ("concept", "context"):
+            value = last.set_index("explained by").loc[fact, "value"]
+            assert value == pytest.approx(measured[call, f"layer=11, explained by={fact}"], abs=1e-3)
+
+
+def test_what_is_stored_of_the_cls_token_is_of_that_token(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(semantics, "sums_by_fact", None)
+    count = {(name, token): variance_by_fact(load(name, device="cpu"), n=STORED, token=token).best("count", count=1)[0][1]
+             for name in ("emoji-clip", "emoji-vit-deep") for token in semantics.TOKENS}
+    assert count["emoji-clip", "cls"] > 0.5 > count["emoji-clip", "patches"]  # captions tell the count; they are read from CLS
+    assert count["emoji-vit-deep", "cls"] < 0.05
+
+
+@pytest.mark.parametrize("other", ["scenes", "fewer", "kind", "weights"])
+def test_what_is_stored_is_taken_for_nothing_else(other, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(semantics, "sums_by_fact", lambda *_, **__: pytest.fail("measured"))
+    model = load("emoji-clip", device="cpu")
+    variance_by_fact(model, n=STORED)
+    if other == "weights":
+        model.module.blocks[0].mlp.fc1.weight.data[0] += 1
+    given = {"scenes": {"images": EmojiWorld("val", size=model.image_size), "n": STORED}, "fewer": {"n": 16},
+             "kind": {"n": STORED, "kind": "query"}, "weights": {"n": STORED}}
+    with pytest.raises(pytest.fail.Exception, match="measured"):
+        variance_by_fact(model, **given[other])
 
 
 def test_one_pass_measures_facts_and_shuffled_facts_and_profiles_at_either_token(tiny_vit, monkeypatch: pytest.MonkeyPatch):

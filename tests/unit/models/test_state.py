@@ -10,7 +10,9 @@ import pytest
 import torch
 from torch import nn
 
+import vitviz_nb as vv
 from vitviz_nb.models import vision_model
+from vitviz_nb.models.cards import embedded_names
 from vitviz_nb.models.reading import activations, tokens
 from vitviz_nb.models.sites import check_neurons, find_site, find_sites
 from vitviz_nb.models.text_tower import TextTower
@@ -202,6 +204,20 @@ def test_a_hash_belongs_to_the_weights_that_were_hashed(tiny_vit: VisionModel, m
         patch.setattr(vision_model, "_hash", meanwhile)
         assert tiny_vit.weights_hash != expected
     assert tiny_vit.weights_hash == expected
+
+
+@pytest.mark.parametrize("name", embedded_names())
+def test_an_embedded_model_as_it_is_loaded_is_unchanged(name):
+    assert vv.load(name, device="cpu").unchanged
+
+
+def test_another_activation_function_in_the_text_tower_is_a_change():
+    clip = vv.load("emoji-clip", device="cpu")
+    before, layer = clip.state(), clip.text.layers.layers[0]
+    gelu, layer.activation = layer.activation, torch.relu
+    assert clip.state() not in (before, None) and not clip.unchanged
+    layer.activation = gelu
+    assert clip.state() == before and clip.unchanged
 
 
 @pytest.mark.parametrize("change", [
