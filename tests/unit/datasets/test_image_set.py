@@ -1,6 +1,8 @@
 """Images of any origin: which they are, how they are called, what they show, and what is refused."""
 
+import gc
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -11,7 +13,7 @@ from torch import Tensor, nn
 from torchvision import datasets
 
 import vitviz_nb as vv
-from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld
+from vitviz_nb.datasets.emoji_world import STYLES, EmojiWorld, Scenes
 from vitviz_nb.datasets.image_set import ImageSet, derangement
 from vitviz_nb.models.sites import find_site
 from vitviz_nb.models.vision_model import VisionModel
@@ -177,6 +179,29 @@ def test_batches_hold_every_image_once_and_in_order(tiny_vit):
 
 
 # Keys
+
+
+def test_scenes_are_drawn_once_for_many_conditions_and_those_of_another_world_anew(tiny_vit, monkeypatch):
+    draw, drawn = EmojiWorld.batch, []
+    monkeypatch.setattr(EmojiWorld, "batch", lambda self, numbers, *more: drawn.append(len(numbers)) or draw(self, numbers, *more))
+    world, flat = EmojiWorld("val", size=32), EmojiWorld("val", styles=("flat",), size=32)
+    first = torch.cat([images.clone() for _, images in ImageSet(tiny_vit, world, 40).batches("")])
+    for _, images in ImageSet(tiny_vit, world, 40).batches(""):
+        images.zero_()  # the caller's own
+    again = torch.cat([images for _, images in ImageSet(tiny_vit, world, 40).batches("")])
+    assert drawn == [16, 16, 8] and torch.equal(first, again) and first.std() > 0.1
+    others = torch.cat([images for _, images in ImageSet(tiny_vit, flat, 40).batches("")])
+    assert drawn == 2 * [16, 16, 8] and not torch.equal(others, first)
+    assert torch.equal(ImageSet(tiny_vit, world, 40).batch(range(16)), first[:16])
+    assert len(drawn) == 7  # only those of the last world stay
+
+
+def test_scenes_that_are_kept_take_64_megabytes_at_most():
+    model = SimpleNamespace(image_size=224, device=torch.device("cpu"), name="large")
+    image_set = ImageSet(model, EmojiWorld("val", size=224), 160)
+    assert sum(len(images) for _, images in image_set.batches("")) == 160  # 128 MB with their masks
+    kept = [each for each in gc.get_objects() if type(each) is Scenes and each.images.shape[-1] == 224]
+    assert 0 < sum(4 * (each.images.numel() + each.masks.numel()) for each in kept) <= 64e6
 
 
 def test_the_same_images_have_the_same_key_and_others_another(tiny_vit, tmp_path):
