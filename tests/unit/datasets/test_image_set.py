@@ -183,7 +183,7 @@ def test_batches_hold_every_image_once_and_in_order(tiny_vit):
 
 def test_scenes_are_drawn_once_for_many_conditions_and_those_of_another_world_anew(tiny_vit, monkeypatch):
     draw, drawn = EmojiWorld.batch, []
-    monkeypatch.setattr(EmojiWorld, "batch", lambda self, numbers, *more: drawn.append(len(numbers)) or draw(self, numbers, *more))
+    monkeypatch.setattr(EmojiWorld, "batch", lambda it, numbers, *more: drawn.append(len(numbers)) or draw(it, numbers, *more))
     world, flat = EmojiWorld("val", size=32), EmojiWorld("val", styles=("flat",), size=32)
     first = torch.cat([images.clone() for _, images in ImageSet(tiny_vit, world, 40).batches("")])
     for _, images in ImageSet(tiny_vit, world, 40).batches(""):
