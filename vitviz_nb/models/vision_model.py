@@ -75,7 +75,7 @@ class VisionModel:
         self._changes: list[str] = []
         self._hashed: tuple[bytes, dict, str] | None = None  # what precedes the weights, their sums, and the hash of all
         self._ran, self._volatile, self._settings = False, None, settings(self._parts())
-        self._built = structure(self._parts()), self._constants(), self._replaced()
+        self._built = structure(self._parts()), self._constants(), self._replaced() or []
 
     @property
     def title(self) -> str:

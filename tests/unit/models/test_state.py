@@ -211,6 +211,16 @@ def test_an_embedded_model_as_it_is_loaded_is_unchanged(name):
     assert vv.load(name, device="cpu").unchanged
 
 
+def test_a_model_that_was_made_under_a_foreign_hook_is_unchanged_without_it(shelf):
+    undo = _global_hook(None)
+    try:
+        model = vv.load("emoji-vit", device="cpu")
+        assert not model.unchanged
+    finally:
+        undo()
+    assert model.unchanged
+
+
 def test_another_activation_function_in_the_text_tower_is_a_change():
     clip = vv.load("emoji-clip", device="cpu")
     before, layer = clip.state(), clip.text.layers.layers[0]
