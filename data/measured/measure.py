@@ -6,7 +6,7 @@
 One to three minutes of a CPU core a model. What is stored of other weights is not used: till then it is measured when asked for.
 """
 
-import sys
+import argparse
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +15,7 @@ import vitviz_nb as vv
 from vitviz_nb.datasets.image_set import default_world
 from vitviz_nb.experiments import semantics
 from vitviz_nb.experiments.faithfulness import selectivity
+from vitviz_nb.models.cards import embedded_names
 from vitviz_nb.models.sites import find_site, find_sites
 
 
@@ -36,8 +37,14 @@ def explained(model: vv.VisionModel) -> dict[str, np.ndarray]:
     return arrays
 
 
-what, *names = sys.argv[1:]
-for name in names:
-    model = vv.load(name, device="cpu")
-    arrays = {"selectivity": selective, "explained": explained}[what](model)
-    np.savez_compressed(Path(__file__).parent / f"{name}-{what}.npz", weights=np.array(model.weights_hash), **arrays)
+MEASURES = {"selectivity": selective, "explained": explained}
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("what", choices=MEASURES)
+    parser.add_argument("names", nargs="+", metavar="NAME", choices=embedded_names())
+    given = parser.parse_args()
+    for name in given.names:
+        model = vv.load(name, device="cpu")
+        arrays = MEASURES[given.what](model)
+        np.savez_compressed(Path(__file__).parent / f"{name}-{given.what}.npz", weights=np.array(model.weights_hash), **arrays)
